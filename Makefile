@@ -1,0 +1,41 @@
+# `make demo` and `make test` are all a newcomer needs; each creates what it lacks.
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: build demo test check bench lint format clean
+build: $(STAMP)
+	$(BIN)/python setup.py --quiet build_ext --inplace
+
+$(STAMP): pyproject.toml constraints.txt setup.py
+	test -x $(BIN)/python || python3 -m venv $(VENV)
+	$(BIN)/pip install -q -c constraints.txt setuptools wheel cmake ninja pybind11 numpy torch
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pip install -q -c constraints.txt --no-build-isolation -e ".[tools,test,lint]"
+	touch $@
+
+demo: build
+	$(BIN)/pyops demo
+
+test: build
+	$(BIN)/pytest -n auto
+
+check: build
+	$(BIN)/pyops check
+
+bench: build
+	$(BIN)/pyops bench
+
+lint: build
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/codespell csrc pyops tests bench *.md
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*')
+
+format: build
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $$(git ls-files 'csrc/*')
+
+clean:
+	rm -rf build $(VENV) pyops/_C*.so pyops/_build_info.py

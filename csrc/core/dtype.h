@@ -1,0 +1,109 @@
+// Element types of the kernels: storage types, the type they compute in, and sets of them.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "core/host_device.h"
+
+namespace pyops {
+
+enum class Dtype : uint8_t { kFloat64, kFloat32, kBFloat16, kFloat16 };
+
+inline constexpr const char* kDtypeNames[] = {"float64", "float32", "bfloat16", "float16"};
+
+using DtypeSet = unsigned;
+constexpr DtypeSet dtype_bit(Dtype t) { return 1u << static_cast<unsigned>(t); }
+inline constexpr DtypeSet kFloat64 = dtype_bit(Dtype::kFloat64);
+inline constexpr DtypeSet kFloat32 = dtype_bit(Dtype::kFloat32);
+inline constexpr DtypeSet kBFloat16 = dtype_bit(Dtype::kBFloat16);
+inline constexpr DtypeSet kFloat16 = dtype_bit(Dtype::kFloat16);
+inline constexpr DtypeSet kHalfTypes = kBFloat16 | kFloat16;
+inline constexpr DtypeSet kAnyFloat = kFloat64 | kFloat32 | kHalfTypes;
+
+PYOPS_HOST_DEVICE inline uint32_t float_bits(float x) {
+  uint32_t bits;
+  memcpy(&bits, &x, sizeof bits);
+  return bits;
+}
+
+PYOPS_HOST_DEVICE inline float bits_float(uint32_t bits) {
+  float x;
+  memcpy(&x, &bits, sizeof x);
+  return x;
+}
+
+struct BFloat16 {
+  uint16_t bits;
+
+  BFloat16() = default;
+  // Round to nearest even; a NaN stays a (quiet) NaN.
+  PYOPS_HOST_DEVICE explicit BFloat16(float x) {
+    const uint32_t u = float_bits(x);
+    bits = x != x ? uint16_t{0x7fc0} : static_cast<uint16_t>((u + 0x7fff + (u >> 16 & 1)) >> 16);
+  }
+  PYOPS_HOST_DEVICE explicit operator float() const { return bits_float(uint32_t{bits} << 16); }
+};
+
+struct Float16 {
+  uint16_t bits;
+
+  Float16() = default;
+  PYOPS_HOST_DEVICE explicit Float16(float x) : bits(round_from(x)) {}
+
+  PYOPS_HOST_DEVICE explicit operator float() const {
+    const uint32_t sign = uint32_t{bits & 0x8000u} << 16, magnitude = bits & 0x7fffu;
+    if (magnitude >= 0x7c00) return bits_float(sign | 0x7f800000 | (magnitude & 0x3ff) << 13);
+    if (magnitude >= 0x400) return bits_float(sign | ((magnitude << 13) + 0x38000000));
+    const float subnormal = static_cast<float>(magnitude) * 5.9604644775390625e-8f;  // 2^-24
+    return sign ? -subnormal : subnormal;
+  }
+
+ private:
+  PYOPS_HOST_DEVICE static uint16_t round_from(float x) {
+    const uint32_t u = float_bits(x), magnitude = u & 0x7fffffff;
+    const auto sign = static_cast<uint16_t>(u >> 16 & 0x8000);
+    if (magnitude > 0x7f800000) return static_cast<uint16_t>(sign | 0x7e00);
+    if (magnitude >= 0x477ff000) return static_cast<uint16_t>(sign | 0x7c00);  // rounds past 65504
+    if (magnitude >= 0x38800000) {
+      const uint32_t rebased = magnitude - 0x38000000;
+      return static_cast<uint16_t>(sign | ((rebased + 0xfff + (rebased >> 13 & 1)) >> 13));
+    }
+    // Adding 0.5 aligns the subnormal's last bit with the float's: the hardware rounds for us.
+    const float aligned = bits_float(magnitude) + 0.5f;
+    return static_cast<uint16_t>(sign | (float_bits(aligned) - 0x3f000000));
+  }
+};
+
+// The type arithmetic is done in.
+template <class T>
+struct AccumulateType {
+  using type = T;
+};
+template <>
+struct AccumulateType<BFloat16> {
+  using type = float;
+};
+template <>
+struct AccumulateType<Float16> {
+  using type = float;
+};
+template <class T>
+using acc_t = typename AccumulateType<T>::type;
+
+// Calls f(T{}) with the C++ type of `dtype`.
+template <class F>
+void dispatch_dtype(Dtype dtype, F&& f) {
+  switch (dtype) {
+    case Dtype::kFloat64:
+      return f(double{});
+    case Dtype::kFloat32:
+      return f(float{});
+    case Dtype::kBFloat16:
+      return f(BFloat16{});
+    case Dtype::kFloat16:
+      return f(Float16{});
+  }
+}
+
+}  // namespace pyops

@@ -1,0 +1,136 @@
+#include "core/torch.h"
+
+#include <ATen/FuncTorchTLS.h>
+#include <c10/core/ScalarType.h>
+#include <c10/core/impl/TorchDispatchModeTLS.h>
+#include <torch/csrc/autograd/autograd.h>
+
+namespace pyops {
+namespace {
+
+bool supported_dtype(at::ScalarType type) {
+  switch (type) {
+    case at::kDouble:
+    case at::kFloat:
+    case at::kBFloat16:
+    case at::kHalf:
+      return true;
+    default:
+      return false;
+  }
+}
+
+// The only question functorch answers without its private headers; it answers "no" by throwing. Its
+// state outlives the transforms of a thread, so that it exists means nothing yet.
+bool inside_functorch_transform() {
+  const auto& state = at::functorch::functorchTLSAccessor();
+  if (state == nullptr) return false;
+  try {
+    state->checkSupportsCppAutogradFunction();
+    return false;
+  } catch (const c10::Error&) {
+    return true;
+  }
+}
+
+const char* native_reason_of(const Tensor& t) {
+  if (t._fw_grad(/*level=*/0).defined()) return "forward-mode AD";
+  if (!t.device().is_cpu() && !t.device().is_meta()) return "device";
+  if (t.layout() != at::kStrided) return "layout";
+  if (!supported_dtype(t.scalar_type())) return "dtype";
+  // A tracer's tensors come with an active mode and must see our operators; a subclass does not.
+  if (t.key_set().has(c10::DispatchKey::Python) &&
+      !c10::impl::TorchDispatchModeTLS::any_modes_set())
+    return "tensor subclass";
+  return nullptr;
+}
+
+}  // namespace
+
+Dtype dtype_of(const Tensor& t) {
+  switch (t.scalar_type()) {
+    case at::kDouble:
+      return Dtype::kFloat64;
+    case at::kFloat:
+      return Dtype::kFloat32;
+    case at::kBFloat16:
+      return Dtype::kBFloat16;
+    case at::kHalf:
+      return Dtype::kFloat16;
+    default:
+      TORCH_INTERNAL_ASSERT(false, "pyops: no kernel takes ", t.scalar_type());
+  }
+}
+
+const char* native_reason(std::initializer_list<Tensor> tensors) {
+  if (inside_functorch_transform()) return "functorch transform";
+  for (const Tensor& t : tensors) {
+    if (!t.defined()) continue;
+    if (const char* reason = native_reason_of(t)) return reason;
+  }
+  return nullptr;
+}
+
+bool goes_native(const char* op, std::initializer_list<Tensor> tensors) {
+  const char* reason = native_reason(tensors);
+  if (reason == nullptr) return false;
+  if (explaining()) record_call(op, "native", tensors, {{"every kernel of ours", reason}});
+  return true;
+}
+
+bool needs_grad(std::initializer_list<Tensor> tensors) {
+  if (!at::GradMode::is_enabled()) return false;
+  for (const Tensor& t : tensors) {
+    if (t.defined() && t.requires_grad()) return true;
+  }
+  return false;
+}
+
+void record_call(const char* op, const char* kernel, std::initializer_list<Tensor> tensors,
+                 std::vector<Rejection> rejected) {
+  CallRecord record;
+  record.op = op;
+  record.kernel = kernel;
+  record.rejected = std::move(rejected);
+  for (const Tensor& t : tensors) {
+    if (!t.defined()) continue;
+    if (record.dtype.empty()) record.dtype = c10::getDtypeNames(t.scalar_type()).first;
+    record.shapes.push_back(t.sizes().vec());
+  }
+  explain_record(std::move(record));
+}
+
+void autocast_to_lower_precision(const c10::OperatorHandle& op, c10::DispatchKeySet,
+                                 torch::jit::Stack* stack) {
+  const auto arguments = torch::jit::last(*stack, op.schema().arguments().size());
+  auto device = at::kCPU;
+  for (const c10::IValue& value : arguments) {
+    if (value.isTensor() && value.toTensor().defined()) device = value.toTensor().device().type();
+  }
+  const auto key = at::autocast::get_autocast_dispatch_key_from_device_type(device);
+  const auto dtype = at::autocast::get_autocast_dtype(device);
+  const c10::impl::ExcludeDispatchKeyGuard no_autocast(key);
+  const auto first = stack->end() - static_cast<std::ptrdiff_t>(arguments.size());
+  for (auto it = first; it != stack->end(); ++it) {
+    if (it->isTensor()) {
+      *it = at::autocast::cached_cast(dtype, it->toTensor(), device);
+    } else if (it->isTensorList()) {
+      *it = at::autocast::cached_cast(dtype, it->toTensorList().vec(), device);
+    }
+  }
+  op.callBoxed(stack);
+}
+
+void register_autocast(torch::Library& library, std::initializer_list<const char*> ops) {
+  for (const char* op : ops) {
+    library.impl(op, torch::CppFunction::makeFromBoxedFunction<&autocast_to_lower_precision>());
+  }
+}
+
+std::vector<Tensor> differentiable_grad(at::TensorList outputs, at::TensorList inputs,
+                                        at::TensorList grad_outputs) {
+  return torch::autograd::grad(outputs.vec(), inputs.vec(), grad_outputs.vec(),
+                               /*retain_graph=*/true, /*create_graph=*/true, /*allow_unused=*/true);
+}
+
+}  // namespace pyops

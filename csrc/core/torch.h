@@ -1,0 +1,64 @@
+// What every operator's glue needs from PyTorch: when to hand over to the native operator, choosing
+// and recording a kernel, autocast. Included by <op>.cpp alone.
+#pragma once
+
+#include <ATen/ATen.h>
+#include <ATen/autocast_mode.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/library.h>
+
+#include <initializer_list>
+#include <optional>
+
+#include "core/candidates.h"
+#include "core/explain.h"
+
+namespace pyops {
+
+using at::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+// An undefined tensor stands for an absent optional one.
+inline Tensor value_or_undefined(const OptionalTensor& t) { return t.value_or(Tensor()); }
+
+Dtype dtype_of(const Tensor& t);
+
+// Why the whole call belongs to PyTorch's own operator (functorch transform, forward-mode AD, a
+// dtype, device, layout or subclass no kernel of ours takes); null when it is ours.
+const char* native_reason(std::initializer_list<Tensor> tensors);
+
+// The reason above, noted in the explain() log: `if (goes_native("conv2d", {x, w})) return
+// at::...`.
+bool goes_native(const char* op, std::initializer_list<Tensor> tensors);
+
+// Whether autograd must record the call.
+bool needs_grad(std::initializer_list<Tensor> tensors);
+
+void record_call(const char* op, const char* kernel, std::initializer_list<Tensor> tensors,
+                 std::vector<Rejection> rejected);
+
+// Chooses from the table and records the choice; `tensors` are shown by explain().
+template <class Params, size_t kRows>
+const Candidate<Params>& choose(const char* op, const Candidate<Params> (&table)[kRows],
+                                const Params& params, std::initializer_list<Tensor> tensors) {
+  if (!explaining()) return pick(table, params);
+  std::vector<Rejection> rejected;
+  const auto& row = pick(table, params, &rejected);
+  record_call(op, row.kernel, tensors, std::move(rejected));
+  return row;
+}
+
+// Autocast rule of compute-bound operators: float tensors are cast to the autocast dtype. Boxed, so
+// that one function serves every schema: register it under AutocastCPU and AutocastCUDA.
+void autocast_to_lower_precision(const c10::OperatorHandle& op, c10::DispatchKeySet keys,
+                                 torch::jit::Stack* stack);
+// For operators that run in whatever dtype they get.
+void register_autocast(torch::Library& library, std::initializer_list<const char*> ops);
+
+// `y[0]·grad[0] + …` differentiated again: gradients of `outputs` for `inputs` as a graph.
+// Operators without a closed differentiable backward recompute their native composite and call
+// this.
+std::vector<Tensor> differentiable_grad(at::TensorList outputs, at::TensorList inputs,
+                                        at::TensorList grad_outputs);
+
+}  // namespace pyops

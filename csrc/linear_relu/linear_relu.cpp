@@ -1,0 +1,201 @@
+#include "linear_relu/linear_relu.h"
+
+#include "core/torch.h"
+
+namespace pyops {
+namespace {
+
+constexpr Candidate<LinearParams> kForward[] = {
+    {"linear_forward_avx512", Isa::kAvx512, kAnyFloat, linear_forward_avx512},
+    {"linear_forward_avx2", Isa::kAvx2, kAnyFloat, linear_forward_avx2},
+    {"linear_forward_scalar", Isa::kScalar, kAnyFloat, linear_forward_scalar},
+};
+constexpr Candidate<LinearBackwardParams> kBackward[] = {
+    {"linear_backward_avx512", Isa::kAvx512, kAnyFloat, linear_backward_avx512},
+    {"linear_backward_avx2", Isa::kAvx2, kAnyFloat, linear_backward_avx2},
+    {"linear_backward_scalar", Isa::kScalar, kAnyFloat, linear_backward_scalar},
+};
+[[maybe_unused]] const bool listed =
+    list_table("linear_forward", kForward) && list_table("linear_backward", kBackward);
+
+using Gradients = std::tuple<Tensor, Tensor, Tensor>;
+
+Tensor native(const Tensor& x, const Tensor& w, const OptionalTensor& bias, bool relu) {
+  const Tensor y = at::linear(x, w, bias);
+  return relu ? at::relu(y) : y;
+}
+
+void check_linear(const char* op, const Tensor& x, const Tensor& w, const Tensor& bias) {
+  TORCH_CHECK(w.dim() == 1 || w.dim() == 2, op,
+              ": weight must be (out_features, in_features) or (in_features), got ", w.sizes());
+  TORCH_CHECK(x.dim() >= 1, op, ": input must have at least one dimension, got a scalar");
+  TORCH_CHECK(x.size(-1) == w.size(-1), op, ": input must end in in_features=", w.size(-1),
+              ", the weight's last dimension, got ", x.sizes());
+  TORCH_CHECK(x.scalar_type() == w.scalar_type(), op, ": weight must have the input's dtype ",
+              x.scalar_type(), ", got ", w.scalar_type());
+  TORCH_CHECK(x.device() == w.device(), op, ": weight must be on the input's device ", x.device(),
+              ", got ", w.device());
+  if (!bias.defined()) return;
+  TORCH_CHECK(bias.scalar_type() == x.scalar_type(), op, ": bias must have the input's dtype ",
+              x.scalar_type(), ", got ", bias.scalar_type());
+  TORCH_CHECK(bias.device() == x.device(), op, ": bias must be on the input's device ", x.device(),
+              ", got ", bias.device());
+}
+
+// The usual case; native's rarer ones (a vector weight, a bias that broadcasts) stay native.
+bool is_plain(const Tensor& w, const Tensor& bias) {
+  return w.dim() == 2 && (!bias.defined() || (bias.dim() == 1 && bias.size(0) == w.size(0)));
+}
+
+Tensor forward_cpu(const char* op, const Tensor& x, const Tensor& w, const Tensor& bias,
+                   bool relu) {
+  const Tensor xc = x.contiguous(), wc = w.contiguous();
+  const Tensor bc = bias.defined() ? bias.contiguous() : bias;
+  auto shape = x.sizes().vec();
+  shape.back() = w.size(0);
+  Tensor y = at::empty(shape, x.options());
+  if (y.numel() == 0) return y;
+  const LinearParams params{.dtype = dtype_of(x),
+                            .m = y.numel() / w.size(0),
+                            .n = w.size(0),
+                            .k = w.size(1),
+                            .relu = relu,
+                            .x = xc.const_data_ptr(),
+                            .w = wc.const_data_ptr(),
+                            .bias = bias.defined() ? bc.const_data_ptr() : nullptr,
+                            .y = y.mutable_data_ptr()};
+  choose(op, kForward, params, {x, w, bias}).run(params);
+  return y;
+}
+
+Tensor linear_cpu(const Tensor& x, const Tensor& w, const OptionalTensor& bias) {
+  return forward_cpu("linear", x, w, value_or_undefined(bias), false);
+}
+Tensor linear_relu_cpu(const Tensor& x, const Tensor& w, const OptionalTensor& bias) {
+  return forward_cpu("linear_relu", x, w, value_or_undefined(bias), true);
+}
+
+Gradients linear_backward_cpu(const Tensor& grad, const Tensor& x, const Tensor& w,
+                              const OptionalTensor& relu_output, std::array<bool, 3> wanted) {
+  const Tensor g = grad.contiguous(), xc = x.contiguous(), wc = w.contiguous();
+  const Tensor y = relu_output ? relu_output->contiguous() : Tensor();
+  const auto make = [](bool want, at::IntArrayRef sizes, const Tensor& like) {
+    return want ? at::empty(sizes, like.options()) : Tensor();
+  };
+  const Tensor grad_x = make(wanted[0], x.sizes(), x), grad_w = make(wanted[1], w.sizes(), w);
+  const Tensor grad_bias = make(wanted[2], {w.size(0)}, w);
+  const auto data = [](const Tensor& t) { return t.defined() ? t.mutable_data_ptr() : nullptr; };
+  const LinearBackwardParams params{.dtype = dtype_of(x),
+                                    .m = w.size(0) == 0 ? 0 : grad.numel() / w.size(0),
+                                    .n = w.size(0),
+                                    .k = w.size(1),
+                                    .grad_y = g.const_data_ptr(),
+                                    .y = y.defined() ? y.const_data_ptr() : nullptr,
+                                    .x = xc.const_data_ptr(),
+                                    .w = wc.const_data_ptr(),
+                                    .grad_x = data(grad_x),
+                                    .grad_w = data(grad_w),
+                                    .grad_bias = data(grad_bias)};
+  choose("linear_backward", kBackward, params, {grad, x, w}).run(params);
+  return {grad_x, grad_w, grad_bias};
+}
+
+Gradients call_backward(const Tensor& grad, const Tensor& x, const Tensor& w,
+                        const OptionalTensor& relu_output, std::array<bool, 3> wanted) {
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("pyops::linear_backward", "")
+                             .typed<decltype(linear_backward_cpu)>();
+  return op.call(grad, x, w, relu_output, wanted);
+}
+
+// The same gradients as differentiable operations. The mask is a constant: ReLU has no curvature.
+Gradients differentiable_backward(const Tensor& grad, const Tensor& x, const Tensor& w,
+                                  const OptionalTensor& relu_output, std::array<bool, 3> wanted) {
+  const Tensor masked = relu_output ? grad * (relu_output->detach() > 0) : grad;
+  const Tensor g = masked.reshape({-1, w.size(0)});
+  return {wanted[0] ? masked.matmul(w) : Tensor(),
+          wanted[1] ? g.t().matmul(x.reshape({-1, w.size(1)})) : Tensor(),
+          wanted[2] ? g.sum(0) : Tensor()};
+}
+
+Gradients linear_backward_autograd(const Tensor& grad, const Tensor& x, const Tensor& w,
+                                   const OptionalTensor& relu_output, std::array<bool, 3> wanted) {
+  if (native_reason({grad, x, w}) != nullptr || needs_grad({grad, x, w})) {
+    return differentiable_backward(grad, x, w, relu_output, wanted);
+  }
+  const at::AutoDispatchBelowADInplaceOrView below;
+  return call_backward(grad, x, w, relu_output, wanted);
+}
+
+template <bool kRelu>
+Tensor call_forward(const Tensor& x, const Tensor& w, const OptionalTensor& bias) {
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow(kRelu ? "pyops::linear_relu" : "pyops::linear", "")
+                             .typed<decltype(linear_cpu)>();
+  const at::AutoDispatchBelowADInplaceOrView below;
+  return op.call(x, w, bias);
+}
+
+template <bool kRelu>
+struct LinearFunction : torch::autograd::Function<LinearFunction<kRelu>> {
+  static Tensor forward(torch::autograd::AutogradContext* ctx, const Tensor& x, const Tensor& w,
+                        const OptionalTensor& bias) {
+    Tensor y = call_forward<kRelu>(x, w, bias);
+    ctx->save_for_backward({x, w, kRelu ? y : Tensor()});
+    return y;
+  }
+
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx,
+                                                 torch::autograd::variable_list grads) {
+    const auto saved = ctx->get_saved_variables();
+    const auto y = kRelu ? OptionalTensor(saved[2]) : std::nullopt;
+    auto [grad_x, grad_w, grad_bias] = call_backward(
+        grads[0], saved[0], saved[1], y,
+        {ctx->needs_input_grad(0), ctx->needs_input_grad(1), ctx->needs_input_grad(2)});
+    return {grad_x, grad_w, grad_bias};
+  }
+};
+
+template <bool kRelu>
+Tensor linear_autograd(const Tensor& x, const Tensor& w, const OptionalTensor& bias) {
+  const char* name = kRelu ? "linear_relu" : "linear";
+  const Tensor b = value_or_undefined(bias);
+  if (goes_native(name, {x, w, b})) return native(x, w, bias, kRelu);
+  check_linear(name, x, w, b);
+  if (!is_plain(w, b)) return native(x, w, bias, kRelu);
+  if (needs_grad({x, w, b})) return LinearFunction<kRelu>::apply(x, w, bias);
+  return call_forward<kRelu>(x, w, bias);
+}
+
+template <bool kRelu>
+Tensor linear_native(const Tensor& x, const Tensor& w, const OptionalTensor& bias) {
+  return native(x, w, bias, kRelu);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(pyops, m) {
+  m.def("linear(Tensor input, Tensor weight, Tensor? bias=None) -> Tensor");
+  m.def("linear_relu(Tensor input, Tensor weight, Tensor? bias=None) -> Tensor");
+  m.def(
+      "linear_backward(Tensor grad, Tensor input, Tensor weight, Tensor? relu_output, "
+      "bool[3] wanted) -> (Tensor, Tensor, Tensor)");
+}
+TORCH_LIBRARY_IMPL(pyops, CPU, m) {
+  m.impl("linear", linear_cpu);
+  m.impl("linear_relu", linear_relu_cpu);
+  m.impl("linear_backward", linear_backward_cpu);
+}
+TORCH_LIBRARY_IMPL(pyops, Autograd, m) {
+  m.impl("linear", linear_autograd<false>);
+  m.impl("linear_relu", linear_autograd<true>);
+  m.impl("linear_backward", linear_backward_autograd);
+}
+TORCH_LIBRARY_IMPL(pyops, FuncTorchBatched, m) {
+  m.impl("linear", linear_native<false>);
+  m.impl("linear_relu", linear_native<true>);
+}
+TORCH_LIBRARY_IMPL(pyops, AutocastCPU, m) { register_autocast(m, {"linear", "linear_relu"}); }
+TORCH_LIBRARY_IMPL(pyops, AutocastCUDA, m) { register_autocast(m, {"linear", "linear_relu"}); }
+
+}  // namespace pyops

@@ -1,0 +1,43 @@
+// y = x·wᵀ + b, with or without ReLU, and its gradients.
+//
+// M: rows of x (all leading dimensions)   K: in_features   N: out_features
+#pragma once
+
+#include <cstdint>
+
+#include "core/dtype.h"
+
+namespace pyops {
+
+struct LinearParams {
+  Dtype dtype;
+  int64_t m, n, k;
+  bool relu;
+  const void* x;     // (M, K)
+  const void* w;     // (N, K)
+  const void* bias;  // (N) or null
+  void* y;           // (M, N)
+};
+
+// All matrices are contiguous and row-major. A null gradient is not wanted.
+struct LinearBackwardParams {
+  Dtype dtype;
+  int64_t m, n, k;
+  const void* grad_y;  // (M, N)
+  const void* y;       // (M, N): where it is not positive the gradient is zero; null without ReLU
+  const void* x;       // (M, K)
+  const void* w;       // (N, K)
+  void* grad_x;        // (M, K)
+  void* grad_w;        // (N, K)
+  void* grad_bias;     // (N)
+};
+
+void linear_forward_scalar(const LinearParams& params);
+void linear_forward_avx2(const LinearParams& params);
+void linear_forward_avx512(const LinearParams& params);
+
+void linear_backward_scalar(const LinearBackwardParams& params);
+void linear_backward_avx2(const LinearBackwardParams& params);
+void linear_backward_avx512(const LinearBackwardParams& params);
+
+}  // namespace pyops

@@ -1,0 +1,89 @@
+#include "core/parallel.h"
+#include "linear_relu/linear_relu.h"
+
+namespace pyops {
+namespace {
+
+template <class T>
+void forward(const LinearParams& p) {
+  using Acc = acc_t<T>;
+  const auto *x = static_cast<const T*>(p.x), *w = static_cast<const T*>(p.w);
+  const auto* bias = static_cast<const T*>(p.bias);
+  auto* y = static_cast<T*>(p.y);
+  parallel_for(0, p.m, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      for (int64_t j = 0; j < p.n; ++j) {
+        Acc sum = bias != nullptr ? static_cast<Acc>(bias[j]) : Acc{0};
+        for (int64_t q = 0; q < p.k; ++q) {
+          sum += static_cast<Acc>(x[i * p.k + q]) * static_cast<Acc>(w[j * p.k + q]);
+        }
+        y[i * p.n + j] = static_cast<T>(p.relu && sum <= 0 ? Acc{0} : sum);
+      }
+    }
+  });
+}
+
+template <class T>
+struct Backward {
+  using Acc = acc_t<T>;
+  const LinearBackwardParams& p;
+
+  // dy where the ReLU let it through.
+  Acc grad(int64_t i, int64_t j) const {
+    const int64_t at = i * p.n + j;
+    const auto* y = static_cast<const T*>(p.y);
+    if (y != nullptr && !(static_cast<Acc>(y[at]) > 0)) return 0;
+    return static_cast<Acc>(static_cast<const T*>(p.grad_y)[at]);
+  }
+
+  void x() const {
+    const auto* w = static_cast<const T*>(p.w);
+    parallel_for(0, p.m, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        for (int64_t q = 0; q < p.k; ++q) {
+          Acc sum = 0;
+          for (int64_t j = 0; j < p.n; ++j) sum += grad(i, j) * static_cast<Acc>(w[j * p.k + q]);
+          static_cast<T*>(p.grad_x)[i * p.k + q] = static_cast<T>(sum);
+        }
+      }
+    });
+  }
+
+  void w() const {
+    const auto* x = static_cast<const T*>(p.x);
+    parallel_for(0, p.n, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t j = begin; j < end; ++j) {
+        for (int64_t q = 0; q < p.k; ++q) {
+          Acc sum = 0;
+          for (int64_t i = 0; i < p.m; ++i) sum += grad(i, j) * static_cast<Acc>(x[i * p.k + q]);
+          static_cast<T*>(p.grad_w)[j * p.k + q] = static_cast<T>(sum);
+        }
+      }
+    });
+  }
+
+  void bias() const {
+    for (int64_t j = 0; j < p.n; ++j) {
+      Acc sum = 0;
+      for (int64_t i = 0; i < p.m; ++i) sum += grad(i, j);
+      static_cast<T*>(p.grad_bias)[j] = static_cast<T>(sum);
+    }
+  }
+};
+
+}  // namespace
+
+void linear_forward_scalar(const LinearParams& params) {
+  dispatch_dtype(params.dtype, [&](auto t) { forward<decltype(t)>(params); });
+}
+
+void linear_backward_scalar(const LinearBackwardParams& params) {
+  dispatch_dtype(params.dtype, [&](auto t) {
+    const Backward<decltype(t)> backward{params};
+    if (params.grad_x != nullptr) backward.x();
+    if (params.grad_w != nullptr) backward.w();
+    if (params.grad_bias != nullptr) backward.bias();
+  });
+}
+
+}  // namespace pyops

@@ -1,0 +1,59 @@
+// Three GEMMs over the shared engine: y = x·wᵀ, grad_x = g·w, grad_w = gᵀ·x, where the ReLU mask is
+// applied while g is packed.
+#pragma once
+
+#include "gemm/gemm_simd.h"
+#include "linear_relu/linear_relu.h"
+
+namespace pyops::PYOPS_ISA_NAMESPACE {
+
+template <class T>
+void linear_forward(const LinearParams& p) {
+  const StridedOperand<T> x{static_cast<const T*>(p.x), p.m, p.k, 1};
+  const StridedOperand<T> w{static_cast<const T*>(p.w), p.n, p.k, 1};
+  gemm(p.m, p.n, p.k, x, w,
+       MatrixSink<T>{static_cast<T*>(p.y), p.n, static_cast<const T*>(p.bias), p.relu});
+}
+
+// Sums over the rows of g, a vector of columns at a time.
+template <class T, bool kMasked>
+void column_sums(const StridedOperand<T, kMasked>& g, int64_t rows, int64_t cols, T* sums) {
+  using V = Vec<acc_t<T>>;
+  parallel_for(0, ceil_div(cols, V::kWidth), 16, [&](int64_t begin, int64_t end) {
+    for (int64_t block = begin; block < end; ++block) {
+      const int64_t j = block * V::kWidth;
+      const int n = static_cast<int>(std::min<int64_t>(V::kWidth, cols - j));
+      V sum = V::zero();
+      for (int64_t i = 0; i < rows; ++i) sum = sum + g.load(i * cols + j, n);
+      sum.store(sums + j, n);
+    }
+  });
+}
+
+template <class T, bool kMasked>
+void linear_backward(const LinearBackwardParams& p) {
+  const auto *grad_y = static_cast<const T*>(p.grad_y), *y = static_cast<const T*>(p.y);
+  const StridedOperand<T, kMasked> g{grad_y, p.m, p.n, 1, y}, g_t{grad_y, p.n, 1, p.n, y};
+  if (p.grad_x != nullptr) {
+    const StridedOperand<T> w{static_cast<const T*>(p.w), p.k, 1, p.k};
+    gemm(p.m, p.k, p.n, g, w, MatrixSink<T>{static_cast<T*>(p.grad_x), p.k});
+  }
+  if (p.grad_w != nullptr) {
+    const StridedOperand<T> x{static_cast<const T*>(p.x), p.k, 1, p.k};
+    gemm(p.n, p.k, p.m, g_t, x, MatrixSink<T>{static_cast<T*>(p.grad_w), p.k});
+  }
+  if (p.grad_bias != nullptr) column_sums(g, p.m, p.n, static_cast<T*>(p.grad_bias));
+}
+
+inline void linear_forward(const LinearParams& params) {
+  dispatch_dtype(params.dtype, [&](auto t) { linear_forward<decltype(t)>(params); });
+}
+
+inline void linear_backward(const LinearBackwardParams& params) {
+  dispatch_dtype(params.dtype, [&](auto t) {
+    params.y != nullptr ? linear_backward<decltype(t), true>(params)
+                        : linear_backward<decltype(t), false>(params);
+  });
+}
+
+}  // namespace pyops::PYOPS_ISA_NAMESPACE

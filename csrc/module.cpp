@@ -1,0 +1,60 @@
+// Importing this module registers the operators with PyTorch; what is exported here is insight
+// only.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <stdexcept>
+
+#include "core/explain.h"
+#include "core/isa.h"
+#include "core/scratch.h"
+
+namespace py = pybind11;
+
+namespace {
+
+void set_isa_cap(const std::string& name) {
+  pyops::Isa isa{};
+  if (!pyops::parse_isa(name.c_str(), &isa)) {
+    throw std::invalid_argument("isa: expected one of scalar, avx2, avx512, amx, got '" + name +
+                                "'");
+  }
+  pyops::set_isa_cap(isa);
+}
+
+py::list tables() {
+  py::list rows;
+  for (const pyops::TableRow& row : pyops::listed_tables()) {
+    rows.append(py::dict(py::arg("op") = row.op, py::arg("kernel") = row.kernel,
+                         py::arg("isa") = row.isa, py::arg("dtypes") = row.dtypes,
+                         py::arg("condition") = row.condition));
+  }
+  return rows;
+}
+
+py::list explain_end(size_t begin) {
+  py::list calls;
+  for (const pyops::CallRecord& call : pyops::explain_end(begin)) {
+    calls.append(py::dict(py::arg("op") = call.op, py::arg("shapes") = call.shapes,
+                          py::arg("dtype") = call.dtype, py::arg("kernel") = call.kernel,
+                          py::arg("rejected") = call.rejected));
+  }
+  return calls;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.def("isa", [] { return pyops::isa_name(pyops::isa()); });
+  m.def("isa_detected", [] { return pyops::isa_name(pyops::isa_detected()); });
+  m.def("isa_cap", [] { return pyops::isa_name(pyops::isa_cap()); });
+  m.def("set_isa_cap", set_isa_cap);
+  m.def("tables", tables);
+  m.def("explain_begin", pyops::explain_begin);
+  m.def("explain_end", explain_end);
+  m.def("poison_scratch", pyops::poison_scratch);
+  m.def("build_info", [] {
+    return py::dict(py::arg("torch") = PYOPS_TORCH_VERSION, py::arg("compiler") = PYOPS_COMPILER,
+                    py::arg("cuda") = false);
+  });
+}

@@ -1,0 +1,8 @@
+"""Faster PyTorch layers: own kernels as drop-in functions, modules and models."""
+
+from pyops import _extension as _extension  # first: loads the operators everything else calls
+from pyops import functional
+from pyops._control import CallLog, explain, isa, isa_cap
+
+__version__ = "0.1.0"
+__all__ = ["CallLog", "explain", "functional", "isa", "isa_cap"]

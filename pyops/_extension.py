@@ -1,0 +1,29 @@
+"""Loads the compiled operators, or says in one sentence why that cannot work."""
+
+import os
+
+try:
+    import torch
+except ImportError as error:
+    raise ImportError("pyops needs PyTorch: `pip install torch`") from error
+
+_REBUILD = "`pip install --no-build-isolation --force-reinstall --no-deps .` in the pyops sources"
+
+try:
+    from pyops._build_info import TORCH_VERSION
+except ImportError as error:
+    raise ImportError(f"pyops is not built: run {_REBUILD}") from error
+
+if TORCH_VERSION != torch.__version__:
+    raise ImportError(
+        f"pyops was built for torch {TORCH_VERSION} but torch {torch.__version__} is installed: "
+        f"rebuild it with {_REBUILD}"
+    )
+
+from pyops import _C  # noqa: E402
+
+if "PYOPS_ISA" in os.environ:
+    try:
+        _C.set_isa_cap(os.environ["PYOPS_ISA"])
+    except ValueError as error:
+        raise ValueError(f"PYOPS_ISA: {str(error).removeprefix('isa: ')}") from None

@@ -1,0 +1,5 @@
+"""The operators, named, ordered and defaulted as in `torch.nn.functional`."""
+
+from pyops.ops.linear_relu import linear, linear_relu
+
+__all__ = ["linear", "linear_relu"]

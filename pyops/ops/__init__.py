@@ -1,0 +1,1 @@
+"""One module per operator: its function, docstring and fake kernel."""

@@ -1,0 +1,44 @@
+"""linear and linear_relu."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pyops.ops._register import register_fake
+
+
+def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`input @ weight.T + bias`, as `torch.nn.functional.linear`.
+
+    input (*, K), weight (N, K), bias (N) -> (*, N); float64, float32, bfloat16, float16.
+    bfloat16 and float16 are summed in float32. The result is contiguous.
+    """
+    return torch.ops.pyops.linear(input, weight, bias)
+
+
+def linear_relu(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`relu(input @ weight.T + bias)` in one pass; shapes and dtypes as `linear`.
+
+    The backward masks the gradient while it is read, so neither direction has a pass for the ReLU.
+    """
+    return torch.ops.pyops.linear_relu(input, weight, bias)
+
+
+@register_fake("linear")
+def _(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    return input.new_empty((*input.shape[:-1], weight.shape[0]))
+
+
+@register_fake("linear_relu")
+def _(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    return input.new_empty((*input.shape[:-1], weight.shape[0]))
+
+
+@register_fake("linear_backward")
+def _(
+    grad: Tensor, input: Tensor, weight: Tensor, relu_output: Tensor | None, wanted: list[bool]
+) -> tuple[Tensor | None, ...]:
+    shapes = (input.shape, weight.shape, weight.shape[:1])
+    return tuple(
+        input.new_empty(shape) if want else None for shape, want in zip(shapes, wanted, strict=True)
+    )
