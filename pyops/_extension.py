@@ -14,7 +14,7 @@ try:
 except ImportError as error:
     raise ImportError(f"pyops is not built: run {_REBUILD}") from error
 
-if TORCH_VERSION != torch.__version__:
+if torch.__version__ != TORCH_VERSION:
     raise ImportError(
         f"pyops was built for torch {TORCH_VERSION} but torch {torch.__version__} is installed: "
         f"rebuild it with {_REBUILD}"

@@ -1,7 +1,6 @@
 """linear and linear_relu."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from pyops.ops._register import register_fake
