@@ -1,303 +1,212 @@
-// C = A·B, written once for every vector instruction set.
+// C = A·B, written once for every instruction set.
 //
-// Operands are read through sources that pack a panel on demand, so strided, transposed, masked and
-// im2col operands need no copy of their own; results leave through a sink that owns the epilogue.
-// A task is a block of A's rows (packed, in L2) times a range of B's panels (one at a time, in L1);
-// the register tile keeps every accumulator of the inner loop (BLIS, Van Zee & van de Geijn 2015).
-// When several row blocks would pack B again and again, B is packed once up front.
+// Operands are read through sources (operands.h); results leave through a sink that owns the
+// epilogue. A task is a block of A's rows (packed, in L2) times a range of B's panels (one at a
+// time, in L1); the engine's tile keeps every accumulator of the inner loop (BLIS, Van Zee & van de
+// Geijn 2015). When several row blocks would pack B again and again, B is packed once up front.
 #pragma once
 
-#include <algorithm>
-#include <array>
-#include <cstring>
-#include <utility>
-
-#include "core/parallel.h"
 #include "core/scratch.h"
-#include "core/simd.h"
+#include "gemm/dot_products.h"
+#include "gemm/precision.h"
+#include "gemm/vector_engine.h"
+#if defined(__AMX_TILE__)
+#include "gemm/amx_engine.h"
+#endif
 
 namespace pyops::PYOPS_ISA_NAMESPACE {
 
-// 14×2 (of 32 registers) and 6×2 (of 16) leave room for two B vectors and one broadcast.
-template <class Acc>
-struct RegisterTile {
-#if defined(__AVX512F__)
-  static constexpr int kRows = 14;
-#else
-  static constexpr int kRows = 6;
-#endif
-  static constexpr int kVecs = 2;
-  static constexpr int kCols = kVecs * Vec<Acc>::kWidth;
-};
-
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-// A matrix in memory as an operand: element (i, p) at data[i * i_stride + p * p_stride], where p
-// runs along the summed dimension. With kMasked, elements whose `mask` is not positive count as
-// zero: the ReLU backward without a pass of its own.
-template <class T, bool kMasked = false>
-struct StridedOperand {
-  using Acc = acc_t<T>;
-  static constexpr bool kPackOnce = true;
-  const T* data;
-  int64_t extent;  // number of i
-  int64_t i_stride, p_stride;
-  const T* mask = nullptr;
-
-  Vec<Acc> load(int64_t offset) const {
-    const auto x = Vec<Acc>::load(data + offset);
-    if constexpr (kMasked) return Vec<Acc>::where_positive(Vec<Acc>::load(mask + offset), x);
-    return x;
-  }
-  Vec<Acc> load(int64_t offset, int n) const {
-    const auto x = Vec<Acc>::load(data + offset, n);
-    if constexpr (kMasked) return Vec<Acc>::where_positive(Vec<Acc>::load(mask + offset, n), x);
-    return x;
-  }
-  Acc at(int64_t offset) const {
-    if constexpr (kMasked) {
-      if (!(static_cast<Acc>(mask[offset]) > 0)) return 0;
-    }
-    return static_cast<Acc>(data[offset]);
-  }
-
-  // panel[p * kWidth + i] for i < kWidth, p < depth; zero where i0 + i passes the extent.
-  template <int kWidth>
-  void pack(int64_t i0, int64_t p0, int64_t depth, Acc* panel) const {
-    const int rows = static_cast<int>(std::min<int64_t>(kWidth, extent - i0));
-    const int64_t base = i0 * i_stride + p0 * p_stride;
-    if (i_stride == 1) {
-      pack_along_i<kWidth>(base, rows, depth, panel);
-    } else if constexpr (std::is_same_v<Acc, float>) {
-      if (p_stride == 1) {
-        pack_transposed<kWidth>(base, rows, depth, panel);
-      } else {
-        pack_elements<kWidth>(base, rows, depth, panel);
-      }
-    } else {
-      pack_elements<kWidth>(base, rows, depth, panel);
-    }
-  }
-
- private:
-  template <int kWidth>
-  void pack_along_i(int64_t base, int rows, int64_t depth, Acc* panel) const {
-    constexpr int kV = Vec<Acc>::kWidth;
-    for (int64_t p = 0; p < depth; ++p, panel += kWidth, base += p_stride) {
-      for (int c = 0; c < kWidth; c += kV) {
-        const int room = std::min(kV, kWidth - c), have = std::clamp(rows - c, 0, room);
-        const auto x = have == kV ? load(base + c)
-                       : have > 0 ? load(base + c, have)
-                                  : Vec<Acc>::zero();
-        room == kV ? x.store(panel + c) : x.store(panel + c, room);
-      }
-    }
-  }
-
-  // Blocks of vector width squared, transposed in registers. A panel narrower than the vector is
-  // overwritten from left to right: what one store spills, the next one replaces.
-  template <int kWidth>
-  void pack_transposed(int64_t base, int rows, int64_t depth, Acc* panel) const {
-    constexpr int kV = Vec<Acc>::kWidth;
-    for (int c = 0; c < kWidth; c += kV) {
-      const int have = std::clamp(rows - c, 0, kV), room = std::min(kV, kWidth - c);
-      for (int64_t p = 0; p < depth; p += kV) {
-        const int columns = static_cast<int>(std::min<int64_t>(kV, depth - p));
-        Vec<Acc> block[kV];
-        for (int r = 0; r < kV; ++r) {
-          const int64_t offset = base + (c + r) * i_stride + p;
-          block[r] = r >= have       ? Vec<Acc>::zero()
-                     : columns == kV ? load(offset)
-                                     : load(offset, columns);
-        }
-        transpose(block);
-        for (int q = 0; q < columns; ++q) block[q].store(panel + (p + q) * kWidth + c, room);
-      }
-    }
-  }
-
-  template <int kWidth>
-  void pack_elements(int64_t base, int rows, int64_t depth, Acc* panel) const {
-    for (int64_t p = 0; p < depth; ++p, panel += kWidth, base += p_stride) {
-      for (int i = 0; i < rows; ++i) panel[i] = at(base + i * i_stride);
-      for (int i = rows; i < kWidth; ++i) panel[i] = 0;
-    }
-  }
-};
-
-// An operand whose panels already lie in memory, each with its whole depth.
-template <class T>
-struct PackedOperand {
-  using Acc = T;
-  const T* data;
-  int64_t depth;
-};
-
-template <int kWidth, class Source, class Acc>
-const Acc* panel(const Source& source, int64_t i0, int64_t p0, int64_t depth, Acc* buffer) {
-  source.template pack<kWidth>(i0, p0, depth, buffer);
-  return buffer;
-}
-template <int kWidth, class Acc>
-const Acc* panel(const PackedOperand<Acc>& packed, int64_t i0, int64_t p0, int64_t, Acc*) {
-  return packed.data + i0 * packed.depth + p0 * kWidth;
-}
-
-template <int kWidth, class Acc, class Source>
-void pack_whole(const Source& source, int64_t extent, int64_t depth, Acc* packed) {
-  constexpr int64_t kSlice = 256;
-  const int64_t slices = ceil_div(depth, kSlice);
-  parallel_for(0, ceil_div(extent, kWidth) * slices, 4, [&](int64_t begin, int64_t end) {
-    for (int64_t task = begin; task < end; ++task) {
-      const int64_t i0 = task / slices * kWidth, p0 = task % slices * kSlice;
-      source.template pack<kWidth>(i0, p0, std::min(kSlice, depth - p0),
-                                   packed + i0 * depth + p0 * kWidth);
-    }
-  });
-}
-
-// c[kRows × kVecs vectors] (+)= a-panel · b-panel.
-template <class Acc, int kRows, int kVecs>
-void multiply_panels(int64_t depth, const Acc* a, const Acc* b, Acc* c, int64_t ldc, bool add) {
-  using V = Vec<Acc>;
-  using Tile = RegisterTile<Acc>;
-  V acc[kRows][kVecs];
-#pragma GCC unroll 16
-  for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 4
-    for (int v = 0; v < kVecs; ++v) acc[r][v] = V::zero();
-  }
-  for (int64_t p = 0; p < depth; ++p, a += Tile::kRows, b += Tile::kCols) {
-    V bv[kVecs];
-#pragma GCC unroll 4
-    for (int v = 0; v < kVecs; ++v) bv[v] = V::load(b + v * V::kWidth);
-#pragma GCC unroll 16
-    for (int r = 0; r < kRows; ++r) {
-      const V av = V::set1(a[r]);
-#pragma GCC unroll 4
-      for (int v = 0; v < kVecs; ++v) acc[r][v] = V::fma(av, bv[v], acc[r][v]);
-    }
-  }
-#pragma GCC unroll 16
-  for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 4
-    for (int v = 0; v < kVecs; ++v) {
-      Acc* out = c + r * ldc + v * V::kWidth;
-      (add ? acc[r][v] + V::load(out) : acc[r][v]).store(out);
-    }
-  }
-}
-
-template <class Acc>
-using MultiplyPanels = void (*)(int64_t, const Acc*, const Acc*, Acc*, int64_t, bool);
-
-template <class Acc, int kVecs, int... kRows>
-constexpr auto multiply_panels_table(std::integer_sequence<int, kRows...>) {
-  return std::array<MultiplyPanels<Acc>, sizeof...(kRows)>{
-      multiply_panels<Acc, kRows + 1, kVecs>...};
-}
-
-// The kernel for a tile with this many rows and columns in use.
-template <class Acc>
-MultiplyPanels<Acc> multiply_panels_for(int rows, int cols) {
-  using Rows = std::make_integer_sequence<int, RegisterTile<Acc>::kRows>;
-  static constexpr auto kHalf = multiply_panels_table<Acc, 1>(Rows{});
-  static constexpr auto kFull = multiply_panels_table<Acc, 2>(Rows{});
-  return cols <= Vec<Acc>::kWidth ? kHalf[rows - 1] : kFull[rows - 1];
-}
-
 struct Blocking {
-  int64_t depth, row_blocks, block_rows, col_ranges, range_cols;
+  int64_t depth, depth_blocks, row_blocks, block_rows, col_ranges, range_cols;
 };
 
-template <class Acc>
+template <class Engine>
 Blocking choose_blocking(int64_t m, int64_t n, int64_t k) {
-  using Tile = RegisterTile<Acc>;
-  // A B-panel of 320 rows (40 KiB) shares a 48 KiB L1 with the streamed A-panel.
-  constexpr int64_t kMaxDepth = 320;
-  // 16 panels of A (14·16·320·4 = 287 KiB) and the block's results stay in a 1 MiB L2.
-  constexpr int64_t kMaxRows = 16 * Tile::kRows, kMaxCols = 18 * Tile::kCols;
+  constexpr int64_t kRows = Engine::kRows, kCols = Engine::kCols;
   Blocking blocking{};
-  blocking.depth = ceil_div(std::max<int64_t>(k, 1), ceil_div(std::max<int64_t>(k, 1), kMaxDepth));
-  const int64_t row_panels = ceil_div(m, Tile::kRows), col_panels = ceil_div(n, Tile::kCols);
-  blocking.row_blocks = ceil_div(m, kMaxRows);
-  blocking.col_ranges = ceil_div(n, kMaxCols);
+  const int64_t steps = ceil_div(std::max<int64_t>(k, 1), Engine::kDepthStep);
+  const int64_t max_steps = Engine::kMaxDepth / Engine::kDepthStep;
+  blocking.depth = ceil_div(steps, ceil_div(steps, max_steps)) * Engine::kDepthStep;
+  blocking.depth_blocks = ceil_div(std::max<int64_t>(k, 1), blocking.depth);
+
+  const int64_t row_panels = ceil_div(m, kRows), col_panels = ceil_div(n, kCols);
+  blocking.row_blocks = ceil_div(row_panels, Engine::kMaxRowPanels);
+  blocking.col_ranges = ceil_div(col_panels, Engine::kMaxColPanels);
   const int64_t threads = num_threads();
   if (blocking.row_blocks * blocking.col_ranges < threads) {
     blocking.col_ranges = std::min(col_panels, ceil_div(threads, blocking.row_blocks));
     blocking.row_blocks = std::min(row_panels, ceil_div(threads, blocking.col_ranges));
   }
-  blocking.block_rows = ceil_div(row_panels, blocking.row_blocks) * Tile::kRows;
-  blocking.range_cols = ceil_div(col_panels, blocking.col_ranges) * Tile::kCols;
+  blocking.block_rows = ceil_div(row_panels, blocking.row_blocks) * kRows;
+  blocking.range_cols = ceil_div(col_panels, blocking.col_ranges) * kCols;
   blocking.row_blocks = ceil_div(m, blocking.block_rows);
   blocking.col_ranges = ceil_div(n, blocking.range_cols);
   return blocking;
 }
 
-// One task: rows [i0, i1) times columns [j0, j1), over the whole depth.
-template <class Acc, class A, class B, class Sink>
-void gemm_block(const Blocking& blocking, int64_t i0, int64_t i1, int64_t j0, int64_t j1, int64_t k,
-                const A& a, const B& b, const Sink& sink, Acc* a_block, Acc* b_panel,
-                Acc* c_block) {
-  constexpr int kRows = RegisterTile<Acc>::kRows, kCols = RegisterTile<Acc>::kCols;
-  const bool one_pass = k <= blocking.depth;
-  const int64_t ldc = one_pass ? kCols : blocking.range_cols;
-  const Acc* a_panels[16];
-  for (int64_t p0 = 0; p0 == 0 || p0 < k; p0 += blocking.depth) {
-    const int64_t depth = std::min(blocking.depth, k - p0);
-    const bool last = p0 + depth >= k;
-    for (int64_t i = i0; i < i1; i += kRows) {
-      a_panels[(i - i0) / kRows] = panel<kRows>(a, i, p0, depth, a_block + (i - i0) * depth);
-    }
-    for (int64_t j = j0; j < j1; j += kCols) {
-      const int cols = static_cast<int>(std::min<int64_t>(kCols, j1 - j));
-      const Acc* bp = panel<kCols>(b, j, p0, depth, b_panel);
-      for (int64_t i = i0; i < i1; i += kRows) {
-        const int rows = static_cast<int>(std::min<int64_t>(kRows, i1 - i));
-        Acc* tile = one_pass ? c_block : c_block + (i - i0) * ldc + (j - j0);
-        multiply_panels_for<Acc>(rows, cols)(depth, a_panels[(i - i0) / kRows], bp, tile, ldc,
-                                             p0 > 0);
-        if (last) sink(i, j, rows, cols, tile, ldc);
+// A panel as an engine packed it, and whether its products come out right (see amx_engine.h).
+template <class Element>
+struct Panel {
+  const Element* data;
+  bool regular;
+};
+
+// All of B, packed panel by panel, each in blocks of the blocking's depth.
+template <class Engine>
+struct PackedPanels {
+  typename Engine::Element* data = nullptr;
+  bool* regular = nullptr;
+};
+
+template <class Engine, class A, class B, class Sink>
+class Gemm {
+ public:
+  Gemm(int64_t m, int64_t n, int64_t k, const A& a, const B& b, const Sink& sink)
+      : m_(m),
+        n_(n),
+        k_(k),
+        a_(a),
+        b_(b),
+        sink_(sink),
+        blocking_(choose_blocking<Engine>(m, n, k)) {}
+
+  void run() {
+    if (!B::kPackOnce || blocking_.row_blocks == 1) return run_tasks({});
+    const int64_t blocks = ceil_div(n_, kCols) * blocking_.depth_blocks;
+    Scratch<Element> data(blocks * b_panel_elements());
+    Scratch<bool> regular(blocks);
+    parallel_for(0, blocks, 4, [&](int64_t begin, int64_t end) {
+      Engine engine;
+      for (int64_t block = begin; block < end; ++block) {
+        const int64_t j = block / blocking_.depth_blocks * kCols;
+        const int64_t p0 = block % blocking_.depth_blocks * blocking_.depth;
+        regular[block] = engine.pack_b(b_, j, p0, depth_at(p0), &data[block * b_panel_elements()]);
+      }
+    });
+    run_tasks({data.get(), regular.get()});
+  }
+
+ private:
+  using Acc = typename Engine::Acc;
+  using Element = typename Engine::Element;
+  static constexpr int kRows = Engine::kRows, kCols = Engine::kCols;
+
+  struct Workspace {
+    Element *a_block, *b_panel;
+    Acc* c_block;
+  };
+
+  int64_t depth_at(int64_t p0) const { return std::min(blocking_.depth, k_ - p0); }
+  int64_t a_panel_elements() const { return Engine::panel_elements(kRows, blocking_.depth); }
+  int64_t b_panel_elements() const { return Engine::panel_elements(kCols, blocking_.depth); }
+
+  void run_tasks(PackedPanels<Engine> packed) {
+    parallel_for(
+        0, blocking_.row_blocks * blocking_.col_ranges, 1, [&](int64_t begin, int64_t end) {
+          Engine engine;
+          Scratch<Element> a_block(blocking_.block_rows / kRows * a_panel_elements());
+          Scratch<Element> b_panel(b_panel_elements());
+          Scratch<Acc> c_block(blocking_.block_rows * blocking_.range_cols);
+          for (int64_t task = begin; task < end; ++task) {
+            const int64_t i0 = task % blocking_.row_blocks * blocking_.block_rows;
+            const int64_t j0 = task / blocking_.row_blocks * blocking_.range_cols;
+            run_task(engine, i0, j0, packed, {a_block.get(), b_panel.get(), c_block.get()});
+          }
+        });
+  }
+
+  // Rows from i0 times columns from j0, over the whole depth.
+  void run_task(Engine& engine, int64_t i0, int64_t j0, PackedPanels<Engine> packed,
+                const Workspace& space) {
+    const int64_t i1 = std::min(m_, i0 + blocking_.block_rows);
+    const int64_t j1 = std::min(n_, j0 + blocking_.range_cols);
+    const bool one_pass = blocking_.depth_blocks == 1;
+    const int64_t ldc = one_pass ? kCols : blocking_.range_cols;
+    Panel<Element> a_panels[Engine::kMaxRowPanels];
+    for (int64_t block = 0; block < blocking_.depth_blocks; ++block) {
+      const int64_t p0 = block * blocking_.depth, depth = depth_at(p0);
+      for (int64_t i = i0, at = 0; i < i1; i += kRows, ++at) {
+        Element* data = space.a_block + at * a_panel_elements();
+        a_panels[at] = {data, engine.pack_a(a_, i, p0, depth, data)};
+      }
+      for (int64_t j = j0; j < j1; j += kCols) {
+        const int cols = static_cast<int>(std::min<int64_t>(kCols, j1 - j));
+        const Panel<Element> b = b_panel(engine, j, block, depth, packed, space.b_panel);
+        for (int64_t i = i0, at = 0; i < i1; i += kRows, ++at) {
+          const int rows = static_cast<int>(std::min<int64_t>(kRows, i1 - i));
+          Acc* tile = one_pass ? space.c_block : space.c_block + (i - i0) * ldc + (j - j0);
+          if (a_panels[at].regular && b.regular) {
+            engine.multiply(rows, cols, depth, a_panels[at].data, b.data, tile, ldc, block > 0);
+          } else {
+            multiply_exactly(i, j, p0, depth, tile, ldc, block > 0);
+          }
+          if (block + 1 == blocking_.depth_blocks) sink_(i, j, rows, cols, tile, ldc);
+        }
       }
     }
   }
-}
 
-template <class Acc, class A, class B, class Sink>
-void gemm_tasks(int64_t m, int64_t n, int64_t k, const Blocking& blocking, const A& a, const B& b,
-                const Sink& sink) {
-  using Tile = RegisterTile<Acc>;
-  parallel_for(0, blocking.row_blocks * blocking.col_ranges, 1, [&](int64_t begin, int64_t end) {
-    Scratch<Acc> a_block(blocking.block_rows * blocking.depth);
-    Scratch<Acc> b_panel(Tile::kCols * blocking.depth);
-    Scratch<Acc> c_block(blocking.block_rows * std::max<int64_t>(blocking.range_cols, Tile::kCols));
-    for (int64_t task = begin; task < end; ++task) {
-      const int64_t i0 = task % blocking.row_blocks * blocking.block_rows;
-      const int64_t j0 = task / blocking.row_blocks * blocking.range_cols;
-      gemm_block(blocking, i0, std::min(m, i0 + blocking.block_rows), j0,
-                 std::min(n, j0 + blocking.range_cols), k, a, b, sink, a_block.get(), b_panel.get(),
-                 c_block.get());
+  Panel<Element> b_panel(Engine& engine, int64_t j, int64_t block, int64_t depth,
+                         PackedPanels<Engine> packed, Element* buffer) const {
+    if (packed.data == nullptr) {
+      return {buffer, engine.pack_b(b_, j, block * blocking_.depth, depth, buffer)};
     }
-  });
-}
+    const int64_t at = j / kCols * blocking_.depth_blocks + block;
+    return {packed.data + at * b_panel_elements(), packed.regular[at]};
+  }
+
+  // A tile whose numbers the engine cannot represent, from the operands themselves. Rare, so plain.
+  void multiply_exactly(int64_t i, int64_t j, int64_t p0, int64_t depth, Acc* tile, int64_t ldc,
+                        bool add) const {
+    Scratch<Acc> a(kRows * depth), b(kCols * depth);
+    a_.template pack<kRows>(i, p0, depth, a.get());
+    b_.template pack<kCols>(j, p0, depth, b.get());
+    for (int r = 0; r < kRows; ++r) {
+      for (int c = 0; c < kCols; c += Vec<Acc>::kWidth) {
+        auto sum = Vec<Acc>::zero();
+        for (int64_t p = 0; p < depth; ++p) {
+          const auto row = Vec<Acc>::load(&b[p * kCols + c]);
+          sum = Vec<Acc>::fma(Vec<Acc>::set1(a[p * kRows + r]), row, sum);
+        }
+        Acc* out = tile + r * ldc + c;
+        (add ? sum + Vec<Acc>::load(out) : sum).store(out);
+      }
+    }
+  }
+
+  const int64_t m_, n_, k_;
+  const A& a_;
+  const B& b_;
+  const Sink& sink_;
+  const Blocking blocking_;
+};
 
 // sink(i, j, rows, cols, tile, ld) once for each finished tile of the m×n result; k = 0 gives
-// zeros.
+// zeros. `precision` says how faithfully float32 operands are multiplied.
 template <class A, class B, class Sink>
-void gemm(int64_t m, int64_t n, int64_t k, const A& a, const B& b, const Sink& sink) {
+void gemm(int64_t m, int64_t n, int64_t k, const A& a, const B& b, const Sink& sink,
+          [[maybe_unused]] Precision precision = Precision::kHighest) {
   using Acc = typename A::Acc;
   static_assert(std::is_same_v<Acc, typename B::Acc>);
   if (m == 0 || n == 0) return;
-  const Blocking blocking = choose_blocking<Acc>(m, n, k);
-  if constexpr (!std::is_same_v<B, PackedOperand<Acc>>) {
-    if (B::kPackOnce && blocking.row_blocks > 1) {
-      constexpr int kCols = RegisterTile<Acc>::kCols;
-      Scratch<Acc> packed(ceil_div(n, kCols) * kCols * std::max<int64_t>(k, 1));
-      pack_whole<kCols>(b, n, k, packed.get());
-      return gemm_tasks<Acc>(m, n, k, blocking, a, PackedOperand<Acc>{packed.get(), k}, sink);
+  if constexpr (RowReadable<A> && RowReadable<B>) {
+    if (a.rows_contiguous() && b.rows_contiguous() && dot_products_pay(m, n)) {
+      return dot_products(m, n, k, a, b, sink);
     }
   }
-  gemm_tasks<Acc>(m, n, k, blocking, a, b, sink);
+#if defined(__AMX_TILE__)
+  if constexpr (std::is_same_v<Acc, float>) {
+    const int parts = bf16_parts<A, B>(precision);
+    if (amx_pays(m, n, k, parts)) {
+      if (parts == 1) return Gemm<AmxEngine<1>, A, B, Sink>(m, n, k, a, b, sink).run();
+      if (parts == 2) return Gemm<AmxEngine<2>, A, B, Sink>(m, n, k, a, b, sink).run();
+      if constexpr (bf16_parts<A, B>(Precision::kHighest) == 3) {
+        return Gemm<AmxEngine<3>, A, B, Sink>(m, n, k, a, b, sink).run();
+      }
+    }
+  }
+#endif
+  Gemm<VectorEngine<Acc>, A, B, Sink>(m, n, k, a, b, sink).run();
 }
 
 // Writes tiles to a row-major matrix: c = relu?(tile + bias [+ c]).

@@ -35,9 +35,11 @@ struct LinearBackwardParams {
 void linear_forward_scalar(const LinearParams& params);
 void linear_forward_avx2(const LinearParams& params);
 void linear_forward_avx512(const LinearParams& params);
+void linear_forward_amx(const LinearParams& params);
 
 void linear_backward_scalar(const LinearBackwardParams& params);
 void linear_backward_avx2(const LinearBackwardParams& params);
 void linear_backward_avx512(const LinearBackwardParams& params);
+void linear_backward_amx(const LinearBackwardParams& params);
 
 }  // namespace pyops

@@ -1,0 +1,293 @@
+// Tiles of C in AMX tile registers, operands in bfloat16.
+//
+// A float32 is the exact sum of three bfloat16 (x = x1 + x2 + x3, 8 bits each). Keeping the
+// products above 2^-24 leaves six of nine: float32 accuracy on a unit 16 times as fast as FMA
+// (Henry, Tang & Heinecke 2019, arXiv:1904.06376); two parts and three products give 2^-16.
+// bfloat16 has one part, float16 two.
+//
+// A panel is 32 rows (of A) or columns (of B); each depth step of 32 holds, part by part, two
+// tiles: A's as rows of 32 numbers along the depth, B's as rows of pairs along the depth (VNNI).
+#pragma once
+
+#include <cstring>
+
+#include "gemm/operands.h"
+#include "gemm/precision.h"
+
+namespace pyops::PYOPS_ISA_NAMESPACE {
+
+template <class Source>
+constexpr int bf16_parts_of(Precision precision) {
+  if (std::is_same_v<typename Source::Element, BFloat16>) return 1;
+  if (std::is_same_v<typename Source::Element, Float16>) return 2;
+  return precision == Precision::kHighest ? 3 : precision == Precision::kHigh ? 2 : 1;
+}
+
+template <class A, class B>
+constexpr int bf16_parts(Precision precision) {
+  return std::max(bf16_parts_of<A>(precision), bf16_parts_of<B>(precision));
+}
+
+// Splitting costs the same for every number whatever its use: a product that uses its numbers
+// seldom is faster in vector registers. Break-even against AVX-512 on Sapphire Rapids, November
+// 2026.
+inline bool amx_pays(int64_t m, int64_t n, int64_t k, int parts) {
+  const int64_t narrow = parts == 1 ? 8 : parts == 2 ? 32 : 96;
+  return m >= narrow && n >= narrow && k >= 16;
+}
+
+// The eight tiles, 16 rows of 64 bytes each. Static: GCC thinks that _tile_loadconfig reads 8 bytes
+// and drops the rest of a configuration built on the stack.
+struct alignas(64) TileConfig {
+  uint8_t palette = 1, start_row = 0, reserved[14] = {};
+  uint16_t colsb[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+  uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+};
+inline constexpr TileConfig kTileConfig;
+
+inline constexpr int kTileRows = 16, kTilePairs = 16, kTileElements = 512;
+
+// 16×16 dwords in place.
+inline void transpose_tile(uint16_t* tile) {
+  Vec<float> rows[kTileRows];
+  auto* data = reinterpret_cast<float*>(tile);
+  for (int r = 0; r < kTileRows; ++r) rows[r] = Vec<float>::load(data + r * kTilePairs);
+  transpose(rows);
+  for (int r = 0; r < kTileRows; ++r) rows[r].store(data + r * kTilePairs);
+}
+
+// Largest magnitude met, as float bits: what tells whether a split is faithful.
+struct Magnitude {
+  __m512i bits = _mm512_setzero_si512();
+
+  void see(__m512 x) {
+    const __m512i magnitude =
+        _mm512_and_si512(_mm512_castps_si512(x), _mm512_set1_epi32(0x7fffffff));
+    bits = _mm512_max_epu32(bits, magnitude);
+  }
+  // Inf - Inf would make NaN of a split Inf, and AMX flushes denormals: a panel must stay clear of
+  // both ends. Above 2^-50 nothing that matters in float32 is lost, products of parts included.
+  bool regular() const {
+    const unsigned largest = _mm512_reduce_max_epu32(bits);
+    return largest == 0 || (largest >= float_bits(0x1p-50f) && largest < float_bits(0x1p126f));
+  }
+};
+
+// Sixteen dwords of two bfloat16: the parts of (low[i], high[i]), one vector a part.
+template <int kParts>
+void split_pairs(__m512 low, __m512 high, uint16_t* out, int64_t part_stride) {
+  const __m512i interleave =
+      _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6,
+                       21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+  for (int part = 0; part < kParts; ++part) {
+    const __m512i halves = (__m512i)_mm512_cvtne2ps_pbh(high, low);
+    const __m512i pairs = _mm512_permutexvar_epi16(interleave, halves);
+    _mm512_store_si512(out + part * part_stride, pairs);
+    if (part + 1 == kParts) break;
+    low = _mm512_sub_ps(low, _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16)));
+    const __m512i high_part = _mm512_and_si512(pairs, _mm512_set1_epi32(~0xffff));
+    high = _mm512_sub_ps(high, _mm512_castsi512_ps(high_part));
+  }
+}
+
+// The parts of 32 consecutive numbers, one vector of 32 a part.
+template <int kParts>
+void split_row(__m512 low, __m512 high, uint16_t* out, int64_t part_stride) {
+  for (int part = 0; part < kParts; ++part) {
+    const __m512i row = (__m512i)_mm512_cvtne2ps_pbh(high, low);
+    _mm512_store_si512(out + part * part_stride, row);
+    if (part + 1 == kParts) break;
+    const auto widen = [](__m256i h) {
+      return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16));
+    };
+    low = _mm512_sub_ps(low, widen(_mm512_castsi512_si256(row)));
+    high = _mm512_sub_ps(high, widen(_mm512_extracti64x4_epi64(row, 1)));
+  }
+}
+
+template <int kParts>
+class AmxEngine {
+ public:
+  using Acc = float;
+  using Element = uint16_t;
+  static constexpr int kRows = 32, kCols = 32;
+  static constexpr int64_t kDepthStep = 32;
+  // A B-panel fills a 48 KiB L1 whatever the parts; eight panels of A take 384 KiB of L2.
+  static constexpr int64_t kMaxDepth = 768 / kParts, kMaxRowPanels = 8, kMaxColPanels = 18;
+
+  AmxEngine() { _tile_loadconfig(&kTileConfig); }
+  ~AmxEngine() { _tile_release(); }
+
+  static constexpr int64_t panel_elements(int, int64_t depth) {
+    return ceil_div(depth, kDepthStep) * kStepElements;
+  }
+
+  // Both return whether the parts represent the panel faithfully.
+  template <class Source>
+  bool pack_a(const Source& a, int64_t i0, int64_t p0, int64_t depth, uint16_t* panel) {
+    return pack<true>(a, i0, p0, depth, panel);
+  }
+  template <class Source>
+  bool pack_b(const Source& b, int64_t j0, int64_t p0, int64_t depth, uint16_t* panel) {
+    return pack<false>(b, j0, p0, depth, panel);
+  }
+
+  void multiply(int rows, int cols, int64_t depth, const uint16_t* a, const uint16_t* b, float* c,
+                int64_t ldc, bool add) {
+    const int64_t steps = ceil_div(depth, kDepthStep);
+    float* out = add ? sums_ : c;
+    const int64_t stride = (add ? kCols : ldc) * static_cast<int64_t>(sizeof(float));
+    const bool tall = rows > kTileRows, wide = cols > kTileRows;
+    if (tall && wide) {
+      multiply_tiles<true, true>(steps, a, b, out, stride);
+    } else if (tall) {
+      multiply_tiles<true, false>(steps, a, b, out, stride);
+    } else if (wide) {
+      multiply_tiles<false, true>(steps, a, b, out, stride);
+    } else {
+      multiply_tiles<false, false>(steps, a, b, out, stride);
+    }
+    if (add) add_sums(tall ? 32 : 16, wide ? 32 : 16, c, ldc);
+  }
+
+ private:
+  static constexpr int64_t kPartElements = 2 * kTileElements;
+  static constexpr int64_t kStepElements = kParts * kPartElements;
+
+  template <bool kIsA, class Source>
+  bool pack(const Source& source, int64_t i0, int64_t p0, int64_t depth, uint16_t* panel) {
+    Magnitude magnitude;
+    if constexpr (RowReadable<Source>) {
+      if (source.rows_contiguous()) {
+        pack_rows<kIsA>(source, i0, p0, depth, panel, magnitude);
+        return faithful<Source>(magnitude);
+      }
+    }
+    for (int64_t p = 0; p < depth; p += kSlice) {
+      const int64_t slice = std::min(kSlice, depth - p);
+      source.template pack<32>(i0, p0 + p, slice, floats_);
+      pack_floats<kIsA>(slice, panel + p / kDepthStep * kStepElements, magnitude);
+    }
+    return faithful<Source>(magnitude);
+  }
+
+  // From floats_[p * 32 + i], padded with zeros to whole steps.
+  template <bool kIsA>
+  void pack_floats(int64_t depth, uint16_t* panel, Magnitude& magnitude) {
+    const int64_t padded = ceil_div(depth, kDepthStep) * kDepthStep;
+    std::memset(floats_ + depth * 32, 0, sizeof(float) * 32 * (padded - depth));
+    for (int64_t p = 0; p < padded; p += kDepthStep, panel += kStepElements) {
+      for (int half = 0; half < 2; ++half) {
+        uint16_t* tile = panel + half * kTileElements;
+        for (int pair = 0; pair < kTilePairs; ++pair) {
+          const float* row = floats_ + (p + 2 * pair) * 32 + half * 16;
+          const __m512 low = _mm512_loadu_ps(row), high = _mm512_loadu_ps(row + 32);
+          magnitude.see(low);
+          magnitude.see(high);
+          split_pairs<kParts>(low, high, tile + pair * 32, kPartElements);
+        }
+        if (kIsA) transpose_parts(tile);
+      }
+    }
+  }
+
+  // A source whose rows are contiguous along the depth is split without the float panel between.
+  template <bool kIsA, class Source>
+  static void pack_rows(const Source& source, int64_t i0, int64_t p0, int64_t depth,
+                        uint16_t* panel, Magnitude& magnitude) {
+    for (int64_t p = 0; p < depth; p += kDepthStep, panel += kStepElements) {
+      const int low_count = static_cast<int>(std::min<int64_t>(16, depth - p));
+      const int high_count = static_cast<int>(std::clamp<int64_t>(depth - p - 16, 0, 16));
+      for (int half = 0; half < 2; ++half) {
+        uint16_t* tile = panel + half * kTileElements;
+        for (int r = 0; r < kTileRows; ++r) {
+          const int64_t i = i0 + half * 16 + r;
+          const __m512 low = source.load_row(i, p0 + p, low_count).v;
+          const __m512 high = source.load_row(i, p0 + p + 16, high_count).v;
+          magnitude.see(low);
+          magnitude.see(high);
+          split_row<kParts>(low, high, tile + r * 32, kPartElements);
+        }
+        if (!kIsA) transpose_parts(tile);
+      }
+    }
+  }
+
+  static void transpose_parts(uint16_t* tile) {
+    for (int part = 0; part < kParts; ++part) transpose_tile(tile + part * kPartElements);
+  }
+
+  template <class Source>
+  static bool faithful(const Magnitude& magnitude) {
+    // bfloat16 operands are not split: the unit does with them what native's does.
+    if (std::is_same_v<typename Source::Element, BFloat16> && kParts == 1) return true;
+    return magnitude.regular();
+  }
+
+  // C tiles 0..3, A tiles 4 and 5, B tiles 6 and 7. The order of the products changes one operand
+  // at a time, smallest terms first: 13 12 22 21 11 31, or 12 11 21.
+  template <bool kTall, bool kWide>
+  static void multiply_tiles(int64_t steps, const uint16_t* a, const uint16_t* b, float* c,
+                             int64_t stride) {
+    const auto load_a = [&](int part) {
+      _tile_loadd(4, a + part * kPartElements, 64);
+      if (kTall) _tile_loadd(5, a + part * kPartElements + kTileElements, 64);
+    };
+    const auto load_b = [&](int part) {
+      _tile_loadd(6, b + part * kPartElements, 64);
+      if (kWide) _tile_loadd(7, b + part * kPartElements + kTileElements, 64);
+    };
+    const auto products = [] {
+      _tile_dpbf16ps(0, 4, 6);
+      if (kWide) _tile_dpbf16ps(1, 4, 7);
+      if (kTall) _tile_dpbf16ps(2, 5, 6);
+      if (kTall && kWide) _tile_dpbf16ps(3, 5, 7);
+    };
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    for (int64_t step = 0; step < steps; ++step, a += kStepElements, b += kStepElements) {
+      load_a(0);
+      load_b(kParts - 1);
+      products();
+      if (kParts == 3) {
+        load_b(1);
+        products();
+        load_a(1);
+        products();
+        load_b(0);
+        products();
+        load_a(0);
+        products();
+        load_a(2);
+        products();
+      } else if (kParts == 2) {
+        load_b(0);
+        products();
+        load_a(1);
+        products();
+      }
+    }
+    float* below = reinterpret_cast<float*>(reinterpret_cast<char*>(c) + 16 * stride);
+    _tile_stored(0, c, stride);
+    if (kWide) _tile_stored(1, c + 16, stride);
+    if (kTall) _tile_stored(2, below, stride);
+    if (kTall && kWide) _tile_stored(3, below + 16, stride);
+  }
+
+  void add_sums(int rows, int cols, float* c, int64_t ldc) const {
+    for (int r = 0; r < rows; ++r) {
+      for (int q = 0; q < cols; q += 16) {
+        const auto sum = Vec<float>::load(sums_ + r * kCols + q);
+        (sum + Vec<float>::load(c + r * ldc + q)).store(c + r * ldc + q);
+      }
+    }
+  }
+
+  static constexpr int64_t kSlice = 128;
+  alignas(64) float floats_[kSlice * 32];
+  alignas(64) float sums_[kRows * kCols];
+};
+
+}  // namespace pyops::PYOPS_ISA_NAMESPACE

@@ -1,0 +1,58 @@
+// C = A·B where both operands are contiguous along the summed dimension and too small, or too thin,
+// for packing to pay: every element is a dot product of two rows, four by four.
+#pragma once
+
+#include <algorithm>
+
+#include "gemm/operands.h"
+
+namespace pyops::PYOPS_ISA_NAMESPACE {
+
+inline constexpr int kDotTile = 4;
+
+// Packing touches each number once more; below eight rows, or below what one packed tile computes
+// in the time of its packing, reading the operands where they lie is cheaper.
+inline bool dot_products_pay(int64_t m, int64_t n) { return m <= 8 || n <= 16; }
+
+template <class A, class B, class Acc>
+void dot_tile(int64_t i, int64_t j, int64_t k, const A& a, const B& b, Acc* tile) {
+  using V = Vec<Acc>;
+  V sums[kDotTile][kDotTile];
+  for (auto& row : sums) {
+    for (V& sum : row) sum = V::zero();
+  }
+  for (int64_t p = 0; p < k; p += V::kWidth) {
+    const int count = static_cast<int>(std::min<int64_t>(V::kWidth, k - p));
+    V bv[kDotTile];
+#pragma GCC unroll 4
+    for (int c = 0; c < kDotTile; ++c) bv[c] = b.load_row(j + c, p, count);
+#pragma GCC unroll 4
+    for (int r = 0; r < kDotTile; ++r) {
+      const V av = a.load_row(i + r, p, count);
+#pragma GCC unroll 4
+      for (int c = 0; c < kDotTile; ++c) sums[r][c] = V::fma(av, bv[c], sums[r][c]);
+    }
+  }
+  for (int r = 0; r < kDotTile; ++r) {
+    for (int c = 0; c < kDotTile; ++c) tile[r * kDotTile + c] = sums[r][c].sum();
+  }
+}
+
+template <class A, class B, class Sink>
+void dot_products(int64_t m, int64_t n, int64_t k, const A& a, const B& b, const Sink& sink) {
+  using Acc = typename A::Acc;
+  constexpr int64_t kTile = kDotTile, kMinimumWork = 1 << 15;
+  const int64_t grain = std::max<int64_t>(1, kMinimumWork / std::max<int64_t>(1, kTile * m * k));
+  parallel_for(0, ceil_div(n, kTile), grain, [&](int64_t begin, int64_t end) {
+    Acc tile[kDotTile * kDotTile];
+    for (int64_t j = begin * kTile; j < std::min(n, end * kTile); j += kTile) {
+      for (int64_t i = 0; i < m; i += kTile) {
+        dot_tile(i, j, k, a, b, tile);
+        sink(i, j, static_cast<int>(std::min(kTile, m - i)),
+             static_cast<int>(std::min(kTile, n - j)), tile, kTile);
+      }
+    }
+  });
+}
+
+}  // namespace pyops::PYOPS_ISA_NAMESPACE

@@ -1,0 +1,152 @@
+// Operands of a GEMM as sources: anything that packs panels of itself on demand, so that strided,
+// transposed, masked and im2col operands need no copy of their own.
+#pragma once
+
+#include <algorithm>
+#include <type_traits>
+
+#include "core/parallel.h"
+#include "core/simd.h"
+
+namespace pyops::PYOPS_ISA_NAMESPACE {
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// A source that can be read without packing: see StridedOperand::load_row.
+template <class Source>
+concept RowReadable = requires(const Source& s) { s.load_row(int64_t{}, int64_t{}, 0); };
+
+// A matrix in memory as an operand: element (i, p) at data[i * i_stride + p * p_stride], where p
+// runs along the summed dimension. With kMasked, elements whose `mask` is not positive count as
+// zero: the ReLU backward without a pass of its own.
+template <class T, bool kMasked = false>
+struct StridedOperand {
+  using Element = T;
+  using Acc = acc_t<T>;
+  static constexpr bool kPackOnce = true;
+  const T* data;
+  int64_t extent;  // number of i
+  int64_t i_stride, p_stride;
+  const T* mask = nullptr;
+
+  Vec<Acc> load(int64_t offset) const {
+    const auto x = Vec<Acc>::load(data + offset);
+    if constexpr (kMasked) return Vec<Acc>::where_positive(Vec<Acc>::load(mask + offset), x);
+    return x;
+  }
+  Vec<Acc> load(int64_t offset, int n) const {
+    const auto x = Vec<Acc>::load(data + offset, n);
+    if constexpr (kMasked) return Vec<Acc>::where_positive(Vec<Acc>::load(mask + offset, n), x);
+    return x;
+  }
+  Acc at(int64_t offset) const {
+    if constexpr (kMasked) {
+      if (!(static_cast<Acc>(mask[offset]) > 0)) return 0;
+    }
+    return static_cast<Acc>(data[offset]);
+  }
+
+  // Row i along the summed dimension, when that is contiguous; zeros beyond the extent.
+  bool rows_contiguous() const { return p_stride == 1; }
+  Vec<Acc> load_row(int64_t i, int64_t p, int n) const {
+    if (i >= extent || n <= 0) return Vec<Acc>::zero();
+    const int64_t offset = i * i_stride + p;
+    return n >= Vec<Acc>::kWidth ? load(offset) : load(offset, n);
+  }
+
+  // panel[p * kWidth + i] for i < kWidth, p < depth; zero where i0 + i passes the extent.
+  template <int kWidth>
+  void pack(int64_t i0, int64_t p0, int64_t depth, Acc* panel) const {
+    const int rows = static_cast<int>(std::min<int64_t>(kWidth, extent - i0));
+    const int64_t base = i0 * i_stride + p0 * p_stride;
+    if (i_stride == 1) {
+      pack_along_i<kWidth>(base, rows, depth, panel);
+    } else if constexpr (std::is_same_v<Acc, float>) {
+      if (p_stride == 1) {
+        pack_transposed<kWidth>(base, rows, depth, panel);
+      } else {
+        pack_elements<kWidth>(base, rows, depth, panel);
+      }
+    } else {
+      pack_elements<kWidth>(base, rows, depth, panel);
+    }
+  }
+
+ private:
+  template <int kWidth>
+  void pack_along_i(int64_t base, int rows, int64_t depth, Acc* panel) const {
+    constexpr int kV = Vec<Acc>::kWidth;
+    for (int64_t p = 0; p < depth; ++p, panel += kWidth, base += p_stride) {
+      for (int c = 0; c < kWidth; c += kV) {
+        const int room = std::min(kV, kWidth - c), have = std::clamp(rows - c, 0, room);
+        const auto x = have == kV ? load(base + c)
+                       : have > 0 ? load(base + c, have)
+                                  : Vec<Acc>::zero();
+        room == kV ? x.store(panel + c) : x.store(panel + c, room);
+      }
+    }
+  }
+
+  // Blocks of vector width squared, transposed in registers. A panel narrower than the vector is
+  // overwritten from left to right: what one store spills, the next one replaces.
+  template <int kWidth>
+  void pack_transposed(int64_t base, int rows, int64_t depth, Acc* panel) const {
+    constexpr int kV = Vec<Acc>::kWidth;
+    for (int c = 0; c < kWidth; c += kV) {
+      const int have = std::clamp(rows - c, 0, kV), room = std::min(kV, kWidth - c);
+      for (int64_t p = 0; p < depth; p += kV) {
+        const int columns = static_cast<int>(std::min<int64_t>(kV, depth - p));
+        Vec<Acc> block[kV];
+        for (int r = 0; r < kV; ++r) {
+          const int64_t offset = base + (c + r) * i_stride + p;
+          block[r] = r >= have       ? Vec<Acc>::zero()
+                     : columns == kV ? load(offset)
+                                     : load(offset, columns);
+        }
+        transpose(block);
+        for (int q = 0; q < columns; ++q) block[q].store(panel + (p + q) * kWidth + c, room);
+      }
+    }
+  }
+
+  template <int kWidth>
+  void pack_elements(int64_t base, int rows, int64_t depth, Acc* panel) const {
+    for (int64_t p = 0; p < depth; ++p, panel += kWidth, base += p_stride) {
+      for (int i = 0; i < rows; ++i) panel[i] = at(base + i * i_stride);
+      for (int i = rows; i < kWidth; ++i) panel[i] = 0;
+    }
+  }
+};
+
+// An operand whose panels already lie in memory, each with its whole depth.
+template <class T>
+struct PackedOperand {
+  using Acc = T;
+  const T* data;
+  int64_t depth;
+};
+
+template <int kWidth, class Source, class Acc>
+const Acc* panel(const Source& source, int64_t i0, int64_t p0, int64_t depth, Acc* buffer) {
+  source.template pack<kWidth>(i0, p0, depth, buffer);
+  return buffer;
+}
+template <int kWidth, class Acc>
+const Acc* panel(const PackedOperand<Acc>& packed, int64_t i0, int64_t p0, int64_t, Acc*) {
+  return packed.data + i0 * packed.depth + p0 * kWidth;
+}
+
+template <int kWidth, class Acc, class Source>
+void pack_whole(const Source& source, int64_t extent, int64_t depth, Acc* packed) {
+  constexpr int64_t kSlice = 256;
+  const int64_t slices = ceil_div(depth, kSlice);
+  parallel_for(0, ceil_div(extent, kWidth) * slices, 4, [&](int64_t begin, int64_t end) {
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t i0 = task / slices * kWidth, p0 = task % slices * kSlice;
+      source.template pack<kWidth>(i0, p0, std::min(kSlice, depth - p0),
+                                   packed + i0 * depth + p0 * kWidth);
+    }
+  });
+}
+
+}  // namespace pyops::PYOPS_ISA_NAMESPACE

@@ -1,0 +1,103 @@
+// Tiles of C in vector registers: the micro-kernel every instruction set has.
+#pragma once
+
+#include <array>
+#include <utility>
+
+#include "gemm/operands.h"
+
+namespace pyops::PYOPS_ISA_NAMESPACE {
+
+// 14×2 (of 32 registers) and 6×2 (of 16) leave room for two B vectors and one broadcast.
+template <class Acc>
+struct RegisterTile {
+#if defined(__AVX512F__)
+  static constexpr int kRows = 14;
+#else
+  static constexpr int kRows = 6;
+#endif
+  static constexpr int kVecs = 2;
+  static constexpr int kCols = kVecs * Vec<Acc>::kWidth;
+};
+
+// c[kRows × kVecs vectors] (+)= a-panel · b-panel.
+template <class Acc, int kRows, int kVecs>
+void multiply_panels(int64_t depth, const Acc* a, const Acc* b, Acc* c, int64_t ldc, bool add) {
+  using V = Vec<Acc>;
+  using Tile = RegisterTile<Acc>;
+  V acc[kRows][kVecs];
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kVecs; ++v) acc[r][v] = V::zero();
+  }
+  for (int64_t p = 0; p < depth; ++p, a += Tile::kRows, b += Tile::kCols) {
+    V bv[kVecs];
+#pragma GCC unroll 4
+    for (int v = 0; v < kVecs; ++v) bv[v] = V::load(b + v * V::kWidth);
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) {
+      const V av = V::set1(a[r]);
+#pragma GCC unroll 4
+      for (int v = 0; v < kVecs; ++v) acc[r][v] = V::fma(av, bv[v], acc[r][v]);
+    }
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kVecs; ++v) {
+      Acc* out = c + r * ldc + v * V::kWidth;
+      (add ? acc[r][v] + V::load(out) : acc[r][v]).store(out);
+    }
+  }
+}
+
+template <class Acc>
+using MultiplyPanels = void (*)(int64_t, const Acc*, const Acc*, Acc*, int64_t, bool);
+
+template <class Acc, int kVecs, int... kRows>
+constexpr auto multiply_panels_table(std::integer_sequence<int, kRows...>) {
+  return std::array<MultiplyPanels<Acc>, sizeof...(kRows)>{
+      multiply_panels<Acc, kRows + 1, kVecs>...};
+}
+
+// The kernel for a tile with this many rows and columns in use.
+template <class Acc>
+MultiplyPanels<Acc> multiply_panels_for(int rows, int cols) {
+  using Rows = std::make_integer_sequence<int, RegisterTile<Acc>::kRows>;
+  static constexpr auto kHalf = multiply_panels_table<Acc, 1>(Rows{});
+  static constexpr auto kFull = multiply_panels_table<Acc, 2>(Rows{});
+  return cols <= Vec<Acc>::kWidth ? kHalf[rows - 1] : kFull[rows - 1];
+}
+
+// How gemm() packs and multiplies with vector registers.
+template <class T>
+struct VectorEngine {
+  using Acc = T;
+  using Element = T;  // of a packed panel
+  static constexpr int kRows = RegisterTile<T>::kRows, kCols = RegisterTile<T>::kCols;
+  // A B-panel of 320 rows (40 KiB) shares a 48 KiB L1 with the streamed A-panel; 16 panels of A
+  // (287 KiB) and the block's results stay in a 1 MiB L2.
+  static constexpr int64_t kMaxDepth = 320, kMaxRowPanels = 16, kMaxColPanels = 18;
+  static constexpr int64_t kDepthStep = 1;
+
+  static constexpr int64_t panel_elements(int width, int64_t depth) { return width * depth; }
+
+  // Both return whether the panel can be multiplied as it is: always, here.
+  template <class Source>
+  bool pack_a(const Source& a, int64_t i0, int64_t p0, int64_t depth, T* panel) {
+    a.template pack<kRows>(i0, p0, depth, panel);
+    return true;
+  }
+  template <class Source>
+  bool pack_b(const Source& b, int64_t j0, int64_t p0, int64_t depth, T* panel) {
+    b.template pack<kCols>(j0, p0, depth, panel);
+    return true;
+  }
+  void multiply(int rows, int cols, int64_t depth, const T* a, const T* b, T* c, int64_t ldc,
+                bool add) {
+    multiply_panels_for<T>(rows, cols)(depth, a, b, c, ldc, add);
+  }
+};
+
+}  // namespace pyops::PYOPS_ISA_NAMESPACE
