@@ -1,0 +1,58 @@
+"""linear and linear_relu."""
+
+import torch
+import torch.nn.functional as F
+
+import pyops
+from suite import Case, ExactSuite, Randn, Reject
+
+
+def linear_cases(shift):
+    """shift: added to the bias, so that a following ReLU passes most elements."""
+
+    def case(name, rows, k, n):
+        rows = rows if isinstance(rows, tuple) else (rows,)
+        weight = Randn(n, k, scale=2.0 ** -(k.bit_length() // 2))
+        return Case(name, input=Randn(*rows, k), weight=weight, bias=Randn(n, shift=shift))
+
+    return [
+        case("tiny", 3, 5, 4),
+        case("odd", 37, 67, 35),
+        case("one vector", (), 17, 9),
+        case("one row", 1, 129, 65),
+        case("one feature", 9, 1, 33),
+        case("three dimensions", (2, 3, 7), 33, 17),
+        case("blocks in depth and rows", 241, 343, 49),
+        case("no rows", 0, 5, 4),
+        case("no inputs", 9, 0, 8),
+        case("no outputs", 3, 5, 0),
+    ]
+
+
+LINEAR_REJECTS = [
+    Reject("must end in in_features=5, .* got \\[3, 6\\]", input=Randn(3, 6)),
+    Reject("input must have at least one dimension", input=Randn()),
+    Reject("weight must be \\(out_features, in_features\\)", weight=Randn(2, 4, 5)),
+    Reject("weight must have the input's dtype", weight=Randn(4, 5, dtype=torch.float64)),
+    Reject("bias must have the input's dtype", bias=Randn(4, dtype=torch.float64)),
+]
+
+
+class TestLinear(ExactSuite):
+    op, reference = staticmethod(pyops.functional.linear), staticmethod(F.linear)
+    cases = [
+        *linear_cases(shift=0),
+        Case("no bias", input=Randn(9, 12), weight=Randn(20, 12, scale=0.25), bias=None),
+        Case("vector weight", input=Randn(9, 12), weight=Randn(12, scale=0.25)),
+        Case(
+            "one bias for all", input=Randn(9, 12), weight=Randn(20, 12, scale=0.25), bias=Randn(1)
+        ),
+    ]
+    rejects = LINEAR_REJECTS
+
+
+class TestLinearReLU(ExactSuite):
+    op = staticmethod(pyops.functional.linear_relu)
+    reference = staticmethod(lambda **arguments: F.relu(F.linear(**arguments)))
+    cases = linear_cases(shift=2)
+    rejects = LINEAR_REJECTS
