@@ -62,6 +62,17 @@ Dtype dtype_of(const Tensor& t) {
   }
 }
 
+Precision float32_precision(at::Float32Op op) {
+  switch (at::globalContext().float32Precision(at::Float32Backend::MKLDNN, op)) {
+    case at::Float32Precision::TF32:
+      return Precision::kHigh;
+    case at::Float32Precision::BF16:
+      return Precision::kMedium;
+    default:
+      return Precision::kHighest;
+  }
+}
+
 const char* native_reason(std::initializer_list<Tensor> tensors) {
   if (inside_functorch_transform()) return "functorch transform";
   for (const Tensor& t : tensors) {

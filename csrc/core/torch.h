@@ -12,6 +12,7 @@
 
 #include "core/candidates.h"
 #include "core/explain.h"
+#include "core/precision.h"
 
 namespace pyops {
 
@@ -22,6 +23,10 @@ using OptionalTensor = std::optional<Tensor>;
 inline Tensor value_or_undefined(const OptionalTensor& t) { return t.value_or(Tensor()); }
 
 Dtype dtype_of(const Tensor& t);
+
+// PyTorch's own switch (torch.set_float32_matmul_precision,
+// torch.backends.mkldnn.*.fp32_precision).
+Precision float32_precision(at::Float32Op op);
 
 // Why the whole call belongs to PyTorch's own operator (functorch transform, forward-mode AD, a
 // dtype, device, layout or subclass no kernel of ours takes); null when it is ours.

@@ -11,8 +11,8 @@
 
 #include <cstring>
 
+#include "core/precision.h"
 #include "gemm/operands.h"
-#include "gemm/precision.h"
 
 namespace pyops::PYOPS_ISA_NAMESPACE {
 

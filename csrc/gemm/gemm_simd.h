@@ -6,9 +6,9 @@
 // Geijn 2015). When several row blocks would pack B again and again, B is packed once up front.
 #pragma once
 
+#include "core/precision.h"
 #include "core/scratch.h"
 #include "gemm/dot_products.h"
-#include "gemm/precision.h"
 #include "gemm/vector_engine.h"
 #if defined(__AMX_TILE__)
 #include "gemm/amx_engine.h"

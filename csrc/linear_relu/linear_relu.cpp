@@ -58,6 +58,7 @@ Tensor forward_cpu(const char* op, const Tensor& x, const Tensor& w, const Tenso
   Tensor y = at::empty(shape, x.options());
   if (y.numel() == 0) return y;
   const LinearParams params{.dtype = dtype_of(x),
+                            .precision = float32_precision(at::Float32Op::MATMUL),
                             .m = y.numel() / w.size(0),
                             .n = w.size(0),
                             .k = w.size(1),
@@ -88,6 +89,7 @@ Gradients linear_backward_cpu(const Tensor& grad, const Tensor& x, const Tensor&
   const Tensor grad_bias = make(wanted[2], {w.size(0)}, w);
   const auto data = [](const Tensor& t) { return t.defined() ? t.mutable_data_ptr() : nullptr; };
   const LinearBackwardParams params{.dtype = dtype_of(x),
+                                    .precision = float32_precision(at::Float32Op::MATMUL),
                                     .m = w.size(0) == 0 ? 0 : grad.numel() / w.size(0),
                                     .n = w.size(0),
                                     .k = w.size(1),

@@ -6,11 +6,13 @@
 #include <cstdint>
 
 #include "core/dtype.h"
+#include "core/precision.h"
 
 namespace pyops {
 
 struct LinearParams {
   Dtype dtype;
+  Precision precision;
   int64_t m, n, k;
   bool relu;
   const void* x;     // (M, K)
@@ -22,6 +24,7 @@ struct LinearParams {
 // All matrices are contiguous and row-major. A null gradient is not wanted.
 struct LinearBackwardParams {
   Dtype dtype;
+  Precision precision;
   int64_t m, n, k;
   const void* grad_y;  // (M, N)
   const void* y;       // (M, N): where it is not positive the gradient is zero; null without ReLU

@@ -12,7 +12,8 @@ void linear_forward(const LinearParams& p) {
   const StridedOperand<T> x{static_cast<const T*>(p.x), p.m, p.k, 1};
   const StridedOperand<T> w{static_cast<const T*>(p.w), p.n, p.k, 1};
   gemm(p.m, p.n, p.k, x, w,
-       MatrixSink<T>{static_cast<T*>(p.y), p.n, static_cast<const T*>(p.bias), p.relu});
+       MatrixSink<T>{static_cast<T*>(p.y), p.n, static_cast<const T*>(p.bias), p.relu},
+       p.precision);
 }
 
 // Sums over the rows of g, a vector of columns at a time.
@@ -36,11 +37,11 @@ void linear_backward(const LinearBackwardParams& p) {
   const StridedOperand<T, kMasked> g{grad_y, p.m, p.n, 1, y}, g_t{grad_y, p.n, 1, p.n, y};
   if (p.grad_x != nullptr) {
     const StridedOperand<T> w{static_cast<const T*>(p.w), p.k, 1, p.k};
-    gemm(p.m, p.k, p.n, g, w, MatrixSink<T>{static_cast<T*>(p.grad_x), p.k});
+    gemm(p.m, p.k, p.n, g, w, MatrixSink<T>{static_cast<T*>(p.grad_x), p.k}, p.precision);
   }
   if (p.grad_w != nullptr) {
     const StridedOperand<T> x{static_cast<const T*>(p.x), p.k, 1, p.k};
-    gemm(p.n, p.k, p.m, g_t, x, MatrixSink<T>{static_cast<T*>(p.grad_w), p.k});
+    gemm(p.n, p.k, p.m, g_t, x, MatrixSink<T>{static_cast<T*>(p.grad_w), p.k}, p.precision);
   }
   if (p.grad_bias != nullptr) column_sums(g, p.m, p.n, static_cast<T*>(p.grad_bias));
 }
