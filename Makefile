@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: build demo test check bench lint format clean
+.PHONY: build demo test check bench lint tidy format clean
 build: $(STAMP)
 	$(BIN)/python setup.py --quiet build_ext --inplace
 
@@ -31,6 +31,12 @@ lint: build
 	$(BIN)/codespell csrc pyops tests bench *.md
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*')
+
+# Every kernel is one template instantiated per instruction set: the widest one covers it.
+tidy: build
+	git ls-files 'csrc/core/*.cpp' 'csrc/*_scalar.cpp' 'csrc/*_amx.cpp' \
+	  | grep -v -e core/torch.cpp -e core/parallel.cpp \
+	  | xargs -P 2 -n 2 $(BIN)/clang-tidy --quiet -p $$(ls -td build/cpython-*-torch* | head -n 1)
 
 format: build
 	$(BIN)/ruff check --fix .
