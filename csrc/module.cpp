@@ -7,6 +7,7 @@
 
 #include "core/explain.h"
 #include "core/isa.h"
+#include "core/peaks.h"
 #include "core/scratch.h"
 
 namespace py = pybind11;
@@ -42,6 +43,15 @@ py::list explain_end(size_t begin) {
   return calls;
 }
 
+py::list measure_peaks() {
+  py::list rows;
+  for (const pyops::Peak& peak : pyops::measure_peaks()) {
+    rows.append(py::dict(py::arg("unit") = peak.unit, py::arg("threads") = peak.threads,
+                         py::arg("gflops") = peak.gflops));
+  }
+  return rows;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -52,6 +62,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("tables", tables);
   m.def("explain_begin", pyops::explain_begin);
   m.def("explain_end", explain_end);
+  m.def("measure_peaks", measure_peaks);
   m.def("poison_scratch", pyops::poison_scratch);
   m.def("build_info", [] {
     return py::dict(py::arg("torch") = PYOPS_TORCH_VERSION, py::arg("compiler") = PYOPS_COMPILER,

@@ -12,6 +12,7 @@
 #include <cstring>
 
 #include "core/precision.h"
+#include "core/tile_config.h"
 #include "gemm/operands.h"
 
 namespace pyops::PYOPS_ISA_NAMESPACE {
@@ -35,15 +36,6 @@ inline bool amx_pays(int64_t m, int64_t n, int64_t k, int parts) {
   const int64_t narrow = parts == 1 ? 8 : parts == 2 ? 32 : 96;
   return m >= narrow && n >= narrow && k >= 16;
 }
-
-// The eight tiles, 16 rows of 64 bytes each. Static: GCC thinks that _tile_loadconfig reads 8 bytes
-// and drops the rest of a configuration built on the stack.
-struct alignas(64) TileConfig {
-  uint8_t palette = 1, start_row = 0, reserved[14] = {};
-  uint16_t colsb[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-  uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-};
-inline constexpr TileConfig kTileConfig;
 
 inline constexpr int kTileRows = 16, kTilePairs = 16, kTileElements = 512;
 

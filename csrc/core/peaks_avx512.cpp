@@ -1,0 +1,10 @@
+#include "core/peaks.h"
+#include "core/peaks_simd.h"
+
+namespace pyops {
+
+double multiply_add_float32_avx512(int64_t iterations) {
+  return avx512::multiply_add_float32(iterations);
+}
+
+}  // namespace pyops
