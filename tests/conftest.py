@@ -15,7 +15,7 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic cuB
 torch.use_deterministic_algorithms(True)
 torch.utils.deterministic.fill_uninitialized_memory = True
 pyops._C.poison_scratch(True)
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # pytest-xdist uses the cores; test_threads has its own number
 
 
 @pytest.hookimpl(hookwrapper=True)
