@@ -17,8 +17,8 @@ template <class Source>
 concept RowReadable = requires(const Source& s) { s.load_row(int64_t{}, int64_t{}, 0); };
 
 // A matrix in memory as an operand: element (i, p) at data[i * i_stride + p * p_stride], where p
-// runs along the summed dimension. With kMasked, elements whose `mask` is not positive count as
-// zero: the ReLU backward without a pass of its own.
+// runs along the summed dimension. With kMasked, elements whose `mask` is at most zero count
+// as zero: the ReLU backward without a pass of its own.
 template <class T, bool kMasked = false>
 struct StridedOperand {
   using Element = T;
@@ -41,7 +41,7 @@ struct StridedOperand {
   }
   Acc at(int64_t offset) const {
     if constexpr (kMasked) {
-      if (!(static_cast<Acc>(mask[offset]) > 0)) return 0;
+      if (static_cast<Acc>(mask[offset]) <= 0) return 0;
     }
     return static_cast<Acc>(data[offset]);
   }

@@ -27,7 +27,7 @@ struct LinearBackwardParams {
   Precision precision;
   int64_t m, n, k;
   const void* grad_y;  // (M, N)
-  const void* y;       // (M, N): where it is not positive the gradient is zero; null without ReLU
+  const void* y;       // (M, N): where it is at most zero the gradient is zero; null without ReLU
   const void* x;       // (M, K)
   const void* w;       // (N, K)
   void* grad_x;        // (M, K)
