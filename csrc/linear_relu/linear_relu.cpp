@@ -44,13 +44,29 @@ void check_linear(const char* op, const Tensor& x, const Tensor& w, const Tensor
               ", got ", bias.device());
 }
 
-// The usual case; native's rarer ones (a vector weight, a bias that broadcasts) stay native.
-bool is_plain(const Tensor& w, const Tensor& bias) {
-  return w.dim() == 2 && (!bias.defined() || (bias.dim() == 1 && bias.size(0) == w.size(0)));
+// Whether a kernel of ours takes the call; native's rarer forms (a vector weight, a bias that
+// broadcasts) stay native. Throws for what nobody takes.
+bool is_ours(const char* op, const Tensor& x, const Tensor& w, const Tensor& bias) {
+  if (goes_native(op, {x, w, bias})) return false;
+  check_linear(op, x, w, bias);
+  if (w.dim() == 2 && (!bias.defined() || (bias.dim() == 1 && bias.size(0) == w.size(0)))) {
+    return true;
+  }
+  if (explaining()) {
+    record_call(op, "native", {x, w, bias},
+                {{"every kernel of ours", "a vector as weight, or a bias that broadcasts"}});
+  }
+  return false;
 }
 
+int64_t rows_of(const Tensor& x) {
+  return c10::multiply_integers(x.sizes().slice(0, static_cast<size_t>(x.dim() - 1)));
+}
+
+// Decides again what the autograd kernel decided: inference mode comes straight here.
 Tensor forward_cpu(const char* op, const Tensor& x, const Tensor& w, const Tensor& bias,
                    bool relu) {
+  if (!is_ours(op, x, w, bias)) return native(x, w, bias, relu);
   const Tensor xc = x.contiguous(), wc = w.contiguous();
   const Tensor bc = bias.defined() ? bias.contiguous() : bias;
   auto shape = x.sizes().vec();
@@ -59,7 +75,7 @@ Tensor forward_cpu(const char* op, const Tensor& x, const Tensor& w, const Tenso
   if (y.numel() == 0) return y;
   const LinearParams params{.dtype = dtype_of(x),
                             .precision = float32_precision(at::Float32Op::MATMUL),
-                            .m = y.numel() / w.size(0),
+                            .m = rows_of(x),
                             .n = w.size(0),
                             .k = w.size(1),
                             .relu = relu,
@@ -90,7 +106,7 @@ Gradients linear_backward_cpu(const Tensor& grad, const Tensor& x, const Tensor&
   const auto data = [](const Tensor& t) { return t.defined() ? t.mutable_data_ptr() : nullptr; };
   const LinearBackwardParams params{.dtype = dtype_of(x),
                                     .precision = float32_precision(at::Float32Op::MATMUL),
-                                    .m = w.size(0) == 0 ? 0 : grad.numel() / w.size(0),
+                                    .m = rows_of(x),
                                     .n = w.size(0),
                                     .k = w.size(1),
                                     .grad_y = g.const_data_ptr(),
@@ -115,7 +131,7 @@ Gradients call_backward(const Tensor& grad, const Tensor& x, const Tensor& w,
 // The same gradients as differentiable operations. The mask is a constant: ReLU has no curvature.
 Gradients differentiable_backward(const Tensor& grad, const Tensor& x, const Tensor& w,
                                   const OptionalTensor& relu_output, std::array<bool, 3> wanted) {
-  const Tensor masked = relu_output ? grad * (relu_output->detach() > 0) : grad;
+  const Tensor masked = relu_output ? at::threshold_backward(grad, relu_output->detach(), 0) : grad;
   const Tensor g = masked.reshape({-1, w.size(0)});
   return {wanted[0] ? masked.matmul(w) : Tensor(),
           wanted[1] ? g.t().matmul(x.reshape({-1, w.size(1)})) : Tensor(),
@@ -146,6 +162,8 @@ struct LinearFunction : torch::autograd::Function<LinearFunction<kRelu>> {
                         const OptionalTensor& bias) {
     Tensor y = call_forward<kRelu>(x, w, bias);
     ctx->save_for_backward({x, w, kRelu ? y : Tensor()});
+    // An absent optional has no place among the inputs that needs_input_grad counts.
+    ctx->saved_data["has_bias"] = value_or_undefined(bias).defined();
     return y;
   }
 
@@ -153,20 +171,18 @@ struct LinearFunction : torch::autograd::Function<LinearFunction<kRelu>> {
                                                  torch::autograd::variable_list grads) {
     const auto saved = ctx->get_saved_variables();
     const auto y = kRelu ? OptionalTensor(saved[2]) : std::nullopt;
-    auto [grad_x, grad_w, grad_bias] = call_backward(
-        grads[0], saved[0], saved[1], y,
-        {ctx->needs_input_grad(0), ctx->needs_input_grad(1), ctx->needs_input_grad(2)});
+    auto [grad_x, grad_w, grad_bias] =
+        call_backward(grads[0], saved[0], saved[1], y,
+                      {ctx->needs_input_grad(0), ctx->needs_input_grad(1),
+                       ctx->saved_data["has_bias"].toBool() && ctx->needs_input_grad(2)});
     return {grad_x, grad_w, grad_bias};
   }
 };
 
 template <bool kRelu>
 Tensor linear_autograd(const Tensor& x, const Tensor& w, const OptionalTensor& bias) {
-  const char* name = kRelu ? "linear_relu" : "linear";
   const Tensor b = value_or_undefined(bias);
-  if (goes_native(name, {x, w, b})) return native(x, w, bias, kRelu);
-  check_linear(name, x, w, b);
-  if (!is_plain(w, b)) return native(x, w, bias, kRelu);
+  if (!is_ours(kRelu ? "linear_relu" : "linear", x, w, b)) return native(x, w, bias, kRelu);
   if (needs_grad({x, w, b})) return LinearFunction<kRelu>::apply(x, w, bias);
   return call_forward<kRelu>(x, w, bias);
 }
@@ -194,6 +210,11 @@ TORCH_LIBRARY_IMPL(pyops, Autograd, m) {
   m.impl("linear", linear_autograd<false>);
   m.impl("linear_relu", linear_autograd<true>);
   m.impl("linear_backward", linear_backward_autograd);
+}
+// Devices and layouts without kernels of ours, where autograd does not look (inference mode).
+TORCH_LIBRARY_IMPL(pyops, CompositeExplicitAutograd, m) {
+  m.impl("linear", linear_native<false>);
+  m.impl("linear_relu", linear_native<true>);
 }
 TORCH_LIBRARY_IMPL(pyops, FuncTorchBatched, m) {
   m.impl("linear", linear_native<false>);

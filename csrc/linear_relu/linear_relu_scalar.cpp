@@ -4,20 +4,29 @@
 namespace pyops {
 namespace {
 
+// Everything is summed in double: the oracle rounds once, at the store.
+template <class T>
+double wide(T x) {
+  return static_cast<acc_t<T>>(x);
+}
+template <class T>
+T rounded(double x) {
+  return static_cast<T>(static_cast<acc_t<T>>(x));
+}
+
 template <class T>
 void forward(const LinearParams& p) {
-  using Acc = acc_t<T>;
   const auto *x = static_cast<const T*>(p.x), *w = static_cast<const T*>(p.w);
   const auto* bias = static_cast<const T*>(p.bias);
   auto* y = static_cast<T*>(p.y);
   parallel_for(0, p.m, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       for (int64_t j = 0; j < p.n; ++j) {
-        Acc sum = bias != nullptr ? static_cast<Acc>(bias[j]) : Acc{0};
+        double sum = bias != nullptr ? wide(bias[j]) : 0;
         for (int64_t q = 0; q < p.k; ++q) {
-          sum += static_cast<Acc>(x[i * p.k + q]) * static_cast<Acc>(w[j * p.k + q]);
+          sum += wide(x[i * p.k + q]) * wide(w[j * p.k + q]);
         }
-        y[i * p.n + j] = static_cast<T>(p.relu && sum <= 0 ? Acc{0} : sum);
+        y[i * p.n + j] = rounded<T>(p.relu && sum < 0 ? 0 : sum);
       }
     }
   });
@@ -25,15 +34,14 @@ void forward(const LinearParams& p) {
 
 template <class T>
 struct Backward {
-  using Acc = acc_t<T>;
   const LinearBackwardParams& p;
 
   // dy where the ReLU let it through.
-  Acc grad(int64_t i, int64_t j) const {
+  double grad(int64_t i, int64_t j) const {
     const int64_t at = i * p.n + j;
     const auto* y = static_cast<const T*>(p.y);
-    if (y != nullptr && !(static_cast<Acc>(y[at]) > 0)) return 0;
-    return static_cast<Acc>(static_cast<const T*>(p.grad_y)[at]);
+    if (y != nullptr && wide(y[at]) <= 0) return 0;
+    return wide(static_cast<const T*>(p.grad_y)[at]);
   }
 
   void x() const {
@@ -41,9 +49,9 @@ struct Backward {
     parallel_for(0, p.m, 1, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         for (int64_t q = 0; q < p.k; ++q) {
-          Acc sum = 0;
-          for (int64_t j = 0; j < p.n; ++j) sum += grad(i, j) * static_cast<Acc>(w[j * p.k + q]);
-          static_cast<T*>(p.grad_x)[i * p.k + q] = static_cast<T>(sum);
+          double sum = 0;
+          for (int64_t j = 0; j < p.n; ++j) sum += grad(i, j) * wide(w[j * p.k + q]);
+          static_cast<T*>(p.grad_x)[i * p.k + q] = rounded<T>(sum);
         }
       }
     });
@@ -54,9 +62,9 @@ struct Backward {
     parallel_for(0, p.n, 1, [&](int64_t begin, int64_t end) {
       for (int64_t j = begin; j < end; ++j) {
         for (int64_t q = 0; q < p.k; ++q) {
-          Acc sum = 0;
-          for (int64_t i = 0; i < p.m; ++i) sum += grad(i, j) * static_cast<Acc>(x[i * p.k + q]);
-          static_cast<T*>(p.grad_w)[j * p.k + q] = static_cast<T>(sum);
+          double sum = 0;
+          for (int64_t i = 0; i < p.m; ++i) sum += grad(i, j) * wide(x[i * p.k + q]);
+          static_cast<T*>(p.grad_w)[j * p.k + q] = rounded<T>(sum);
         }
       }
     });
@@ -64,9 +72,9 @@ struct Backward {
 
   void bias() const {
     for (int64_t j = 0; j < p.n; ++j) {
-      Acc sum = 0;
+      double sum = 0;
       for (int64_t i = 0; i < p.m; ++i) sum += grad(i, j);
-      static_cast<T*>(p.grad_bias)[j] = static_cast<T>(sum);
+      static_cast<T*>(p.grad_bias)[j] = rounded<T>(sum);
     }
   }
 };

@@ -16,17 +16,27 @@ void linear_forward(const LinearParams& p) {
        p.precision);
 }
 
-// Sums over the rows of g, a vector of columns at a time.
+// Sum of rows [begin, end) of n columns at g[at], in halves: the error grows with the logarithm.
 template <class T, bool kMasked>
-void column_sums(const StridedOperand<T, kMasked>& g, int64_t rows, int64_t cols, T* sums) {
+Vec<acc_t<T>> sum_rows(const StridedOperand<T, kMasked>& g, int64_t begin, int64_t end, int64_t at,
+                       int n) {
   using V = Vec<acc_t<T>>;
-  parallel_for(0, ceil_div(cols, V::kWidth), 16, [&](int64_t begin, int64_t end) {
-    for (int64_t block = begin; block < end; ++block) {
-      const int64_t j = block * V::kWidth;
-      const int n = static_cast<int>(std::min<int64_t>(V::kWidth, cols - j));
-      V sum = V::zero();
-      for (int64_t i = 0; i < rows; ++i) sum = sum + g.load(i * cols + j, n);
-      sum.store(sums + j, n);
+  if (end - begin > 32) {
+    const int64_t middle = begin + (end - begin) / 2;
+    return sum_rows(g, begin, middle, at, n) + sum_rows(g, middle, end, at, n);
+  }
+  V sum = V::zero();
+  for (int64_t i = begin; i < end; ++i) sum = sum + g.load(i * g.i_stride + at, n);
+  return sum;
+}
+
+template <class T, bool kMasked>
+void column_sums(const StridedOperand<T, kMasked>& g, int64_t cols, T* sums) {
+  constexpr int64_t kWidth = Vec<acc_t<T>>::kWidth;
+  parallel_for(0, ceil_div(cols, kWidth), 16, [&](int64_t begin, int64_t end) {
+    for (int64_t j = begin * kWidth; j < std::min(cols, end * kWidth); j += kWidth) {
+      const int n = static_cast<int>(std::min(kWidth, cols - j));
+      sum_rows(g, 0, g.extent, j, n).store(sums + j, n);
     }
   });
 }
@@ -43,7 +53,7 @@ void linear_backward(const LinearBackwardParams& p) {
     const StridedOperand<T> x{static_cast<const T*>(p.x), p.k, 1, p.k};
     gemm(p.n, p.k, p.m, g_t, x, MatrixSink<T>{static_cast<T*>(p.grad_w), p.k}, p.precision);
   }
-  if (p.grad_bias != nullptr) column_sums(g, p.m, p.n, static_cast<T*>(p.grad_bias));
+  if (p.grad_bias != nullptr) column_sums(g, p.n, static_cast<T*>(p.grad_bias));
 }
 
 inline void linear_forward(const LinearParams& params) {
