@@ -1,0 +1,58 @@
+"""The command line: one module per subcommand, imported only when it is asked for.
+
+A subcommand's module has `add_arguments(parser)` and `run(args) -> int`, its exit code.
+"""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+
+COMMANDS = {
+    "info": "what this machine offers and which kernel serves what",
+    "check": "certify that every operator matches float64 and PyTorch on this machine",
+    "bench": "time every operator against PyTorch",
+    "train": "train one of the example models",
+    "demo": "train a CNN on torch.nn and on pyops.nn and compare the two runs",
+}
+EXTRAS = {"matplotlib", "mlxtend", "pandas", "rich", "sklearn", "tqdm"}
+
+
+class UserError(RuntimeError):
+    """What the user can put right: `main` prints its one line and exits with code 2."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the subcommand that `argv` (default: the process's arguments) names."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    try:
+        args = _parser(argv).parse_args(argv)
+        code: int = _module(args.command).run(args)
+        return code
+    except UserError as error:
+        message = str(error)
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if missing not in EXTRAS:
+            raise
+        message = f'this command needs {missing}: pip install "pyops[tools]"'
+    except KeyboardInterrupt:
+        print("pyops: interrupted", file=sys.stderr)
+        return 130
+    print(f"pyops: {message}", file=sys.stderr)
+    return 2
+
+
+def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="pyops", description="Faster PyTorch layers.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, summary in COMMANDS.items():
+        command = commands.add_parser(name, help=summary, description=summary.capitalize() + ".")
+        if name in argv[:1]:
+            _module(name).add_arguments(command)
+    return parser
+
+
+def _module(command: str) -> ModuleType:
+    return importlib.import_module(f"pyops.cli.{command}")
