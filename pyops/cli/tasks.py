@@ -43,8 +43,7 @@ def make_task(name: str, directory: str | None, seed: int, limit: int | None) ->
 
 def _classification(module: Module, batch: Batch) -> tuple[Tensor, Tensor]:
     x, labels = batch
-    scores = module(x)
-    return cross_entropy(scores, labels), (scores.argmax(-1) == labels).float().mean()
+    return _scored(module(x), labels)
 
 
 def _continuation(module: Module, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -52,7 +51,11 @@ def _continuation(module: Module, batch: Batch) -> tuple[Tensor, Tensor]:
     (text,) = batch
     half = text.size(1) // 2
     scores = module(text[:, :half], text[:, half - 1 : -1])
-    return _classification(lambda x: x, (scores.flatten(0, 1), text[:, half:].flatten()))
+    return _scored(scores.flatten(0, 1), text[:, half:].flatten())
+
+
+def _scored(scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    return cross_entropy(scores, labels), (scores.argmax(1) == labels).float().mean()
 
 
 def _denoising(module: Module, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -72,7 +75,7 @@ def _mlp(directory: str | None, seed: int, limit: int | None) -> Task:
 def _cnn(directory: str | None, seed: int, limit: int | None) -> Task:
     digits = data.load_digits(directory, seed).limited(limit)
     return Task(
-        models.cnn, digits[:2], digits[2:], data.augment, data.to_rgb, _classification, epochs=3
+        models.cnn, digits[:2], digits[2:], data.augment, data.to_rgb, _classification, epochs=2
     )
 
 
@@ -110,7 +113,7 @@ def _diffusion(directory: str | None, seed: int, limit: int | None) -> Task:
         return images * 2 - 1
 
     digits = data.load_digits(directory, seed).limited(limit)
-    return Task(models.DDPM, digits[:1], digits[2:3], centred, centred, _denoising, epochs=10)
+    return Task(models.DDPM, digits[:1], digits[2:3], centred, centred, _denoising, epochs=5)
 
 
 TASKS: dict[str, Callable[[str | None, int, int | None], Task]] = {

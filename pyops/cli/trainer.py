@@ -130,7 +130,7 @@ class Trainer:
 
     def held_out(self) -> Iterator[Batch]:
         """The held-out part in batches."""
-        for x, *rest in zip(*(part.split(256) for part in self.task.test), strict=True):
+        for x, *rest in zip(*(torch.split(part, 256) for part in self.task.test), strict=True):
             yield (
                 self.task.test_input(x.to(self.device)),
                 *(part.to(self.device) for part in rest),

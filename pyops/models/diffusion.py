@@ -69,7 +69,7 @@ class DDPM(Module):
     """
 
     def __init__(
-        self, nn: ModuleType, image_channels: int = 1, channels: int = 32, steps: int = 200
+        self, nn: ModuleType, image_channels: int = 1, channels: int = 16, steps: int = 200
     ) -> None:
         super().__init__()
         self.steps = steps

