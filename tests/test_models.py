@@ -1,0 +1,165 @@
+"""The example models: shapes, learning, and the same answers on both layer namespaces."""
+
+import importlib
+from statistics import median
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from pyops import models
+
+
+def _batch(name, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randn(8, 1, 28, 28, generator=generator)
+    text = torch.randint(20, (8, 25), generator=generator)
+    return {
+        "mlp": (images,),
+        "cnn": (torch.randn(8, 3, 16, 16, generator=generator),),
+        "lstm": (images[:, 0],),
+        "transformer": (text[:, :12], text[:, 12:]),
+        "diffusion": (images, torch.randint(200, (8,), generator=generator)),
+    }[name]
+
+
+MAKE = {
+    "mlp": models.mlp,
+    "cnn": lambda nn: models.cnn(nn, size=16),
+    "lstm": models.LSTMClassifier,
+    "transformer": lambda nn: models.Seq2SeqTransformer(nn, vocabulary=20, dim=32, feedforward=64),
+    "diffusion": models.DDPM,
+}
+SHAPES = {
+    "mlp": (8, 10),
+    "cnn": (8, 10),
+    "lstm": (8, 10),
+    "transformer": (8, 13, 20),
+    "diffusion": (8, 1, 28, 28),
+}
+every_model = pytest.mark.parametrize("name", MAKE)
+
+
+def _model(name, layers=nn):
+    torch.manual_seed(0)
+    return MAKE[name](layers)
+
+
+def _loss(name, model, batch):
+    output = model(*batch)
+    if name == "diffusion":
+        return model.loss(batch[0])
+    labels = torch.arange(output[..., 0].numel(), device=output.device) % 10
+    return cross_entropy(output.flatten(0, -2), labels)
+
+
+@every_model
+def test_shapes(name):
+    model, batch = _model(name), _batch(name)
+    output = model(*batch)
+    assert output.shape == SHAPES[name]
+    assert output.isfinite().all()
+    _loss(name, model, batch).backward()
+    for key, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), key
+        assert parameter.grad.any(), key
+
+
+@every_model
+def test_learns_a_batch(name):
+    model, batch = _model(name).eval(), _batch(name)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    losses = []
+    for _ in range(30):
+        torch.manual_seed(0)  # the diffusion's timesteps and noise
+        optimizer.zero_grad()
+        loss = _loss(name, model, batch)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.9 * losses[0]
+    assert all(torch.isfinite(torch.tensor(losses)))
+
+
+def test_transformer_cannot_see_the_future():
+    model, (source, target) = _model("transformer").eval(), _batch("transformer")
+    changed = target.clone()
+    changed[:, 7] = (changed[:, 7] + 1) % 20
+    with torch.no_grad():
+        before, after = model(source, target), model(source, changed)
+    assert torch.equal(before[:, :7], after[:, :7])
+    assert not torch.allclose(before[:, 7:], after[:, 7:])
+
+
+def test_transformer_reads_the_source():
+    model, (source, target) = _model("transformer").eval(), _batch("transformer")
+    with torch.no_grad():
+        assert not torch.allclose(model(source, target), model((source + 1) % 20, target))
+
+
+def test_diffusion_ends_in_noise():
+    alpha_bar = models.DDPM(nn, steps=50).alpha_bar
+    assert 1 > alpha_bar[0] > 0.99
+    assert alpha_bar[-1] < 1e-4
+
+
+def test_diffusion_samples_are_what_its_predictor_leaves():
+    """With a perfect predictor for the all-zero image, every sample is that image."""
+    model = models.DDPM(nn, steps=50)
+
+    class Perfect(nn.Module):
+        def forward(self, x, t):
+            return x / (1 - model.alpha_bar[t][:, None, None, None]).sqrt()
+
+    model.predictor = Perfect()
+    torch.manual_seed(0)
+    assert model.sample(4, 1, 8, 8).abs().max() < 1e-4
+
+
+def _pyops_nn():
+    try:
+        return importlib.import_module("pyops.nn")
+    except ModuleNotFoundError as error:
+        pytest.skip(f"{error}")
+
+
+@every_model
+@pytest.mark.parametrize("accelerate", [False, True], ids=["modules", "accelerated"])
+def test_both_namespaces_agree(name, accelerate):
+    """Output and gradients are as close to float64 as native's.
+
+    A ReLU or pooling decision that hangs on the last bit moves whole entries of a gradient, on
+    either side, so the median over five batches is judged.
+    """
+    layers = _pyops_nn()
+    native, ours, exact = _model(name).eval(), _model(name, layers).eval(), _model(name).eval()
+    ours.load_state_dict(native.state_dict())
+    exact.double()
+    if accelerate:
+        ours = importlib.import_module("pyops").accelerate(ours)
+    assert list(ours.state_dict()) == list(native.state_dict())
+    errors = [_errors(_batch(name, seed), exact, native, ours) for seed in range(5)]
+    for key in errors[0]:
+        by_native, by_ours = (median(e[key][side] for e in errors) for side in (0, 1))
+        assert by_ours <= 1.5 * by_native + 3e-7, (key, by_native, by_ours)
+
+
+def _errors(batch, exact, *others):
+    """Relative errors of `others`, by the name of what they computed, against `exact`."""
+    wide = tuple(t.double() if t.is_floating_point() else t for t in batch)
+    reference = _results(exact, wide)
+    results = [_results(model, batch) for model in others]
+    return {
+        key: [((r[key] - ref).norm() / ref.norm()).item() for r in results]
+        for key, ref in reference.items()
+    }
+
+
+def _results(model, batch):
+    """Output, and the gradient of a random combination of it by every parameter."""
+    output = model(*batch)
+    weight = torch.randn(output.shape, generator=torch.Generator().manual_seed(0))
+    names, parameters = zip(*model.named_parameters(), strict=True)
+    gradients = torch.autograd.grad(output, parameters, weight.to(output))
+    return {"output": output.detach(), **dict(zip(names, gradients, strict=True))}
