@@ -9,6 +9,8 @@ import sys
 import pytest
 import torch
 
+from pyops.cli import main
+
 SHORTEST = ("demo", "--epochs", "1", "--limit", "64")
 QUICK = ("train", "mlp", "--layers", "torch", "--limit", "64")
 
@@ -21,13 +23,17 @@ def _run(*arguments):
     return subprocess.run(_command(*arguments), capture_output=True, text=True, timeout=500)
 
 
-def _refused(*arguments):
+@pytest.fixture
+def refused(capsys):
     """The one line on stderr of a command that must end with exit code 2."""
-    result = _run(*arguments)
-    assert result.returncode == 2, result.stderr
-    lines = result.stderr.splitlines()
-    assert len(lines) == 1 and lines[0].startswith("pyops: "), result.stderr
-    return lines[0]
+
+    def run(*arguments):
+        assert main([*map(str, arguments)]) == 2
+        lines = capsys.readouterr().err.splitlines()
+        assert len(lines) == 1 and lines[0].startswith("pyops: "), lines
+        return lines[0]
+
+    return run
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +85,7 @@ def test_demo_leaves_nothing_half_written(demo):
     assert not [path for path in demo[0].iterdir() if "partial" in path.name]
 
 
-def test_train_resumes(tmp_path):
+def test_train_resumes(tmp_path, refused):
     def losses(*arguments):
         result = _run(*QUICK, "--out", tmp_path, *arguments)
         assert result.returncode == 0, result.stderr
@@ -88,7 +94,7 @@ def test_train_resumes(tmp_path):
     first = losses("--epochs", 2)
     assert len(first) == 2
     assert losses("--epochs", 3, "--resume")[:2] == first
-    assert "has seed 0, not 1" in _refused(*QUICK, "--out", tmp_path, "--resume", "--seed", 1)
+    assert "has seed 0, not 1" in refused(*QUICK, "--out", tmp_path, "--resume", "--seed", 1)
 
 
 def test_interrupt_leaves_a_checkpoint(tmp_path):
@@ -123,22 +129,22 @@ def test_diffusion_leaves_samples(tmp_path):
 
 @pytest.mark.parametrize("command", [SHORTEST, QUICK], ids=["demo", "train"])
 class TestRefusals:
-    def test_missing_data(self, command, tmp_path):
-        message = _refused(*command, "--out", tmp_path, "--data", tmp_path / "nowhere")
+    def test_missing_data(self, command, tmp_path, refused):
+        message = refused(*command, "--out", tmp_path, "--data", tmp_path / "nowhere")
         assert "cannot read the data: no MNIST file train-images-idx3-ubyte" in message
 
-    def test_unwritable_out(self, command, tmp_path):
+    def test_unwritable_out(self, command, tmp_path, refused):
         (tmp_path / "file").write_text("")
-        message = _refused(*command, "--out", tmp_path / "file" / "out")
+        message = refused(*command, "--out", tmp_path / "file" / "out")
         assert "cannot write to" in message and "Not a directory" in message
 
-    def test_unreadable_checkpoint(self, command, tmp_path):
+    def test_unreadable_checkpoint(self, command, tmp_path, refused):
         (tmp_path / "torch.pt").write_text("not a checkpoint")
-        message = _refused(*command, "--out", tmp_path, "--resume")
+        message = refused(*command, "--out", tmp_path, "--resume")
         assert "cannot read the checkpoint" in message and "torch.pt" in message
 
-    def test_absent_device(self, command, tmp_path):
-        message = _refused(*command, "--out", tmp_path, "--device", "warp")
+    def test_absent_device(self, command, tmp_path, refused):
+        message = refused(*command, "--out", tmp_path, "--device", "warp")
         assert "cannot use the device warp" in message
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, PercentFormatter
 from torch import Tensor
 
 from pyops.cli.layer_speed import Speed
@@ -34,6 +34,9 @@ def curves(runs: Mapping[str, History], steps_per_epoch: int) -> Figure:
                 epochs, run.held_out_accuracy, **style, marker="o", label=f"{side}, held out"
             )
     axes[0].set(ylabel="loss", yscale="log")
+    axes[0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes[0].yaxis.set_major_formatter("{x:g}")
+    axes[0].yaxis.set_minor_locator(NullLocator())
     if has_accuracy:
         axes[1].set(ylabel="accuracy")
         axes[1].yaxis.set_major_formatter(PercentFormatter(1))
@@ -75,12 +78,13 @@ def speeds(rows: Sequence[Speed], caption: str) -> Figure:
     ratios = [row.ratio for row in rows]
     ax.barh(places, ratios, color=COLORS["pyops.nn"], height=0.7)
     for place, row in zip(places, rows, strict=True):
-        text = f" {row.ratio:.2f}×   {row.native_ms:.3g} → {row.ours_ms:.3g} ms"
-        ax.text(row.ratio, place, text, va="center", fontsize=9)
+        text = f" {row.ratio:.2f}×   {_ms(row.native_ms)} → {_ms(row.ours_ms)} ms"
+        ax.text(max(row.ratio, 1), place, text, va="center", fontsize=9)
     ax.axvline(1, color=COLORS["torch.nn"], linewidth=1.5)
     ax.set_yticks(places, [f"{row.name}, {row.direction}".strip(", ") for row in rows])
     ax.set(
-        xlabel=f"speed of pyops.nn in units of torch.nn's ({caption})", xlim=(0, 1.45 * max(ratios))
+        xlabel=f"speed of pyops.nn in units of torch.nn's ({caption})",
+        xlim=(0, 1.5 * max(1, *ratios)),
     )
     ax.invert_yaxis()
     _bare(ax)
@@ -95,6 +99,10 @@ def image_grid(images: Tensor, columns: int = 8) -> Figure:
         ax.imshow(image[0].clamp(-1, 1), cmap="gray", vmin=-1, vmax=1)
         ax.set_axis_off()
     return figure
+
+
+def _ms(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _bare(ax: Axes) -> None:
