@@ -9,13 +9,13 @@ from dataclasses import dataclass
 
 import numpy
 import torch
-from pyops.numerics import Verdict, compare
 from torch import Tensor
 from torch.nn import Module
 
 from pyops.cli.layers import build
 from pyops.cli.tasks import Batch, Task
 from pyops.cli.trainer import Trainer
+from pyops.numerics import Verdict, compare
 
 
 def first_step(native: Trainer, ours: Trainer) -> dict[str, Verdict]:

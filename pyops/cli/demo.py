@@ -11,7 +11,6 @@ from typing import Any
 
 import pandas
 import torch
-from pyops.numerics import Verdict
 from sklearn.metrics import classification_report, confusion_matrix
 from torch import Tensor
 
@@ -28,6 +27,7 @@ from pyops.cli.options import (
     save_json,
     train,
 )
+from pyops.numerics import Verdict
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
