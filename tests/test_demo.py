@@ -11,7 +11,7 @@ import torch
 
 from pyops.cli import main
 
-SHORTEST = ("demo", "--epochs", "1", "--limit", "64")
+SHORTEST = ("demo", "--epochs", "1", "--limit", "32", "--batch-size", "8")
 QUICK = ("train", "mlp", "--layers", "torch", "--limit", "64")
 
 
@@ -67,8 +67,8 @@ def test_demo_json(demo):
     assert content["agree"] is True
     assert set(content["runs"]) == {"torch.nn", "pyops.nn"}
     for run in content["runs"].values():
-        assert len(run["history"]["loss"]) == 1
-        assert sum(map(sum, run["confusion"])) == 1000
+        assert len(run["history"]["loss"]) == 4
+        assert sum(map(sum, run["confusion"])) == 32
     assert content["first_step"]["loss"]["passed"]
     assert {row["direction"] for row in content["speeds"][:-1]} == {"forward", "forward+backward"}
     assert len(content["speeds"]) == 11

@@ -33,7 +33,7 @@ from pyops.numerics import Verdict
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what `run` reads."""
     add_run_arguments(parser, epochs="2, a few minutes on two cores", out="runs/demo")
-    parser.epilog = "The shortest form: pyops demo --epochs 1 --limit 64"
+    parser.epilog = "The shortest form: pyops demo --epochs 1 --limit 32 --batch-size 8"
 
 
 def run(args: argparse.Namespace) -> int:

@@ -20,7 +20,7 @@ def add_run_arguments(parser: argparse.ArgumentParser, epochs: str, out: str | N
     add = parser.add_argument
     add("--epochs", type=_count, metavar="N", help=f"epochs in all, resumed ones too ({epochs})")
     add("--batch-size", type=_count, default=64, metavar="N", help="examples a step (%(default)s)")
-    add("--limit", type=_count, metavar="N", help="train on the first N examples only")
+    add("--limit", type=_count, metavar="N", help="use N examples to train on, and N held out")
     add("--device", default="cuda" if cuda else "cpu", help="torch device (%(default)s)")
     add("--dtype", choices=DTYPES, default="float32", help="lower ones by autocast (%(default)s)")
     add("--out", default=out, metavar="DIR", help=f"where results and checkpoints go ({out})")

