@@ -57,7 +57,7 @@ class Verdict:
         return math.nan if any(map(math.isnan, shares)) else max(shares)
 
 
-_UNJUDGED = Verdict(math.nan, math.nan, math.nan, math.nan, math.nan, math.nan)
+UNJUDGED = Verdict(math.nan, math.nan, math.nan, math.nan, math.nan, math.nan)
 
 
 def err_l2(x: Tensor, ref: Tensor) -> float:
@@ -150,7 +150,7 @@ def compare(
     for what in ("shape", "dtype"):
         if getattr(ours, what) != getattr(native, what):
             reason = f"{what} is {getattr(ours, what)}, native's {getattr(native, what)}"
-            return replace(_UNJUDGED, reason=reason)
+            return replace(UNJUDGED, reason=reason)
     ours, native, ref64 = ours.detach(), native.detach(), ref64.detach()
     finite = ours.isfinite() & native.isfinite() & ref64.isfinite()
     special = ~native.isfinite() | ~ours.isfinite()
