@@ -25,6 +25,7 @@ from pyops.certificate import (
     Inputs,
     Op,
     Shape,
+    kernels,
     outputs_and_gradients,
     random_like,
     verify,
@@ -154,12 +155,12 @@ def _try_shape(
 ) -> Iterator[Finding]:
     inputs = op.inputs(shape, getattr(torch, dtype), device)
     verdicts: dict[str, Verdict] = {}
-    kernels: dict[str, list[str]] = {"forward": [], "backward": []}
+    served: dict[str, list[str]] = {"forward": [], "backward": []}
     moved: set[str] = set()
     error = ""
     try:
         verdicts = verify(op, inputs, shape)
-        kernels = _kernels(op, inputs)
+        served = kernels(op, inputs)
         moved = _moved(op, inputs)
     except Exception as exception:  # A certificate reports whatever an op raises.
         error = f"{type(exception).__name__}: {str(exception).splitlines()[0]}"
@@ -171,7 +172,7 @@ def _try_shape(
         v = own.get(tensor, UNJUDGED)
         unsteady = sorted(moved & set(own))
         yield Finding(
-            isa, op.name, dtype, direction, kernels[direction], name, tensor,
+            isa, op.name, dtype, direction, served[direction], name, tensor,
             v.err_l2, v.native_l2, v.ratio_l2, v.err_max, v.native_max, v.ratio_max, v.used,
             repeats=not (unsteady or error),
             gradcheck=None,
@@ -179,20 +180,6 @@ def _try_shape(
             or (f"{tensor}: {v.reason}" if v.reason else "")
             or (f"{unsteady[0]} changes from call to call" if unsteady else ""),
         )  # fmt: skip
-
-
-def _kernels(op: Op, inputs: Inputs) -> dict[str, list[str]]:
-    """Where the forward and the backward ran, by the last part of the kernels' names."""
-    with pyops.explain() as log:
-        outputs = op.run(op.ours, inputs)
-        forward = len(log.calls)
-        wanted = [t for t in inputs.tensors.values() if t.requires_grad]
-        torch.autograd.grad(outputs, wanted, random_like(outputs))
-    places = [call.kernel.rpartition("_")[2] for call in log.calls]
-    return {
-        "forward": list(dict.fromkeys(places[:forward])),
-        "backward": list(dict.fromkeys(places[forward:])),
-    }
 
 
 def _moved(op: Op, inputs: Inputs) -> set[str]:
