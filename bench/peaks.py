@@ -1,8 +1,8 @@
 """What the machine can do at most, measured in the run that uses it.
 
-Arithmetic: register-resident FMA and tile loops where the package has them, else the fastest
-matmul, which is a lower bound only. Memory: the fastest of copy, sum and fill over growing working
-sets; a kernel whose tensors fit a cache is held against that cache, not against DRAM.
+Arithmetic: the package's register-resident FMA and tile loops; on a GPU, or a CPU without AVX2, the
+fastest matmul, which is a lower bound only. Memory: the fastest of copy, sum and fill over growing
+working sets; a kernel whose tensors fit a cache is held against that cache, not against DRAM.
 """
 
 from __future__ import annotations
@@ -66,16 +66,18 @@ def measure(device: str, *, seconds: float = 0.05) -> Peaks:
 
 
 def _by_dtype(matmul: Mapping[str, float], loops: Mapping[str, float]) -> dict[str, float]:
-    fma, tiles = loops.get("avx512_fma", 0.0), loops.get("amx_bf16", 0.0)
+    tiles = loops.get("amx_bfloat16", 0.0)
+    fma = max((rate for unit, rate in loops.items() if unit.endswith("float32")), default=0.0)
     # float32 splits into three bfloat16 parts: 6 tile products give float32, 3 give "high", 1
-    # "medium". A float16 splits into two, and AVX512-FP16 has twice the lanes of float32.
+    # "medium"; a float16 splits into two, 3 products. AVX-512's own 16-bit instructions do twice
+    # the work of a float32 FMA.
     products = {"highest": 6, "high": 3, "medium": 1}[torch.get_float32_matmul_precision()]
-    lanes = 2 if "avx512_fp16" in _cpu_flags() else 1
+    flags = _cpu_flags()
     return {
         "float64": max(matmul["float64"], fma / 2),
         "float32": max(matmul["float32"], fma, tiles / products),
-        "bfloat16": max(matmul["bfloat16"], fma, tiles),
-        "float16": max(matmul["float16"], fma * lanes, tiles / 3),
+        "bfloat16": max(matmul["bfloat16"], fma * (1 + ("avx512_bf16" in flags)), tiles),
+        "float16": max(matmul["float16"], fma * (1 + ("avx512_fp16" in flags)), tiles / 3),
     }
 
 
@@ -88,15 +90,12 @@ def _cpu_flags() -> set[str]:
 
 
 def _loops() -> dict[str, float]:
-    """flop/s of the package's register-resident loops with the current threads, by kind."""
-    if not hasattr(_C, "measure_peaks"):
-        return {}
-    by_threads: dict[str, dict[int, float]] = _C.measure_peaks()
-    threads = torch.get_num_threads()
-    return {
-        kind: 1e9 * max(rate for n, rate in rates.items() if n <= threads)
-        for kind, rates in by_threads.items()
-    }
+    """flop/s of the package's register-resident loops with the current threads, by unit."""
+    rates: dict[str, float] = {}
+    for peak in _C.measure_peaks():
+        if peak["threads"] <= torch.get_num_threads():
+            rates[peak["unit"]] = max(rates.get(peak["unit"], 0.0), 1e9 * peak["gflops"])
+    return rates
 
 
 def _matmul(dtype: torch.dtype, device: str, seconds: float) -> float:

@@ -101,12 +101,12 @@ def draw(results: Sequence[Result], peaks: Peaks, path: Path) -> None:
 
     timed = [r for r in results if not math.isnan(r.ratio)]
     cases = list(dict.fromkeys((r.op, r.shape, r.direction) for r in timed))
-    height = max(5.0, 0.28 * len(cases) + 1.5)
-    figure = Figure(figsize=(15, height), layout="constrained")
-    bars, roof = figure.subplots(1, 2, width_ratios=(1.15, 1))
-    _draw_ratios(bars, timed, cases)
-    _draw_rooflines(roof, timed, peaks)
-    figure.savefig(path, dpi=110)
+    height = max(6.0, 0.3 * len(cases) + 1.5)
+    figure = Figure(figsize=(17, height), layout="constrained")
+    grid = figure.add_gridspec(2, 2, width_ratios=(1.2, 1), height_ratios=(6, height - 5.99))
+    _draw_ratios(figure.add_subplot(grid[:, 0]), timed, cases)
+    _draw_rooflines(figure.add_subplot(grid[0, 1]), timed, peaks)
+    figure.savefig(path, dpi=100)
 
 
 def _draw_ratios(axes: Any, timed: Sequence[Result], cases: Sequence[tuple[str, str, str]]) -> None:
@@ -132,7 +132,7 @@ def _draw_ratios(axes: Any, timed: Sequence[Result], cases: Sequence[tuple[str, 
     axes.set_ylim(len(cases) - 0.4, -0.6)
     axes.grid(axis="x", alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1), frameon=False)
 
 
 def _draw_rooflines(axes: Any, timed: Sequence[Result], peaks: Peaks) -> None:
@@ -163,11 +163,14 @@ def _draw_rooflines(axes: Any, timed: Sequence[Result], peaks: Peaks) -> None:
         axes.scatter([], [], marker=marker, color="#555555", label=op)
     axes.set_xscale("log")
     axes.set_yscale("log")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_formatter("")
     axes.set_xlabel("operations per byte")
     axes.set_ylabel("GFLOP/s")
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
 
 
 def _markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -141,15 +141,14 @@ def verify(
 
 def kernels(op: Op, inputs: Inputs) -> dict[str, list[str]]:
     """Where the forward and the backward ran, by the last part of the kernels' names."""
-    with pyops.explain() as log:
+    with pyops.explain() as forward:
         outputs = op.run(op.ours, inputs)
-        forward = len(log.calls)
-        wanted = [t for t in inputs.tensors.values() if t.requires_grad]
+    wanted = [t for t in inputs.tensors.values() if t.requires_grad]
+    with pyops.explain() as backward:
         torch.autograd.grad(outputs, wanted, random_like(outputs))
-    places = [call.kernel.rpartition("_")[2] for call in log.calls]
     return {
-        "forward": list(dict.fromkeys(places[:forward])),
-        "backward": list(dict.fromkeys(places[forward:])),
+        direction: list(dict.fromkeys(call.kernel.rpartition("_")[2] for call in log.calls))
+        for direction, log in (("forward", forward), ("backward", backward))
     }
 
 

@@ -4,10 +4,10 @@ import dataclasses
 import json
 import math
 
-import pyops.functional
 import pytest
 import torch
 
+import pyops.functional
 from pyops.bench import command, report
 from pyops.bench.harness import Bench, Case, Result, Settings, interleave
 from pyops.bench.peaks import WORKING_SETS, Peaks

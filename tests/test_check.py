@@ -4,10 +4,10 @@ import argparse
 import json
 from dataclasses import fields
 
-import pyops.functional
 import pytest
 import torch
 
+import pyops.functional
 from pyops.cases import OPS
 from pyops.cli import UserError, check
 
