@@ -17,6 +17,9 @@ from torch import Tensor
 MAX_ZEROS = 0.3
 """Largest share of zeros, or of one repeated value, in a reference that still proves something."""
 
+MOSTLY_ZEROS = 0.95
+"""The same where zeros are the result's nature: gradients of max poolings and of dead ReLUs."""
+
 _CONSTANT_SAMPLE = 65536
 _CONSTANT_MIN = 8
 _KINK_NOISE = 1e-2
@@ -142,7 +145,7 @@ def compare(
     """Judge `ours` by the error rule, beside `native` of the same dtype, against `ref64`.
 
     NaN and infinities must stand where native has them; errors are taken over the finite elements.
-    max_zeros: 1.0 where zeros are the result's nature, as in the gradient of a max pooling.
+    max_zeros: MOSTLY_ZEROS where zeros are the result's nature.
     kinks: a gradient through the ReLUs or max poolings of a whole model, where a decision that
     flips on the last bit moves whole entries: 1 % in the L2 norm passes, the max norm goes free.
     See `allowed` for the other arguments.

@@ -1,0 +1,30 @@
+"""scaled_dot_product_attention as in BERT, GPT-2, ViT and Llama."""
+
+from pyops.cases import OPS
+from pyops.certificate import Shape
+
+from .command import main
+from .harness import Bench
+
+LAYERS = {
+    "bert-base": dict(b=4, h=12, l=384, s=384, d=64),
+    "gpt2.prompt": dict(b=1, h=12, l=1024, s=1024, d=64, is_causal=True),
+    "gpt2.decode": dict(b=4, h=12, l=1, s=1024, d=64),
+    "vit-b16": dict(b=8, h=12, l=197, s=197, d=64),
+    "llama3-8b.prompt": dict(b=1, h=32, l=512, s=512, d=128, kv_heads=8, is_causal=True),
+    "long": dict(b=2, h=8, l=2048, s=2048, d=64),
+    "masked": dict(b=4, h=8, l=512, s=512, d=64, mask=True),
+}
+
+
+def flops(s: Shape) -> float:
+    """Both products; a causal mask asks for half of each."""
+    product = 2 * s["b"] * s["h"] * s["l"] * s["s"] * s["d"]
+    return float(product if s.get("is_causal") else 2 * product)
+
+
+# Backward needs four products of the same size; computing the scores again is a choice.
+BENCHES = [Bench(OPS["scaled_dot_product_attention"], LAYERS, flops, backward=2.0)]
+
+if __name__ == "__main__":
+    main(BENCHES)

@@ -1,0 +1,20 @@
+"""max_pool2d on the pooling layers of VGG-16, ResNet-50 and the 48x48 CNN."""
+
+from pyops.cases import OPS
+
+from .command import main
+from .harness import Bench
+
+LAYERS = {
+    "cnn48.pool1": dict(n=64, c=64, hw=48, k=2),
+    "cnn48.pool2": dict(n=64, c=128, hw=24, k=2),
+    "resnet50.pool1": dict(n=8, c=64, hw=112, k=3, stride=2, padding=1),
+    "vgg16.pool1": dict(n=2, c=64, hw=224, k=2),
+    "vgg16.pool5": dict(n=8, c=512, hw=14, k=2),
+}
+
+# Comparisons are not counted: moving the data is the work.
+BENCHES = [Bench(OPS["max_pool2d"], LAYERS, flops=lambda s: 0.0)]
+
+if __name__ == "__main__":
+    main(BENCHES)

@@ -1,0 +1,135 @@
+"""The command line of the benchmarks: `pyops bench`, and `python -m bench.bench_<file>`."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import json
+import pkgutil
+import re
+import sys
+from collections.abc import Sequence
+from datetime import date
+from pathlib import Path
+
+import torch
+
+import pyops
+from pyops.cli import UserError
+from pyops.cli.info import ISAS, machine
+
+from . import report
+from .harness import Bench, Case, Result, Settings
+from .peaks import Peaks, measure
+
+RESULTS = Path(__file__).parent / "results"
+QUICK = Settings(peers=("eager", "channels_last"), rounds=5, seconds=0.004)
+
+
+def files() -> list[str]:
+    """The benchmark files of this folder, by the part of their name after `bench_`."""
+    modules = pkgutil.iter_modules([str(Path(__file__).parent)])
+    return [m.name.removeprefix("bench_") for m in modules if m.name.startswith("bench_")]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of `pyops bench`."""
+    parser.add_argument("files", nargs="*", metavar="FILE", help=f"of {', '.join(files())}")
+    _add_options(parser)
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    dtypes = ("float64", "float32", "bfloat16", "float16")
+    parser.add_argument("--only", metavar="REGEX", help="cases whose op/shape matches")
+    parser.add_argument("--dtype", nargs="+", choices=dtypes, default=Settings.dtypes)
+    parser.add_argument("--isa", choices=ISAS, help="cap the instruction set")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int)
+    parser.add_argument(
+        "--peers", nargs="*", metavar="PEER",
+        help="eager, channels_last, or a torch.compile backend: inductor, openvino, onnxrt, …",
+    )  # fmt: skip
+    parser.add_argument("--quick", action="store_true", help="one shape per op, eager peers only")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--png", type=Path, metavar="FILE")
+    parser.add_argument("--save", action="store_true", help=f"write {RESULTS.name}/<machine>.*")
+    parser.add_argument("--against", metavar="REF", help="compare with another git revision")
+
+
+def main(benches: Sequence[Bench]) -> None:
+    """Run one file's benchmarks as a program."""
+    parser = argparse.ArgumentParser()
+    _add_options(parser)
+    try:
+        code = run(parser.parse_args(), benches)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        code = 2
+    raise SystemExit(code)
+
+
+def run(args: argparse.Namespace, benches: Sequence[Bench] | None = None) -> int:
+    """Time and report; 1 when a kernel is wrong or a figure is above the machine's limit."""
+    if args.against:
+        from .against import compare_revisions
+
+        return compare_revisions(args.against)
+    benches = collect(args.files) if benches is None else benches
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    peaks = measure(args.device)
+    with pyops.isa_cap(args.isa) if args.isa else contextlib.nullcontext():
+        results = _time(benches, args, peaks)
+        facts = {**machine(), "date": date.today().isoformat()}
+    if not results:
+        raise UserError(f"bench: no case matches --only {args.only!r}")
+    report.print_report(results)
+    _write(args, results, peaks, facts)
+    return 1 if any(r.failure for r in results) else 0
+
+
+def collect(names: Sequence[str]) -> list[Bench]:
+    """The benchmarks of the named files, of all when none is named."""
+    for name in names:
+        if name not in files():
+            raise UserError(f"bench: file must be one of {', '.join(files())}, got {name!r}")
+    package = __name__.rpartition(".")[0]
+    modules = [importlib.import_module(f"{package}.bench_{name}") for name in names or files()]
+    return [bench for module in modules for bench in module.BENCHES]
+
+
+def _time(benches: Sequence[Bench], args: argparse.Namespace, peaks: Peaks) -> list[Result]:
+    base = QUICK if args.quick else Settings()
+    peers = base.peers if args.peers is None else args.peers
+    settings = Settings(args.dtype, args.device, peers, base.rounds, base.seconds)
+    only = re.compile(args.only or "")
+    results = []
+    for bench in benches:
+        shapes = [s for s in bench.shapes if only.search(f"{bench.op.name}/{s}")]
+        for shape in shapes[:1] if args.quick else shapes:
+            for dtype in settings.dtypes:
+                case = Case(bench, shape, getattr(torch, dtype), settings, peaks)
+                for result in case.results():
+                    results.append(result)
+                    # A long run shows its progress apart from the report.
+                    print("  ".join(report.row(result)), file=sys.stderr, flush=True)
+    return results
+
+
+def _write(
+    args: argparse.Namespace, results: Sequence[Result], peaks: Peaks, facts: dict[str, str]
+) -> None:
+    json_file, png_file = args.json, args.png
+    if args.save:
+        words = re.findall(r"[a-z0-9]+", facts["processor"].lower())
+        name = "-".join([*dict.fromkeys(words), pyops.isa(), facts["threads"], "threads"])
+        RESULTS.mkdir(exist_ok=True)
+        (RESULTS / f"{name}.md").write_text(report.markdown(results, peaks, facts))
+        json_file = json_file or RESULTS / f"{name}.json"
+        png_file = png_file or RESULTS / f"{name}.png"
+    if json_file:
+        document = report.document(results, peaks, facts)
+        json_file.write_text(json.dumps(document, indent=1) + "\n")
+    if png_file:
+        report.draw(results, peaks, png_file)

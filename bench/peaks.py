@@ -1,0 +1,144 @@
+"""What the machine can do at most, measured in the run that uses it.
+
+Arithmetic: the package's register-resident FMA and tile loops; on a GPU, or a CPU without AVX2, the
+fastest matmul, which is a lower bound only. Memory: the fastest of copy, sum and fill over growing
+working sets; a kernel whose tensors fit a cache is held against that cache, not against DRAM.
+"""
+
+from __future__ import annotations
+
+import time
+from bisect import bisect_right
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from pyops import _C
+
+WORKING_SETS = tuple(2**k for k in (19, 21, 23, 25, 27, 29))
+"""Bytes. Below the first one a call is over before a bandwidth can be measured."""
+
+
+@dataclass
+class Peaks:
+    """Measured limits in flop/s and byte/s."""
+
+    flops: dict[str, float] = field(default_factory=dict)
+    """By dtype name."""
+    exact: bool = False
+    """True where arithmetic was measured by loops that only compute, not by a matmul."""
+    bandwidth: dict[int, float] = field(default_factory=dict)
+    """By working set in bytes."""
+
+    def seconds(self, dtype: torch.dtype, flops: float, moved: float) -> dict[str, float]:
+        """The least time that `flops` operations and `moved` bytes can take, by limit."""
+        least = {}
+        if flops:
+            least["compute"] = flops / self.flops[str(dtype).removeprefix("torch.")]
+        sizes = sorted(self.bandwidth)
+        reached = bisect_right(sizes, moved)
+        if reached:
+            # The next smaller set is served by the same cache or a faster one; what a larger set
+            # gets, a smaller one gets too.
+            rate = max(self.bandwidth[size] for size in sizes[reached - 1 :])
+            least["memory"] = moved / rate
+        return least
+
+    def raise_to(self, other: Peaks) -> None:
+        """Keep the higher of both measurements: neighbours only ever slow a machine down."""
+        self.flops = {name: max(rate, other.flops[name]) for name, rate in self.flops.items()}
+        self.bandwidth = {
+            size: max(rate, other.bandwidth[size]) for size, rate in self.bandwidth.items()
+        }
+
+
+def measure(device: str, *, seconds: float = 0.05) -> Peaks:
+    """Measure the limits of `device` with the current number of threads."""
+    matmul = {
+        name: _matmul(getattr(torch, name), device, seconds)
+        for name in ("float64", "float32", "bfloat16", "float16")
+    }
+    loops = _loops() if device == "cpu" else {}
+    bandwidth = {size: _bandwidth(size, device, seconds) for size in WORKING_SETS}
+    return Peaks(_by_dtype(matmul, loops), bool(loops), bandwidth)
+
+
+def _by_dtype(matmul: Mapping[str, float], loops: Mapping[str, float]) -> dict[str, float]:
+    tiles = loops.get("amx_bfloat16", 0.0)
+    fma = max((rate for unit, rate in loops.items() if unit.endswith("float32")), default=0.0)
+    # float32 splits into three bfloat16 parts: 6 tile products give float32, 3 give "high", 1
+    # "medium"; a float16 splits into two, 3 products. AVX-512's own 16-bit instructions do twice
+    # the work of a float32 FMA.
+    products = {"highest": 6, "high": 3, "medium": 1}[torch.get_float32_matmul_precision()]
+    flags = _cpu_flags()
+    return {
+        "float64": max(matmul["float64"], fma / 2),
+        "float32": max(matmul["float32"], fma, tiles / products),
+        "bfloat16": max(matmul["bfloat16"], fma * (1 + ("avx512_bf16" in flags)), tiles),
+        "float16": max(matmul["float16"], fma * (1 + ("avx512_fp16" in flags)), tiles / 3),
+    }
+
+
+def _cpu_flags() -> set[str]:
+    cpuinfo = Path("/proc/cpuinfo")
+    for line in cpuinfo.read_text().splitlines() if cpuinfo.exists() else ():
+        if line.startswith("flags"):
+            return set(line.split())
+    return set()
+
+
+def _loops() -> dict[str, float]:
+    """flop/s of the package's register-resident loops with the current threads, by unit."""
+    rates: dict[str, float] = {}
+    for peak in _C.measure_peaks():
+        if peak["threads"] <= torch.get_num_threads():
+            rates[peak["unit"]] = max(rates.get(peak["unit"], 0.0), 1e9 * peak["gflops"])
+    return rates
+
+
+def _matmul(dtype: torch.dtype, device: str, seconds: float) -> float:
+    n = 1024 if device == "cpu" else 8192
+    a = torch.randn(n, n, device=device).to(dtype)
+    out = torch.empty_like(a)
+    return 2 * n**3 / _best(lambda: torch.mm(a, a, out=out), device, seconds)
+
+
+def _bandwidth(size: int, device: str, seconds: float) -> float:
+    source = torch.ones(size // 8, device=device)
+    target = torch.empty_like(source)
+    whole = torch.ones(size // 4, device=device)
+    kernels: tuple[Callable[[], object], ...] = (
+        lambda: target.copy_(source),
+        lambda: whole.sum(),
+        lambda: whole.fill_(1.0),
+    )
+    return size / min(_best(kernel, device, seconds) for kernel in kernels)
+
+
+def _best(kernel: Callable[[], object], device: str, seconds: float) -> float:
+    """Seconds per call in the best of several batches of calls."""
+    best, spent, calls = float("inf"), 0.0, 1
+    kernel()
+    while spent < seconds:
+        elapsed = time_calls(kernel, calls, device)
+        best, spent = min(best, elapsed / calls), spent + elapsed
+        if elapsed < seconds / 20:
+            calls *= 2
+    return best
+
+
+def time_calls(kernel: Callable[[], object], calls: int, device: str) -> float:
+    """Seconds that `calls` calls take, up to the last result."""
+    synchronize = torch.cuda.synchronize if device.startswith("cuda") else _nothing
+    synchronize()
+    start = time.perf_counter()
+    for _ in range(calls):
+        kernel()
+    synchronize()
+    return time.perf_counter() - start
+
+
+def _nothing() -> None:
+    pass

@@ -1,0 +1,156 @@
+"""An op beside its native composite, and the verdict on its outputs and every gradient."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import pyops
+
+from .numerics import MAX_ZEROS, MOSTLY_ZEROS, Verdict, compare
+
+Shape = Mapping[str, Any]
+Function = Callable[..., Any]
+Outputs = tuple[Tensor, ...]
+
+
+@dataclass
+class Inputs:
+    """The arguments of one call: differentiable tensors by name, then everything else."""
+
+    tensors: dict[str, Tensor]
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Inputs:
+        """The same call on changed, detached tensors, asking for gradients as before."""
+        tensors = {
+            name: change(t.detach()).requires_grad_(t.requires_grad)
+            for name, t in self.tensors.items()
+        }
+        return Inputs(tensors, self.options)
+
+
+@dataclass(frozen=True)
+class Op:
+    """An op of pyops beside its native composite; both take the same arguments."""
+
+    name: str
+    ours: Function
+    native: Function
+    draw: Callable[..., Inputs]
+    """`draw(random, **shape)` gives float64 inputs; `random(*size)` is standard normal."""
+    shapes: Mapping[str, Shape]
+    """Small odd shapes, the first one the smallest: gradcheck runs on that."""
+    call: Callable[..., Any] = lambda function, tensors, options: function(
+        *tensors.values(), **options
+    )
+    terms: Callable[[Shape], int] = lambda shape: 1
+    """Length of the longest sum behind one output, for the float32 noise of recurrences."""
+    selects: bool = False
+    """True where outputs are selected inputs: exact forward, gradients mostly zeros."""
+    kinked: bool = False
+    """True where a ReLU or max decides on computed values: at size, some decision hangs on the
+    last bit, and gradients compare only on a lattice."""
+
+    def inputs(
+        self, shape: Shape, dtype: torch.dtype, device: str = "cpu", *, lattice: bool = False
+    ) -> Inputs:
+        """Random inputs, the same ones for the same op and shape in every run.
+
+        lattice: small integers times powers of two, whose sums float32 holds exactly.
+        """
+        seed = zlib.crc32(f"{self.name} {sorted(shape.items())}".encode())
+        generator = torch.Generator().manual_seed(seed)
+
+        def random(*size: int) -> Tensor:
+            # Drawn in float32: fast, and every dtype then starts from the same numbers.
+            values = torch.randn(*size, generator=generator).double()
+            return values.round().clamp(-2, 2) if lattice else values
+
+        drawn = self.draw(random, **shape)
+        for name, t in drawn.tensors.items():
+            drawn.tensors[name] = t.to(device, dtype).requires_grad_(dtype.is_floating_point)
+        return drawn
+
+    def run(self, function: Function, inputs: Inputs) -> Outputs:
+        """The outputs of `function` (`ours` or `native`) as a flat tuple."""
+        return _flat(self.call(function, inputs.tensors, inputs.options))
+
+
+def outputs_and_gradients(
+    op: Op, function: Function, inputs: Inputs, grad_outputs: Outputs | None = None
+) -> dict[str, Tensor]:
+    """Outputs as `output0` …, gradients as `grad_<tensor>` for the inputs that ask for one."""
+    outputs = op.run(function, inputs)
+    results = {f"output{i}": output for i, output in enumerate(outputs)}
+    wanted = {name: t for name, t in inputs.tensors.items() if t.requires_grad}
+    if wanted and grad_outputs is not None:
+        gradients = torch.autograd.grad(outputs, tuple(wanted.values()), grad_outputs)
+        results |= {f"grad_{name}": g for name, g in zip(wanted, gradients, strict=True)}
+    return {name: result.detach() for name, result in results.items()}
+
+
+def random_like(outputs: Outputs) -> Outputs:
+    """The gradients a backward pass starts from: standard normal, seeded."""
+    generator = torch.Generator().manual_seed(0)
+    return tuple(torch.randn(o.shape, generator=generator).to(o.device, o.dtype) for o in outputs)
+
+
+def verify(
+    op: Op,
+    inputs: Inputs,
+    shape: Shape,
+    *,
+    function: Function | None = None,
+    kinks: bool = False,
+) -> dict[str, Verdict]:
+    """Judge outputs and gradients of `function` (default `op.ours`) by the error rule.
+
+    Keys are those of `outputs_and_gradients`. kinks: see `numerics.compare`.
+    """
+    function = function or op.ours
+    grad_outputs: Outputs | None
+    with torch.no_grad():
+        grad_outputs = random_like(op.run(op.native, inputs))
+        outputs = op.run(function, inputs)
+    if [o.shape for o in outputs] != [g.shape for g in grad_outputs]:
+        grad_outputs = None  # Into a wrong shape no gradient flows: the outputs say enough.
+    ours = outputs_and_gradients(op, function, inputs, grad_outputs)
+    native = outputs_and_gradients(op, op.native, inputs, grad_outputs)
+    wide = grad_outputs and tuple(g.double() for g in grad_outputs)
+    ref64 = outputs_and_gradients(op, op.native, inputs.map(lambda t: t.double()), wide)
+    return {
+        name: compare(
+            ours[name],
+            native[name],
+            ref64[name],
+            direction="backward" if name.startswith("grad_") else "forward",
+            terms=op.terms(shape),
+            exact=op.selects and name.startswith("output"),
+            max_zeros=MOSTLY_ZEROS if op.selects or kinks else MAX_ZEROS,
+            kinks=kinks and name.startswith("grad_"),
+        )
+        for name in native
+    }
+
+
+def kernels(op: Op, inputs: Inputs) -> dict[str, list[str]]:
+    """Where the forward and the backward ran, by the last part of the kernels' names."""
+    with pyops.explain() as forward:
+        outputs = op.run(op.ours, inputs)
+    wanted = [t for t in inputs.tensors.values() if t.requires_grad]
+    with pyops.explain() as backward:
+        torch.autograd.grad(outputs, wanted, random_like(outputs))
+    return {
+        direction: list(dict.fromkeys(call.kernel.rpartition("_")[2] for call in log.calls))
+        for direction, log in (("forward", forward), ("backward", backward))
+    }
+
+
+def _flat(outputs: Any) -> Outputs:
+    return (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)

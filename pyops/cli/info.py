@@ -1,0 +1,105 @@
+"""`pyops info`: what this machine offers, and which kernel serves which op and dtype on it."""
+
+from __future__ import annotations
+
+import argparse
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import pyops
+from pyops import _C
+
+from .table import show
+
+ISAS = ("scalar", "avx2", "avx512", "amx")
+DTYPES = ("float64", "float32", "bfloat16", "float16")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of `pyops info`: there are none."""
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the machine and the kernel table."""
+    facts = machine()
+    width = max(map(len, facts))
+    for name, fact in facts.items():
+        print(f"{name:{width}}  {fact}")
+    print()
+    isa = pyops.isa()
+    columns = ("op", "dtype", "kernels, best first")
+    show(f"Kernels on {isa} (none of ours: native)", columns, serving(_C.tables(), isa))
+    print("Which kernel served a given call, and why not a better one: pyops.explain().")
+    return 0
+
+
+def machine() -> dict[str, str]:
+    """Versions, processor and GPU, by name."""
+    build = _C.build_info()
+    return {
+        "pyops": f"{pyops.__version__}, {'with' if build['cuda'] else 'without'} CUDA kernels",
+        "built with": f"torch {build['torch']}, {build['compiler']}",
+        "torch": torch.__version__,
+        "Python": platform.python_version(),
+        "processor": cpu_model(),
+        "ISA": f"{pyops.isa()} in use, {_C.isa_detected()} detected",
+        "threads": str(torch.get_num_threads()),
+        "caches": ", ".join(f"{name} {size}" for name, size in caches().items()) or "unknown",
+        "GPU": ", ".join(gpus()) or "none",
+    }
+
+
+def cpu_model() -> str:
+    """The processor's name as the kernel reports it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    for line in cpuinfo.read_text().splitlines() if cpuinfo.exists() else ():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def caches() -> dict[str, str]:
+    """Size of each data cache that the first core sees, as in `{"L1": "48K"}`."""
+    sizes = {}
+    for cache in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
+        level, kind, size = ((cache / f).read_text().strip() for f in ("level", "type", "size"))
+        if kind != "Instruction":
+            sizes[f"L{level}"] = size
+    return sizes
+
+
+def gpus() -> list[str]:
+    """Name and compute capability of every CUDA device."""
+    if not torch.cuda.is_available():
+        return []
+    every = map(torch.cuda.get_device_properties, range(torch.cuda.device_count()))
+    return [f"{gpu.name} (sm_{gpu.major}{gpu.minor})" for gpu in every]
+
+
+def serving(tables: Sequence[dict[str, Any]], isa: str) -> list[tuple[str, str, str]]:
+    """Rows (op, dtypes, kernels best first) under `isa`; dtypes served alike share a row.
+
+    A kernel is named by where it runs, with its condition; the first unconditional one ends a list.
+    """
+    reachable = ISAS[: ISAS.index(isa) + 1]
+    rows = []
+    for op in dict.fromkeys(row["op"] for row in tables):
+        by_kernels: dict[str, list[str]] = {}
+        for dtype in DTYPES:
+            kernels = []
+            for row in tables:
+                if row["op"] != op or row["isa"] not in reachable:
+                    continue
+                if dtype not in row["dtypes"] and row["kernel"] != "native":
+                    continue
+                where = row["kernel"].rpartition("_")[2]
+                kernels.append(f"{where} ({row['condition']})" if row["condition"] else where)
+                if not row["condition"]:
+                    break
+            by_kernels.setdefault(", ".join(kernels) or "native", []).append(dtype)
+        rows += [(op, ", ".join(dtypes), kernels) for kernels, dtypes in by_kernels.items()]
+    return rows

@@ -1,0 +1,176 @@
+"""The harness must refuse what it cannot stand for, and time what it can."""
+
+import dataclasses
+import json
+import math
+
+import pytest
+import torch
+
+import pyops.functional
+from pyops.bench import command, report
+from pyops.bench.harness import Bench, Case, Result, Settings, interleave
+from pyops.bench.peaks import WORKING_SETS, Peaks
+from pyops.cases import OPS
+
+SETTINGS = Settings(dtypes=("float32",), peers=("eager", "channels_last"), rounds=3, seconds=1e-4)
+LINEAR = Bench(OPS["linear"], {"tiny": OPS["linear"].shapes["odd"]}, lambda s: 2 * 37 * 67 * 35)
+
+
+def peaks(flops=1e15, exact=True):
+    every = dict.fromkeys(("float64", "float32", "bfloat16", "float16"), flops)
+    return Peaks(every, exact, dict.fromkeys(WORKING_SETS, 1e15))
+
+
+def results(bench=LINEAR, limits=None, settings=SETTINGS):
+    shape = next(iter(bench.shapes))
+    return list(Case(bench, shape, torch.float32, settings, limits or peaks()).results())
+
+
+def test_times_forward_and_backward():
+    forward, both = results()
+    assert (forward.direction, both.direction) == ("forward", "forward+backward")
+    for r in (forward, both):
+        assert not r.failure
+        assert r.native == "eager"
+        assert r.ms > 0
+        assert r.ratio_low <= r.ratio <= r.ratio_high
+        assert 0 < r.limit < 1
+        assert r.kernels
+    assert both.gflops * both.ms == pytest.approx(3 * forward.gflops * forward.ms)
+
+
+def test_a_row_per_layout_where_there_are_images():
+    op = OPS["conv2d"]
+    found = results(Bench(op, {"tiny": op.shapes["odd"]}, lambda s: 0.0))
+    assert [r.layout for r in found] == ["contiguous", "channels_last"] * 2
+    assert all(set(r.peers_ms) == {"eager", "channels_last"} for r in found)
+    assert all(r.limited_by == "" and math.isnan(r.limit) for r in found)
+
+
+@pytest.mark.parametrize(
+    "slip", [lambda y: y * 1.00001, lambda y: y.double(), lambda y: y[..., :1]]
+)
+def test_a_wrong_kernel_is_not_timed(monkeypatch, slip):
+    native = OPS["linear"].native
+    monkeypatch.setattr(pyops.functional, "linear", lambda *args: slip(native(*args)))
+    for r in results():
+        assert r.failure.startswith("wrong: output0")
+        assert math.isnan(r.ms)
+
+
+def test_a_wrong_gradient_is_not_timed(monkeypatch):
+    native = OPS["linear"].native
+
+    def forgets_the_bias(x, weight, bias):
+        return native(x, weight, bias.detach()) + 0 * bias
+
+    monkeypatch.setattr(pyops.functional, "linear", forgets_the_bias)
+    assert all("grad_bias" in r.failure for r in results())
+
+
+def test_kinked_gradients_are_checked_where_sums_are_exact(monkeypatch):
+    op = OPS["linear_relu"]
+
+    # At zero, and only there, the gradient of this ReLU is one: random inputs never get there.
+    def relu_open_at_zero(x, weight, bias):
+        y = torch.nn.functional.linear(x, weight, bias)
+        return torch.where(y >= 0, y, 0)
+
+    monkeypatch.setattr(pyops.functional, "linear_relu", relu_open_at_zero)
+    found = results(Bench(op, {"tiny": dict(n=64, i=16, o=32)}, lambda s: 0.0))
+    assert all("wrong: grad_" in r.failure for r in found)
+
+
+def test_a_raising_kernel_fails_its_case_alone(monkeypatch):
+    def broken(*args):
+        raise RuntimeError("no such tile")
+
+    monkeypatch.setattr(pyops.functional, "linear", broken)
+    assert [r.failure for r in results()] == ["wrong: RuntimeError: no such tile"] * 2
+
+
+def test_a_figure_above_the_limit_fails(monkeypatch):
+    low = peaks(flops=1.0)
+    monkeypatch.setattr("pyops.bench.harness.measure", lambda device: low)
+    for r in results(limits=low):
+        assert "above the compute limit" in r.failure
+
+
+def test_a_matmul_is_no_limit():
+    for r in results(limits=peaks(flops=1.0, exact=False)):
+        assert r.limit > 1
+        assert not r.failure
+
+
+def test_a_low_measurement_of_the_limit_is_taken_again(monkeypatch):
+    monkeypatch.setattr("pyops.bench.harness.measure", lambda device: peaks())
+    limits = peaks(flops=1.0)
+    assert not any(r.failure for r in results(limits=limits))
+    assert limits.flops["float32"] == 1e15
+
+
+def test_memory_limit_follows_the_working_set():
+    limits = dataclasses.replace(peaks(), bandwidth={1 << 19: 4e11, 1 << 23: 1e11, 1 << 27: 2e11})
+    seconds = {moved: limits.seconds(torch.float32, 0.0, moved) for moved in (1e5, 1e6, 1e7, 1e9)}
+    assert seconds[1e5] == {}  # over before a bandwidth could be measured
+    assert seconds[1e6] == {"memory": 1e6 / 4e11}
+    assert seconds[1e7] == {"memory": 1e7 / 2e11}  # a larger set got more: so can this one
+    assert seconds[1e9] == {"memory": 1e9 / 2e11}
+
+
+def test_jobs_take_turns():
+    order = []
+    jobs = {name: (lambda name=name: order.append(name)) for name in "abc"}
+    samples = interleave(jobs, rounds=2, seconds=0.0, device="cpu")
+    # Twice each to warm up and to size the samples, then the rounds.
+    assert "".join(order) == "aabbcc" + "abc" + "bca"
+    assert all(len(times) == 2 for times in samples.values())
+
+
+def test_unknown_peers_are_skipped_with_a_reason():
+    found = results(settings=dataclasses.replace(SETTINGS, peers=("no_such_backend",)))
+    assert all("no_such_backend" in r.skipped["no_such_backend"] for r in found)
+
+
+def test_summary_and_documents():
+    found = [
+        Result("linear", name, "float32", "forward", "contiguous", "avx2", "avx2", ms=1.0,
+               native="eager", native_ms=ratio, ratio=ratio, ratio_low=ratio, ratio_high=ratio,
+               limit=0.5, limited_by="compute", gflops=10.0, intensity=3.0)
+        for name, ratio in (("a", 4.0), ("b", 1.0))
+    ]  # fmt: skip
+    found.append(dataclasses.replace(found[0], shape="c", ratio=math.nan, ms=math.nan, failure="x"))
+    op, cases, mean, least, where = report.summary(found)[0]
+    assert (op, cases, mean, least) == ("linear", "2", "2.00", "1.00")
+    assert where.startswith("b, ")
+    document = json.loads(json.dumps(report.document(found, peaks(), {"processor": "some"})))
+    assert [r["ratio"] for r in document["results"]] == [4.0, 1.0, None]
+    text = report.markdown(found, peaks(), {"processor": "some"})
+    assert "| linear | 2 | 2.00 | 1.00 |" in text
+    assert "- processor: some" in text
+
+
+def test_command_writes_json_and_png(tmp_path, monkeypatch, capsys):
+    import argparse
+
+    monkeypatch.setattr(command, "measure", lambda device: peaks())
+    monkeypatch.setattr(command, "QUICK", SETTINGS)
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    json_file, png_file = tmp_path / "out.json", tmp_path / "out.png"
+    args = ["call_overhead", "--quick", "--only", "^linear/", "--dtype", "float32"]
+    files = ["--json", str(json_file), "--png", str(png_file)]
+    pytest.importorskip("matplotlib")
+    assert command.run(parser.parse_args(args + files)) == 0
+    assert {r["op"] for r in json.loads(json_file.read_text())["results"]} == {"linear"}
+    assert png_file.read_bytes().startswith(b"\x89PNG")
+    assert "geometric mean" in capsys.readouterr().out
+
+
+def test_every_file_has_cases_with_known_arguments():
+    for name in set(command.files()) - {"models"}:
+        for bench in command.collect([name]):
+            for shape in bench.shapes.values():
+                assert bench.flops(shape) >= 0
+                assert bench.backward > 0
