@@ -4,6 +4,7 @@
 #include <chrono>
 
 #include "core/isa.h"
+#include "core/multiply_add.h"
 #include "core/parallel.h"
 
 namespace pyops {

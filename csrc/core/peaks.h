@@ -1,16 +1,10 @@
 // What this machine's arithmetic units can do: the limits that benchmarks are measured against.
 #pragma once
 
-#include <cstdint>
 #include <string>
 #include <vector>
 
 namespace pyops {
-
-// Each runs `iterations` of nothing but independent multiply-adds and returns the operations done.
-double multiply_add_float32_avx2(int64_t iterations);
-double multiply_add_float32_avx512(int64_t iterations);
-double multiply_add_bfloat16_amx(int64_t iterations);
 
 struct Peak {
   std::string unit;  // "avx2_float32", "avx512_float32", "amx_bfloat16"

@@ -1,6 +1,6 @@
 #include <immintrin.h>
 
-#include "core/peaks.h"
+#include "core/multiply_add.h"
 #include "core/tile_config.h"
 
 namespace pyops {

@@ -1,4 +1,4 @@
-#include "core/peaks.h"
+#include "core/multiply_add.h"
 #include "core/peaks_simd.h"
 
 namespace pyops {
