@@ -1,0 +1,80 @@
+"""explain(): every call, the kernel that served it, and why better rows did not."""
+
+import threading
+
+import torch
+
+import pyops
+
+linear = pyops.functional.linear
+X, W = torch.ones(2, 3), torch.ones(4, 3)
+
+
+def test_a_call_is_described():
+    with pyops.isa_cap("scalar"), pyops.explain() as log:
+        linear(X.double(), W.double())
+    (call,) = log.calls
+    assert (call.op, call.dtype, call.kernel) == ("linear", "float64", "linear_forward_scalar")
+    assert call.shapes == [(2, 3), (4, 3)]
+    reasons = dict(call.rejected)
+    assert set(reasons) == {"linear_forward_amx", "linear_forward_avx512", "linear_forward_avx2"}
+    assert set(reasons.values()) <= {"above the ISA cap", "not on this CPU", "dtype"}
+
+
+def test_backward_is_seen():
+    x = X.clone().requires_grad_()
+    with pyops.explain() as log:
+        linear(x, W).sum().backward()
+    assert [call.op for call in log.calls] == ["linear", "linear_backward"]
+
+
+def test_what_stays_native_says_why():
+    cases = [
+        ("dtype", X.int(), W.int()),
+        ("layout", X.to_sparse(), W),
+        ("a vector as weight, or a bias that broadcasts", X, W[0]),
+    ]
+    for reason, x, w in cases:
+        with pyops.explain() as log:
+            linear(x, w)
+        (call,) = log.calls
+        assert call.kernel == "native"
+        assert [why for _, why in call.rejected] == [reason]
+
+
+def test_a_transform_stays_native_and_says_why():
+    with pyops.explain() as log:
+        torch.func.jvp(lambda x: linear(x, W), (X,), (X,))
+    assert dict(log.calls[0].rejected).popitem()[1] == "functorch transform"
+
+
+def test_printing_gives_a_table():
+    with pyops.explain() as log:
+        linear(X, W)
+        pyops.functional.linear_relu(X.double(), W.double(), torch.ones(4).double())
+    head, first, second = str(log).splitlines()
+    assert head.split() == ["op", "dtype", "shapes", "kernel", "not", "used"]
+    assert first.split()[:4] == ["linear", "float32", "2x3", "4x3"]
+    assert second.split()[:5] == ["linear_relu", "float64", "2x3", "4x3", "4"]
+    assert head.index("kernel") == first.index("linear_forward") == second.index("linear_forward")
+
+
+def test_nested_logs_see_their_own_block():
+    with pyops.explain() as outer:
+        linear(X, W)
+        with pyops.explain() as inner:
+            linear(X.double(), W.double())
+    assert [call.dtype for call in outer.calls] == ["float32", "float64"]
+    assert [call.dtype for call in inner.calls] == ["float64"]
+
+
+def test_other_threads_are_seen_and_nothing_outside_the_block():
+    linear(X, W)
+    with pyops.explain() as log:
+        threads = [threading.Thread(target=linear, args=(X, W)) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    linear(X, W)
+    assert len(log.calls) == 8

@@ -1,0 +1,42 @@
+"""Importing where it cannot work: one sentence that says what to do."""
+
+import runpy
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import pyops
+
+LOADER = str(Path(pyops.__file__).parent / "_extension.py")
+
+
+@pytest.mark.parametrize(
+    ("module", "stand_in", "message"),
+    [
+        ("torch", None, "pyops needs PyTorch: `pip install torch`"),
+        ("pyops._build_info", None, "pyops is not built: run `pip install --no-build-isolation"),
+        (
+            "pyops._build_info",
+            SimpleNamespace(TORCH_VERSION="1.13.0"),
+            f"built for torch 1.13.0 but torch {torch.__version__} is installed: rebuild it with",
+        ),
+    ],
+    ids=["no torch", "not built", "another torch"],
+)
+def test_the_error_says_what_to_do(monkeypatch, module, stand_in, message):
+    monkeypatch.setitem(sys.modules, module, stand_in)
+    with pytest.raises(ImportError) as error:
+        runpy.run_path(LOADER)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_public_names():
+    assert all(hasattr(pyops, name) for name in pyops.__all__)
+    functional = pyops.functional
+    assert all(callable(getattr(functional, name)) for name in functional.__all__)
+    for name in functional.__all__:
+        assert getattr(functional, name).__doc__, name

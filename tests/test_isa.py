@@ -1,0 +1,78 @@
+"""The instruction-set cap: obeyed by every call, restored, and spelt right or refused."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import pyops
+from suite import ISAS
+
+DETECTED = ISAS.index(pyops._C.isa_detected())
+
+
+def linear_kernel(dtype):
+    x = torch.ones(2, 3, dtype=dtype)
+    with pyops.explain() as log:
+        pyops.functional.linear(x, x)
+    return log.calls[0].kernel
+
+
+@pytest.mark.parametrize("isa", ISAS[: DETECTED + 1])
+def test_the_capped_kernel_is_the_one_that_runs(isa):
+    with pyops.isa_cap(isa):
+        assert pyops.isa() == isa
+        assert linear_kernel(torch.float32) == f"linear_forward_{isa}"
+    assert pyops.isa() == pyops._C.isa_detected()
+
+
+@pytest.mark.parametrize("isa", ISAS[DETECTED + 1 :])
+def test_a_cap_adds_nothing(isa):
+    with pyops.isa_cap(isa):
+        assert pyops.isa() == pyops._C.isa_detected()
+
+
+def test_the_best_row_that_takes_the_dtype_serves_it():
+    rows = [row for row in pyops._C.tables() if row["op"] == "linear_forward"]
+    for dtype in ("float64", "float32", "bfloat16", "float16"):
+        able = [r for r in rows if dtype in r["dtypes"] and ISAS.index(r["isa"]) <= DETECTED]
+        assert linear_kernel(getattr(torch, dtype)) == able[0]["kernel"]
+
+
+def test_caps_nest_and_end_with_their_block():
+    with pyops.isa_cap("avx2"):
+        with pyops.isa_cap("scalar"):
+            assert pyops._C.isa_cap() == "scalar"
+        assert pyops._C.isa_cap() == "avx2"
+        with pytest.raises(KeyError), pyops.isa_cap("scalar"):
+            raise KeyError
+        assert pyops._C.isa_cap() == "avx2"
+    assert pyops._C.isa_cap() == "amx"
+
+
+def test_an_unknown_name_is_refused():
+    with pytest.raises(ValueError, match="one of scalar, avx2, avx512, amx, got 'mmx'"):
+        pyops.isa_cap("mmx").__enter__()
+    assert pyops._C.isa_cap() == "amx"
+
+
+def run_with(isa):
+    script = "import pyops; print(pyops.isa())"
+    environment = os.environ | {"PYOPS_ISA": isa}
+    return subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True
+    )
+
+
+def test_the_environment_sets_the_cap():
+    assert run_with("scalar").stdout == "scalar\n"
+
+
+def test_an_unknown_name_in_the_environment_is_one_clear_error():
+    result = run_with("avx1024")
+    assert result.returncode == 1
+    expected = "ValueError: PYOPS_ISA: expected one of scalar, avx2, avx512, amx, got 'avx1024'"
+    assert result.stderr.splitlines()[-1] == expected
+    assert result.stderr.count("Traceback") == 1

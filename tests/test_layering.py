@@ -1,0 +1,98 @@
+"""The layers, executable: who may include or import whom, and that every operator is complete."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+CSRC = ROOT / "csrc"
+SOURCES = sorted(p for p in CSRC.rglob("*") if p.suffix in (".h", ".cpp", ".cu", ".cuh"))
+KERNELS = [
+    p for p in SOURCES if re.search(r"_(scalar|avx2|avx512|amx|cuda|sm90)\.(cpp|cu)$", p.name)
+]
+TORCH = re.compile(r"(torch|ATen|c10|pybind11|Python\.h)\b")
+# An inline function of these, compiled for AVX-512, could be the copy the linker keeps for all.
+FORBIDDEN_STD = {"vector", "string", "map", "unordered_map", "memory", "functional", "iostream"}
+# Each package of pyops: what of pyops it may import, besides itself.
+PYTHON_LAYERS = {
+    "ops": {"_C"},
+    "functional": {"ops"},
+    "nn": {"functional"},
+    "models": set(),
+    "numerics": set(),
+}
+
+
+def includes(path):
+    return re.findall(r'^\s*#\s*include\s+[<"]([^>"]+)[>"]', path.read_text(), re.M)
+
+
+def closure(path, seen=None):
+    """Every header a file sees, ours followed to the end."""
+    seen = set() if seen is None else seen
+    for name in set(includes(path)) - seen:
+        seen.add(name)
+        if (CSRC / name).exists():
+            closure(CSRC / name, seen)
+    return seen
+
+
+def imports(path):
+    """The modules of pyops a file imports, as `pyops.…` names."""
+    package = path.relative_to(ROOT).with_suffix("").parts
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (a.name for a in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(package[: -node.level]) if node.level else ""
+            module = ".".join(filter(None, [base, node.module]))
+            yield from ([f"pyops.{a.name}" for a in node.names] if module == "pyops" else [module])
+
+
+def folder(path):
+    return path.relative_to(CSRC).parts[0]
+
+
+OPERATORS = sorted({folder(p) for p in SOURCES if p.parent != CSRC} - {"core", "gemm"})
+by_path = pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(CSRC)))
+
+
+@pytest.mark.parametrize("path", KERNELS, ids=lambda p: p.name)
+def test_kernels_see_no_torch_and_no_containers(path):
+    seen = closure(path)
+    assert [name for name in seen if TORCH.match(name)] == []
+    assert seen & FORBIDDEN_STD == set()
+    ours = [CSRC / name for name in seen if (CSRC / name).exists()]
+    assert [p for p in [path, *ours] if re.search(r"\bthrow\b", p.read_text())] == []
+
+
+@by_path
+def test_folders_include_only_what_lies_below(path):
+    below = {"core": {"core"}, "gemm": {"core", "gemm"}}
+    allowed = below.get(folder(path), {"core", "gemm", folder(path)})
+    ours = [name for name in includes(path) if (CSRC / name).exists()]
+    if path.parent != CSRC:
+        assert {name.split("/")[0] for name in ours} <= allowed
+
+
+@pytest.mark.parametrize("package", PYTHON_LAYERS)
+def test_python_packages_import_only_what_lies_below(package):
+    base = ROOT / "pyops" / package
+    files = sorted(base.rglob("*.py")) or [base.with_suffix(".py")]
+    allowed = PYTHON_LAYERS[package] | {package}
+    for path in (p for p in files if p.exists()):
+        ours = {m.split(".")[1] for m in imports(path) if m.startswith("pyops.")}
+        assert ours <= allowed, path
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_every_operator_has_a_test_and_a_benchmark(operator):
+    assert (ROOT / "tests" / f"test_{operator}.py").exists()
+    assert (ROOT / "bench" / f"bench_{operator}.py").exists()
+
+
+@by_path
+def test_no_file_outgrows_a_reader(path):
+    assert len(path.read_text().splitlines()) <= 400
