@@ -126,7 +126,7 @@ def vacuous(ref: Tensor, max_zeros: float = MAX_ZEROS) -> str:
     if values.numel() < _CONSTANT_MIN:
         return ""
     repeated = torch.unique(values, return_counts=True)[1].max().item() / values.numel()
-    if repeated > MAX_ZEROS:
+    if repeated > max_zeros:
         return f"vacuous: {repeated:.0%} of the reference is one constant"
     return ""
 
@@ -145,7 +145,7 @@ def compare(
     """Judge `ours` by the error rule, beside `native` of the same dtype, against `ref64`.
 
     NaN and infinities must stand where native has them; errors are taken over the finite elements.
-    max_zeros: MOSTLY_ZEROS where zeros are the result's nature.
+    max_zeros: MOSTLY_ZEROS where zeros are the result's nature; 1.0 takes any reference.
     kinks: a gradient through the ReLUs or max poolings of a whole model, where a decision that
     flips on the last bit moves whole entries: 1 % in the L2 norm passes, the max norm goes free.
     See `allowed` for the other arguments.

@@ -10,7 +10,6 @@ smallest: what is expensive runs on it alone. Every input is drawn from the case
 test's name reproduces it.
 """
 
-import copy
 import zlib
 from contextlib import nullcontext
 from functools import partial
@@ -87,50 +86,72 @@ def tensors_of(arguments):
 
 
 def convert(arguments, change):
-    """The same arguments with floating tensors changed, as fresh leaves."""
+    """The same arguments with floating and complex tensors changed, as fresh leaves."""
 
     def fresh(a):
-        floating = isinstance(a, Tensor) and a.is_floating_point()
-        return change(a.detach()).requires_grad_(a.requires_grad) if floating else a
+        inexact = isinstance(a, Tensor) and (a.is_floating_point() or a.is_complex())
+        return change(a.detach()).requires_grad_(a.requires_grad) if inexact else a
 
     return {name: fresh(a) for name, a in arguments.items()}
+
+
+def widen(t):
+    return t.to(torch.complex128 if t.is_complex() else torch.float64)
 
 
 def gradients_like(outputs, *, integers=False):
     """The gradients a backward starts from, the same for every implementation."""
     generator = torch.Generator().manual_seed(1)
     draw = partial(Randn.draw, generator=generator, integers=integers)
-    return [draw(Randn(*o.shape)).to(o.device, o.dtype) for o in outputs if o.requires_grad]
+    return [draw(Randn(*o.shape)).to(o.device, o.dtype) for o in outputs]
 
 
 def results(function, arguments, *, integers=False):
-    """Outputs and, when an argument wants one, gradients, by name."""
+    """Outputs and, for the arguments that want and get one, gradients, by name."""
+    torch.default_generator.manual_seed(0)  # the same dropout for everybody
     outputs = flat(function(**arguments))
     named = {f"output{i}": o for i, o in enumerate(outputs)}
-    if any(o.requires_grad for o in outputs):
-        leaves = tensors_of(arguments)
-        starts = gradients_like(outputs, integers=integers)
-        ends = [o for o in outputs if o.requires_grad]
-        gradients = torch.autograd.grad(ends, list(leaves.values()), starts)
+    leaves, ends = tensors_of(arguments), [o for o in outputs if o.requires_grad]
+    if leaves and ends:
+        starts = gradients_like(ends, integers=integers)
+        gradients = torch.autograd.grad(ends, list(leaves.values()), starts, allow_unused=True)
         named |= {f"grad_{n}": g for n, g in zip(leaves, gradients, strict=True)}
-    return {name: t.detach() for name, t in named.items()}
+    return {name: t.detach() for name, t in named.items() if t is not None}
 
 
-def assert_accurate(ours, native, wide, *, terms=1, max_zeros=MAX_ZEROS, kinks=False):
-    """The error rule for results by name; `wide` are the float64 ones."""
+def judge(op, reference, arguments, *, low=None, **rule):
+    """The results of `op` by the error rule (see numerics.compare), then those of `reference`.
+
+    low: the dtype autocast computes in, where gradients come back wider than they are accurate.
+    """
+    before = {n: a.detach().clone() for n, a in arguments.items() if isinstance(a, Tensor)}
+    ours = results(op, arguments)
+    for name, value in before.items():
+        torch.testing.assert_close(arguments[name], value, rtol=0, atol=0, equal_nan=True)
+    native = results(reference, arguments)
+    assert {n: t.dtype for n, t in ours.items()} == {n: t.dtype for n, t in native.items()}
+    with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+        wide = results(reference, convert(arguments, widen))
+    rounded = [{n: t.to(low or t.dtype) for n, t in r.items()} for r in (ours, native)]
+    assert_accurate(*rounded, wide, **rule)
+    return ours, native
+
+
+def assert_accurate(ours, native, wide, *, kinks=False, **rule):
+    """Results by name, by the error rule; `wide` are the float64 ones."""
     assert ours.keys() == native.keys()
-    verdicts = {
-        name: compare(
+    verdicts = {}
+    for name in native:
+        backward = name.startswith("grad_")
+        direction = "backward" if backward else "forward"
+        verdicts[name] = compare(
             ours[name],
             native[name],
             wide[name],
-            direction="backward" if name.startswith("grad_") else "forward",
-            terms=terms,
-            max_zeros=max_zeros,
-            kinks=kinks and name.startswith("grad_"),
+            direction=direction,
+            kinks=kinks and backward,
+            **rule,
         )
-        for name in native
-    }
     failed = {name: v.reason for name, v in verdicts.items() if not v.passed}
     assert not failed
 
@@ -210,7 +231,8 @@ def _places():
     return [*(place(i, isa) for i, isa in enumerate(ISAS)), *_devices()[1:]]
 
 
-def _name(value):
+def name_of(value):
+    """A dtype without its module; None leaves the name to pytest."""
     return str(value).removeprefix("torch.") if isinstance(value, torch.dtype) else None
 
 
@@ -238,7 +260,7 @@ class OpSuite:
             "device": _devices(),
         }
         for axis in (a for a in axes if a in metafunc.fixturenames):
-            ids = [c.name for c in axes[axis]] if axis in ("case", "small") else _name
+            ids = [c.name for c in axes[axis]] if axis in ("case", "small") else name_of
             ids = [r.match for r in axes[axis]] if axis == "reject" else ids
             metafunc.parametrize(axis, axes[axis], ids=ids)
         if "place" in metafunc.fixturenames:
@@ -251,24 +273,11 @@ class OpSuite:
         with nullcontext() if device == "cuda" else pyops.isa_cap(request.param):
             yield device
 
-    def judge(self, arguments, case, function=None, *, low=None, max_zeros=None):
-        """Our results, or those of `function`, against the error rule; returns ours and native's.
-
-        low: the dtype autocast computes in, where gradients come back wider than they are accurate.
-        """
-        before = copy.deepcopy(arguments)
-        ours = results(function or self.op, arguments)
-        for name, value in arguments.items():
-            if isinstance(value, Tensor):
-                assert torch.equal(value.nan_to_num(), before[name].nan_to_num()), name
-        native = results(self.reference, arguments)
-        assert {n: t.dtype for n, t in ours.items()} == {n: t.dtype for n, t in native.items()}
-        with torch.autocast(flat(ours.values())[0].device.type, enabled=False):
-            wide = results(self.reference, convert(arguments, Tensor.double))
-        max_zeros = 1.0 if case.empty else max_zeros or self.max_zeros
-        rounded = [{n: t.to(low or t.dtype) for n, t in r.items()} for r in (ours, native)]
-        assert_accurate(*rounded, wide, terms=case.terms, max_zeros=max_zeros, kinks=self.kinks)
-        return ours, native
+    def judge(self, arguments, case, function=None, **rule):
+        """`op`, or `function` in its place, on a case's arguments."""
+        rule = {"max_zeros": 1.0 if case.empty else self.max_zeros, **rule}
+        op = function or self.op
+        return judge(op, self.reference, arguments, terms=case.terms, kinks=self.kinks, **rule)
 
     def test_forward(self, case, dtype, place):
         ours, native = self.judge(case.draw(dtype, place, grad=False), case)
@@ -315,13 +324,13 @@ class OpSuite:
 
     def test_repeats_are_equal(self, place):
         """Bit by bit, while other allocations come and go."""
-        arguments = self.cases[-1].draw(torch.float32, place)
+        arguments = max(self.cases, key=lambda c: c.elements).draw(torch.float32, place)
         first = results(self.op, arguments)
         for i in range(20):
             churn = [torch.empty(1000 * (i + 1)) for _ in range(3)]
             again = results(self.op, arguments)
-            assert {n: torch.equal(first[n], again[n]) for n in first} == dict.fromkeys(first, True)
             del churn
+            assert [name for name in first if not torch.equal(first[name], again[name])] == []
 
     def test_threads(self, case, place):
         """Three, an uneven split; every other test runs on one."""
@@ -345,7 +354,7 @@ class OpSuite:
             assert ours.type is native.type
 
     @pytest.mark.parametrize("inference", [False, True], ids=["grad", "inference"])
-    @pytest.mark.parametrize("other", [torch.int64, torch.uint8, torch.complex64], ids=_name)
+    @pytest.mark.parametrize("other", [torch.int64, torch.uint8, torch.complex64], ids=name_of)
     def test_other_dtypes_do_what_native_does(self, other, inference, device):
         with torch.inference_mode(inference):
             arguments = self.cases[0].draw(other, device)
@@ -471,6 +480,6 @@ class ExactSuite(OpSuite):
         """Tolerance 0: every wrong index shows, where an error rule might let one pass."""
         arguments = case.draw(dtype, place, integers=True)
         ours = results(self.op, arguments, integers=True)
-        wide = results(self.reference, convert(arguments, Tensor.double), integers=True)
+        wide = results(self.reference, convert(arguments, widen), integers=True)
         for name in wide:
             assert torch.equal(ours[name], wide[name].to(dtype)), name

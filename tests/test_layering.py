@@ -2,6 +2,8 @@
 
 import ast
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -66,6 +68,16 @@ def test_kernels_see_no_torch_and_no_containers(path):
     assert seen & FORBIDDEN_STD == set()
     ours = [CSRC / name for name in seen if (CSRC / name).exists()]
     assert [p for p in [path, *ours] if re.search(r"\bthrow\b", p.read_text())] == []
+
+
+def test_kernel_objects_share_no_code():
+    """A weak symbol outside the namespace of its ISA is one that the linker may keep for all."""
+    objects = [p for p in ROOT.glob("build/**/*.o") if re.search(r"_(avx2|avx512|amx)\.", p.name)]
+    if not objects or shutil.which("nm") is None:
+        pytest.skip("not built from these sources")
+    names = subprocess.run(["nm", "-C", *objects], capture_output=True, text=True, check=True)
+    weak = re.findall(r" W (.*)", names.stdout)
+    assert [name for name in weak if not re.search(r"pyops::(avx2|avx512|amx)::", name)] == []
 
 
 @by_path

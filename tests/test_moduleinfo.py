@@ -1,0 +1,88 @@
+"""PyTorch's own samples of the modules we subclass: same state, outputs and gradients."""
+
+import pytest
+import torch
+from torch import nn
+from torch.testing._internal.common_modules import module_db
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+import pyops
+from suite import assert_accurate, convert, name_of, results, widen
+
+NAMES = [
+    "Conv2d",
+    "MaxPool2d",
+    "Linear",
+    "MultiheadAttention",
+    "LSTMCell",
+    "LSTM",
+    "GRUCell",
+    "GRU",
+    "TransformerEncoderLayer",
+    "TransformerDecoderLayer",
+]
+pytestmark = pytest.mark.skipif(not hasattr(pyops, "nn"), reason="no pyops.nn yet")
+INFOS = {name: next(m for m in module_db if m.module_cls is getattr(nn, name)) for name in NAMES}
+
+
+def build(namespace, name, sample, state=None):
+    """A module without dropout, whose random numbers need not come in native's order."""
+    arguments = sample.constructor_input
+    module = getattr(namespace, name)(*arguments.args, **arguments.kwargs)
+    for part in module.modules():
+        if isinstance(part, nn.Dropout):
+            part.p = 0.0
+        elif isinstance(part, (nn.MultiheadAttention, nn.RNNBase)):
+            part.dropout = 0.0
+    if state is not None:
+        module.load_state_dict(state)
+    return module
+
+
+def outcome(module, arguments):
+    """Outputs, and gradients of inputs and parameters, by name."""
+    leaves, spec = tree_flatten(arguments)
+    inputs = {f"input {i}": leaf for i, leaf in enumerate(leaves)}
+
+    def run(**tensors):
+        args, kwargs = tree_unflatten([tensors[name] for name in inputs], spec)
+        return [t for t in tree_flatten(module(*args, **kwargs))[0] if t is not None]
+
+    return results(run, inputs | dict(module.named_parameters()))
+
+
+def judge_sample(name, sample, dtype, training):
+    native = build(nn, name, sample)
+    ours = build(pyops.nn, name, sample, native.state_dict())
+    wide = build(nn, name, sample, native.state_dict())
+    assert list(ours.state_dict()) == list(native.state_dict())
+    assert repr(ours) == repr(native)
+    ours, native = (module.to(dtype).train(training) for module in (ours, native))
+    wide.load_state_dict(native.state_dict())
+    wide.double().train(training)
+
+    arguments = (sample.forward_input.args, sample.forward_input.kwargs)
+    leaves, spec = tree_flatten(arguments)
+    named = convert({str(i): leaf for i, leaf in enumerate(leaves)}, widen)
+    widened = tree_unflatten(list(named.values()), spec)
+    assert_accurate(
+        outcome(ours, arguments), outcome(native, arguments), outcome(wide, widened), max_zeros=1.0
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=name_of)
+@pytest.mark.parametrize("mode", ["train", "eval", "inference"])
+@pytest.mark.parametrize("name", NAMES)
+def test_samples(name, mode, dtype):
+    info, training = INFOS[name], mode == "train"
+    samples = info.module_inputs_func(
+        info, device="cpu", dtype=dtype, requires_grad=mode != "inference", training=training
+    )
+    assert samples
+    for i, sample in enumerate(samples):
+        try:
+            with torch.inference_mode(mode == "inference"):
+                judge_sample(name, sample, dtype, training)
+        except Exception as error:
+            error.add_note(f"sample {i}: {sample.constructor_input} {sample.forward_input}")
+            raise
