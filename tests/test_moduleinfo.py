@@ -7,7 +7,7 @@ from torch.testing._internal.common_modules import module_db
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 import pyops
-from suite import assert_accurate, convert, name_of, results, widen
+from judging import assert_accurate, convert, name_of, results, widen
 
 NAMES = [
     "Conv2d",

@@ -195,7 +195,7 @@ def test_a_wrong_one_does_not(mutant):
 def test_a_read_beside_a_guarded_tensor_faults(before):
     script = f"""
 import ctypes, torch
-from guard import guarded
+from layouts import guarded
 t = guarded(torch.arange(5.0), before={before})
 assert t.tolist() == [0, 1, 2, 3, 4]
 ctypes.c_float.from_address(t.data_ptr() + ({-4 if before else 20})).value

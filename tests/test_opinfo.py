@@ -7,7 +7,7 @@ from torch.testing._internal.common_methods_invocations import op_db
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 import pyops
-from suite import judge, name_of, results
+from judging import judge, name_of, results
 
 NAMES = ["conv2d", "linear", "max_pool2d", "scaled_dot_product_attention"]
 OPS = {name: next(op for op in op_db if op.name == f"nn.functional.{name}") for name in NAMES}
