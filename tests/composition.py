@@ -166,7 +166,8 @@ class Composition:
         assert all(isinstance(output, Named) for output in flat(self.op(**named)))
 
     @pytest.mark.parametrize(
-        "transform", ["vmap", "grad", "jvp", "jacrev", "jacfwd", "hessian", "vmap of grad"]
+        "transform",
+        ["vmap", "grad", "jvp", "jacrev", "jacfwd", "hessian", "vmap of grad", "batched backward"],
     )
     def test_functorch(self, transform, device):
         """Each tensor in turn, the others held fixed."""
@@ -202,6 +203,9 @@ class Composition:
             "jacfwd": func.jacfwd(loss),
             "hessian": func.hessian(loss),
             "vmap of grad": lambda x: torch.vmap(func.grad(loss))(batch(x)),
+            "batched backward": lambda x: torch.autograd.functional.jacobian(
+                lambda x: flat(call(x))[0], x, vectorize=True
+            ),
         }[transform]
 
     def test_forward_mode(self, device):

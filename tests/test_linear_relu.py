@@ -1,5 +1,6 @@
 """linear and linear_relu."""
 
+import pytest
 import torch
 import torch.nn.functional as F
 
@@ -56,3 +57,16 @@ class TestLinearReLU(ExactSuite):
     reference = staticmethod(lambda **arguments: F.relu(F.linear(**arguments)))
     cases = linear_cases(shift=2)
     rejects = LINEAR_REJECTS
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("layout", [torch.strided, torch.jagged], ids=str)
+@pytest.mark.parametrize("suite", [TestLinear, TestLinearReLU])
+def test_nested_tensors(suite, layout):
+    arguments = suite.cases[0].draw(torch.float32)
+    rows = arguments.pop("input").detach()
+    arguments["input"] = torch.nested.nested_tensor([rows, rows[:2]], layout=layout)
+    ours, native = suite.op(**arguments), suite.reference(**arguments)
+    assert ours.is_nested and ours.layout == layout
+    for a, b in zip(ours.unbind(), native.unbind(), strict=True):
+        assert torch.equal(a, b)

@@ -216,6 +216,10 @@ TORCH_LIBRARY_IMPL(pyops, CompositeExplicitAutograd, m) {
   m.impl("linear", linear_native<false>);
   m.impl("linear_relu", linear_native<true>);
 }
+TORCH_LIBRARY_IMPL(pyops, CompositeImplicitAutogradNestedTensor, m) {
+  m.impl("linear", linear_native<false>);
+  m.impl("linear_relu", linear_native<true>);
+}
 TORCH_LIBRARY_IMPL(pyops, FuncTorchBatched, m) {
   m.impl("linear", linear_native<false>);
   m.impl("linear_relu", linear_native<true>);
