@@ -117,10 +117,14 @@ def test_a_low_measurement_of_the_limit_is_taken_again(monkeypatch):
 
 def test_memory_limit_follows_the_working_set():
     limits = dataclasses.replace(peaks(), bandwidth={1 << 19: 4e11, 1 << 23: 1e11, 1 << 27: 2e11})
-    seconds = {moved: limits.seconds(torch.float32, 0.0, moved) for moved in (1e5, 1e6, 1e7, 1e9)}
+    seconds = {
+        moved: limits.seconds(torch.float32, 0.0, moved, moved) for moved in (1e5, 1e6, 1e7, 1e9)
+    }
     assert seconds[1e5] == {}  # over before a bandwidth could be measured
     assert seconds[1e6] == {"memory": 1e6 / 4e11}
     assert seconds[1e7] == {"memory": 1e7 / 2e11}  # a larger set got more: so can this one
+    # Moved many times over, the same set stays in its cache.
+    assert limits.seconds(torch.float32, 0.0, 1e9, 1e6) == {"memory": 1e9 / 4e11}
     assert seconds[1e9] == {"memory": 1e9 / 2e11}
 
 
