@@ -21,17 +21,17 @@ from typing import Any
 from pyops.cli import UserError
 from pyops.cli.table import show
 
+ROOT = Path(__file__).resolve().parent.parent
 TURNS = 3
 Key = tuple[str, ...]
 
 
-def compare_revisions(ref: str) -> int:
+def compare_revisions(ref: str, here: Path = ROOT) -> int:
     """Run this process's own command here and at `ref`, and print how much faster each case is.
 
     1 when nothing could be compared.
     """
     command = _without_against(sys.orig_argv[1:])
-    here = Path(__file__).resolve().parent.parent
     with _revision(here, ref) as there, tempfile.TemporaryDirectory() as results:
         ratios: dict[Path, dict[Key, list[float]]] = {
             root: defaultdict(list) for root in (here, there)

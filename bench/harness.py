@@ -198,11 +198,11 @@ class Case:
         """How close to the machine's limit `seconds` is; a failure when it is beyond."""
         flops = self.bench.flops(self.bench.shapes[self.shape])
         flops *= 1 + self.bench.backward * (direction != "forward")
-        moved = _moved_bytes(self.bench.op, inputs, direction)
-        least = self.peaks.seconds(self.dtype, flops, moved)
+        moved, working_set = _bytes(self.bench.op, inputs, direction)
+        least = self.peaks.seconds(self.dtype, flops, moved, working_set)
         if self._beyond(least, seconds):
             self.peaks.raise_to(measure(self.settings.device))
-            least = self.peaks.seconds(self.dtype, flops, moved)
+            least = self.peaks.seconds(self.dtype, flops, moved, working_set)
         by = max(least, key=least.__getitem__, default="")
         return {
             "limit": least[by] / seconds if by else math.nan,
@@ -277,13 +277,18 @@ def _compiled(op: Op, inputs: Inputs, backend: str) -> Function:
         return torch.compile(native, backend=backend, dynamic=False)
 
 
-def _moved_bytes(op: Op, inputs: Inputs, direction: str) -> float:
-    """Bytes that must move: each input read and each output written once in each direction."""
+def _bytes(op: Op, inputs: Inputs, direction: str) -> tuple[int, int]:
+    """Bytes that must move, and that are in use at a time.
+
+    In each direction every input is read and every output written once. Backward may find in a
+    cache what forward left there, so the inputs and outputs of one direction are the working set.
+    """
     with torch.no_grad():
         written = sum(t.nbytes for t in op.run(op.ours, inputs))
     read = sum(t.nbytes for t in inputs.tensors.values())
     # Backward reads the inputs and the outputs' gradients, and writes the inputs' gradients.
-    return read + written + (2 * read + written if direction != "forward" else 0)
+    both = read + written
+    return both + (both + read if direction != "forward" else 0), both
 
 
 def _has_images(inputs: Inputs) -> bool:

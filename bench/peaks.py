@@ -32,13 +32,15 @@ class Peaks:
     bandwidth: dict[int, float] = field(default_factory=dict)
     """By working set in bytes."""
 
-    def seconds(self, dtype: torch.dtype, flops: float, moved: float) -> dict[str, float]:
-        """The least time that `flops` operations and `moved` bytes can take, by limit."""
+    def seconds(
+        self, dtype: torch.dtype, flops: float, moved: float, working_set: float
+    ) -> dict[str, float]:
+        """The least time for `flops` operations and `moved` bytes of a working set, by limit."""
         least = {}
         if flops:
             least["compute"] = flops / self.flops[str(dtype).removeprefix("torch.")]
         sizes = sorted(self.bandwidth)
-        reached = bisect_right(sizes, moved)
+        reached = bisect_right(sizes, working_set)
         if reached:
             # The next smaller set is served by the same cache or a faster one; what a larger set
             # gets, a smaller one gets too.

@@ -11,7 +11,7 @@ from typing import Any
 
 from pyops.cli.table import show
 
-from .harness import Result
+from .harness import DIRECTIONS, Result
 from .peaks import Peaks
 
 COLUMNS = (
@@ -96,25 +96,30 @@ def markdown(results: Sequence[Result], peaks: Peaks, machine: Mapping[str, str]
 
 
 def draw(results: Sequence[Result], peaks: Peaks, path: Path) -> None:
-    """A bar of the ratio for each case, and each case under its roofline, as a PNG."""
+    """Bars of the ratios of each direction, and every case under its roofline, as a PNG."""
     from matplotlib.figure import Figure
 
     timed = [r for r in results if not math.isnan(r.ratio)]
-    cases = list(dict.fromkeys((r.op, r.shape, r.direction) for r in timed))
-    height = max(6.0, 0.3 * len(cases) + 1.5)
-    figure = Figure(figsize=(17, height), layout="constrained")
-    grid = figure.add_gridspec(2, 2, width_ratios=(1.2, 1), height_ratios=(6, height - 5.99))
-    _draw_ratios(figure.add_subplot(grid[:, 0]), timed, cases)
-    _draw_rooflines(figure.add_subplot(grid[0, 1]), timed, peaks)
+    cases = list(dict.fromkeys((r.op, r.shape) for r in timed))
+    height = max(6.0, 0.36 * len(cases) + 1.5)
+    figure = Figure(figsize=(20, height), layout="constrained")
+    grid = figure.add_gridspec(2, 3, height_ratios=(6, height - 5.99))
+    bars = None
+    for column, direction in enumerate(DIRECTIONS):
+        bars = figure.add_subplot(grid[:, column], sharex=bars, sharey=bars)
+        _draw_ratios(bars, [r for r in timed if r.direction == direction], cases)
+        bars.tick_params(labelleft=column == 0)
+        bars.set_title(direction, fontsize=10, pad=36)
+    _draw_rooflines(figure.add_subplot(grid[0, 2]), timed, peaks)
     figure.savefig(path, dpi=100)
 
 
-def _draw_ratios(axes: Any, timed: Sequence[Result], cases: Sequence[tuple[str, str, str]]) -> None:
+def _draw_ratios(axes: Any, timed: Sequence[Result], cases: Sequence[tuple[str, str]]) -> None:
     kinds = list(dict.fromkeys((r.dtype, r.layout) for r in timed))
     thickness = 0.8 / max(1, len(kinds))
     for i, (dtype, layout) in enumerate(kinds):
         own = [r for r in timed if (r.dtype, r.layout) == (dtype, layout)]
-        at = [cases.index((r.op, r.shape, r.direction)) + (i + 0.5) * thickness - 0.4 for r in own]
+        at = [cases.index((r.op, r.shape)) + (i + 0.5) * thickness - 0.4 for r in own]
         whiskers = [
             [max(0.0, r.ratio - r.ratio_low) for r in own],
             [max(0.0, r.ratio_high - r.ratio) for r in own],
@@ -127,15 +132,19 @@ def _draw_ratios(axes: Any, timed: Sequence[Result], cases: Sequence[tuple[str, 
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(lambda ratio, _: f"{ratio:g}×")
-    axes.set_xlabel("ratio to the best native way (right of 1×: ours is faster)")
+    least, most = axes.get_xlim()
+    axes.set_xlim(min(least, 0.7), max(most, 1.5))
+    axes.set_xlabel("best native time / ours (right of 1×: ours is faster)")
     axes.set_yticks(range(len(cases)), [", ".join(case) for case in cases], fontsize=8)
     axes.set_ylim(len(cases) - 0.4, -0.6)
     axes.grid(axis="x", alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(fontsize=8, ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1), frameon=False)
+    axes.legend(fontsize=8, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1), frameon=False)
 
 
 def _draw_rooflines(axes: Any, timed: Sequence[Result], peaks: Peaks) -> None:
+    from matplotlib.ticker import LogLocator
+
     points = [r for r in timed if r.intensity > 0]
     dtypes = list(dict.fromkeys(r.dtype for r in points))
     if not points:
@@ -164,13 +173,14 @@ def _draw_rooflines(axes: Any, timed: Sequence[Result], peaks: Peaks) -> None:
     axes.set_xscale("log")
     axes.set_yscale("log")
     for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.set_major_formatter("{x:g}")
         axis.set_minor_formatter("")
     axes.set_xlabel("operations per byte")
     axes.set_ylabel("GFLOP/s")
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    axes.legend(fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.1), frameon=False)
 
 
 def _markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -1,17 +1,21 @@
 """The harness must refuse what it cannot stand for, and time what it can."""
 
+import argparse
 import dataclasses
 import json
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
 
 import pyops.functional
-from pyops.bench import command, report
+from pyops.bench import against, command, report
 from pyops.bench.harness import Bench, Case, Result, Settings, interleave
 from pyops.bench.peaks import WORKING_SETS, Peaks
 from pyops.cases import OPS
+from pyops.cli import UserError
 
 SETTINGS = Settings(dtypes=("float32",), peers=("eager", "channels_last"), rounds=3, seconds=1e-4)
 LINEAR = Bench(OPS["linear"], {"tiny": OPS["linear"].shapes["odd"]}, lambda s: 2 * 37 * 67 * 35)
@@ -40,8 +44,9 @@ def test_times_forward_and_backward():
     assert both.gflops * both.ms == pytest.approx(3 * forward.gflops * forward.ms)
 
 
-def test_a_row_per_layout_where_there_are_images():
+def test_a_row_per_layout_where_there_are_images(monkeypatch):
     op = OPS["conv2d"]
+    monkeypatch.setattr(pyops.functional, "conv2d", op.native, raising=False)
     found = results(Bench(op, {"tiny": op.shapes["odd"]}, lambda s: 0.0))
     assert [r.layout for r in found] == ["contiguous", "channels_last"] * 2
     assert all(set(r.peers_ms) == {"eager", "channels_last"} for r in found)
@@ -112,10 +117,14 @@ def test_a_low_measurement_of_the_limit_is_taken_again(monkeypatch):
 
 def test_memory_limit_follows_the_working_set():
     limits = dataclasses.replace(peaks(), bandwidth={1 << 19: 4e11, 1 << 23: 1e11, 1 << 27: 2e11})
-    seconds = {moved: limits.seconds(torch.float32, 0.0, moved) for moved in (1e5, 1e6, 1e7, 1e9)}
+    seconds = {
+        moved: limits.seconds(torch.float32, 0.0, moved, moved) for moved in (1e5, 1e6, 1e7, 1e9)
+    }
     assert seconds[1e5] == {}  # over before a bandwidth could be measured
     assert seconds[1e6] == {"memory": 1e6 / 4e11}
     assert seconds[1e7] == {"memory": 1e7 / 2e11}  # a larger set got more: so can this one
+    # Moved many times over, the same set stays in its cache.
+    assert limits.seconds(torch.float32, 0.0, 1e9, 1e6) == {"memory": 1e9 / 4e11}
     assert seconds[1e9] == {"memory": 1e9 / 2e11}
 
 
@@ -152,8 +161,6 @@ def test_summary_and_documents():
 
 
 def test_command_writes_json_and_png(tmp_path, monkeypatch, capsys):
-    import argparse
-
     monkeypatch.setattr(command, "measure", lambda device: peaks())
     monkeypatch.setattr(command, "QUICK", SETTINGS)
     parser = argparse.ArgumentParser()
@@ -166,6 +173,37 @@ def test_command_writes_json_and_png(tmp_path, monkeypatch, capsys):
     assert {r["op"] for r in json.loads(json_file.read_text())["results"]} == {"linear"}
     assert png_file.read_bytes().startswith(b"\x89PNG")
     assert "geometric mean" in capsys.readouterr().out
+
+
+RUN = """
+import json, sys
+ratio = {ratio}
+cases = [{{"op": "f", "shape": "s", "dtype": "float32", "direction": "forward",
+           "layout": "contiguous", "ratio": ratio}}]
+json.dump({{"results": cases}}, open(sys.argv[sys.argv.index("--json") + 1], "w"))
+"""
+
+
+def test_revisions_are_compared_by_their_ratios_to_native(tmp_path, monkeypatch, capsys):
+    def git(*words):
+        who = ("-c", "user.name=n", "-c", "user.email=e")
+        subprocess.run(("git", *who, *words), cwd=tmp_path, check=True, capture_output=True)
+
+    git("init")
+    (tmp_path / "setup.py").write_text("")
+    for ratio in (2.0, 3.0):
+        (tmp_path / "times.py").write_text(RUN.format(ratio=ratio))
+        git("add", ".")
+        git("commit", "-m", "a revision")
+    monkeypatch.setattr(sys, "orig_argv", ["python", "times.py", "--against", "HEAD~1", "--quick"])
+    assert against.compare_revisions("HEAD~1", tmp_path) == 0
+    assert capsys.readouterr().out.split()[-4:] == ["contiguous", "2.00", "3.00", "1.50"]
+    worktrees = subprocess.run(
+        ("git", "worktree", "list"), cwd=tmp_path, check=True, capture_output=True, text=True
+    )
+    assert len(worktrees.stdout.splitlines()) == 1
+    with pytest.raises(UserError, match="git worktree add"):
+        against.compare_revisions("no-such-revision", tmp_path)
 
 
 def test_every_file_has_cases_with_known_arguments():
