@@ -38,9 +38,7 @@ def restore(model: Model) -> Model:
     return _switch(model, _NATIVE)
 
 
-def _switch(
-    model: Model, classes: dict[type[torch.nn.Module], type[torch.nn.Module]]
-) -> Model:
+def _switch(model: Model, classes: dict[type[torch.nn.Module], type[torch.nn.Module]]) -> Model:
     for module in model.modules():
         if type(module) in classes:
             module.__class__ = classes[type(module)]

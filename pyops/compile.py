@@ -7,7 +7,7 @@ whatever function or module they came from, and TorchInductor compiles the rest.
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import fx
@@ -55,8 +55,8 @@ def backend(
 
     replace(graph)
     patches = {**list_mode_options(mode or "default"), **(options or {})}
-    compiled: Any = compile_fx(graph, example_inputs, config_patches=patches)
-    return compiled
+    compiled = compile_fx(graph, example_inputs, config_patches=patches)
+    return cast("Callable[..., Any]", compiled)
 
 
 def replace(graph: fx.GraphModule) -> None:
