@@ -1,5 +1,7 @@
 """MaxPool2d."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -9,7 +11,7 @@ from pyops import functional
 class MaxPool2d(torch.nn.MaxPool2d):
     """`torch.nn.MaxPool2d`."""
 
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Any:
         """(N, C, H, W) or (C, H, W), pooled; with the indices when `return_indices`."""
         return functional.max_pool2d(
             input,
