@@ -1,0 +1,292 @@
+"""accelerate and restore on whole models, and the fusing Sequential."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrizations, parametrize, prune
+
+import pyops
+from suite import assert_accurate
+
+FUNCTIONS = [
+    *("conv2d", "conv2d_relu", "conv2d_relu_max_pool2d", "max_pool2d"),
+    *("linear", "linear_relu"),
+]
+
+
+class Net(nn.Module):
+    """A small network of most kinds, with one module in two places and one tied weight."""
+
+    def __init__(self):
+        super().__init__()
+        relu = nn.ReLU()
+        self.features = nn.Sequential(
+            nn.Conv2d(3, 4, 3, padding=1), relu, nn.MaxPool2d(2), nn.Conv2d(4, 6, 3), relu
+        )
+        self.encoder = nn.TransformerEncoder(
+            nn.TransformerEncoderLayer(6, 2, 12, 0.0, batch_first=True), 2
+        )
+        self.rnn = nn.LSTM(6, 5, batch_first=True)
+        self.head = nn.Sequential(nn.Linear(5, 8), nn.ReLU(inplace=True), nn.Linear(8, 5))
+        self.tied = nn.Linear(5, 8, bias=False)
+        self.tied.weight = self.head[0].weight
+
+    def forward(self, x):
+        x = self.features(x).flatten(2).transpose(1, 2)
+        x = self.rnn(self.encoder(x))[0].mean(1)
+        return self.head(x) @ self.tied.weight.t()
+
+
+def network():
+    torch.manual_seed(0)
+    return Net()
+
+
+def gradients(model, x):
+    y = model(x)
+    values = torch.autograd.grad(y.pow(2).sum(), list(model.parameters()))
+    named = zip(dict(model.named_parameters()), values, strict=True)
+    return {"output": y.detach(), **{f"grad_{n}": g for n, g in named}}
+
+
+def images(*shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(1))
+
+
+def classes(model):
+    return [type(module) for module in model.modules()]
+
+
+def test_results_agree():
+    x, native = images(2, 3, 12, 12), network()
+    wide = gradients(copy.deepcopy(native).double(), x.double())
+    theirs = gradients(native, x)
+    ours = gradients(pyops.accelerate(native), x)
+    assert_accurate(ours, theirs, wide, max_zeros=0.9, kinks=True)
+
+
+def test_changes_nothing_but_classes():
+    model = network()
+    before = {name: id(t) for name, t in model.state_dict(keep_vars=True).items()}
+    text, modules, mode = repr(model), list(model.modules()), model.eval().training
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    assert pyops.accelerate(model) is model
+    assert {n: id(t) for n, t in model.state_dict(keep_vars=True).items()} == before
+    assert repr(model) == text
+    assert all(a is b for a, b in zip(model.modules(), modules, strict=True))
+    assert model.training is mode
+    assert model.tied.weight is model.head[0].weight
+    assert {id(p) for p in optimizer.param_groups[0]["params"]} == {
+        id(p) for p in model.parameters()
+    }
+    ours = {cls.__name__ for cls in classes(model) if cls.__module__.startswith("pyops.nn")}
+    assert ours == {
+        *("Conv2d", "MaxPool2d", "Linear", "LSTM", "Sequential"),
+        *("MultiheadAttention", "TransformerEncoderLayer"),
+    }
+
+
+def test_restore_undoes_it():
+    model = network()
+    before = classes(model)
+    assert pyops.restore(pyops.accelerate(model)) is model
+    assert classes(model) == before
+
+
+def test_twice_is_once():
+    model = pyops.accelerate(network())
+    before = classes(model)
+    assert classes(pyops.accelerate(model)) == before
+    model.extra = nn.Linear(5, 2)
+    assert type(pyops.accelerate(model).extra) is pyops.nn.Linear
+
+
+def test_copies_and_checkpoints():
+    x, model = images(2, 3, 12, 12), pyops.accelerate(network())
+    fresh = Net()
+    fresh.load_state_dict(model.state_dict())
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model)), pyops.accelerate(fresh)):
+        assert classes(other) == classes(model)
+        assert torch.equal(other(x), model(x))
+    assert classes(pyops.restore(copy.deepcopy(model))) == classes(network())
+
+
+def test_trains_with_the_optimizer_it_had():
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    pyops.accelerate(model)
+    before = model.head[0].weight.clone()
+    model(images(2, 3, 12, 12)).pow(2).sum().backward()
+    optimizer.step()
+    assert not torch.equal(model.head[0].weight, before)
+
+
+def test_leaves_derived_classes_alone():
+    class Scaled(nn.Linear):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    class Twice(nn.Sequential):
+        def forward(self, x):
+            return super().forward(super().forward(x))
+
+    model = Twice(Scaled(3, 3), nn.ReLU())
+    x = images(2, 3)
+    want = model(x)
+    assert classes(pyops.accelerate(model)) == [Twice, Scaled, nn.ReLU]
+    assert torch.equal(model(x), want)
+
+
+def test_lazy_modules_when_they_are_ready():
+    model = nn.Sequential(nn.LazyLinear(4), nn.LazyConv2d(2, 1))
+    assert classes(pyops.accelerate(model))[1:] == [nn.LazyLinear, nn.LazyConv2d]
+    model[0](images(2, 3))
+    assert classes(pyops.accelerate(model))[1:] == [pyops.nn.Linear, nn.LazyConv2d]
+
+
+@pytest.mark.filterwarnings("ignore:torch.ao.quantization", "ignore:torch.quantize_per_tensor")
+def test_quantized_modules_are_left_alone():
+    linear = nn.Sequential(nn.Linear(4, 4))
+    model = torch.ao.quantization.quantize_dynamic(linear, {nn.Linear})
+    before = classes(model)
+    assert classes(pyops.accelerate(model))[1:] == before[1:]
+    assert model(images(2, 4)).shape == (2, 4)
+
+
+@pytest.mark.parametrize("first", ["accelerate", "parametrize"])
+def test_parametrized(first):
+    x, native = images(2, 5), nn.Sequential(nn.Linear(5, 5), nn.ReLU())
+    model = copy.deepcopy(native)
+    if first == "accelerate":
+        pyops.accelerate(model)
+    for m in (native, model):
+        parametrizations.spectral_norm(m.eval()[0])
+        m[0].bias.data.fill_(0.1)
+    pyops.accelerate(model)
+    with torch.no_grad():
+        for m in (native, model):
+            m[0].parametrizations.weight[0]._u.copy_(torch.ones(5) / 5**0.5)
+            m[0].parametrizations.weight[0]._v.copy_(torch.ones(5) / 5**0.5)
+    torch.testing.assert_close(model(x), native(x))
+    parametrize.remove_parametrizations(model[0], "weight")
+    assert type(pyops.accelerate(model)[0]) is pyops.nn.Linear
+
+
+def test_pruned():
+    x, model = images(3, 5), nn.Sequential(nn.Linear(5, 5), nn.ReLU())
+    prune.l1_unstructured(model[0], "weight", 0.5)
+    want = model(x)
+    torch.testing.assert_close(pyops.accelerate(model)(x), want)
+    prune.remove(model[0], "weight")
+    torch.testing.assert_close(model(x), want)
+
+
+@pytest.fixture
+def called(monkeypatch):
+    """The functions of pyops.functional as they are called."""
+    names = []
+
+    def spy(name, function):
+        def call(*args, **kwargs):
+            names.append(name)
+            return function(*args, **kwargs)
+
+        return call
+
+    for name in FUNCTIONS:
+        monkeypatch.setattr(pyops.functional, name, spy(name, getattr(pyops.functional, name)))
+    return names
+
+
+CONV = [nn.Conv2d(3, 4, 3), nn.ReLU(), nn.MaxPool2d(2)]
+FUSIONS = [
+    (CONV, ["conv2d_relu_max_pool2d"]),
+    (CONV[:2], ["conv2d_relu"]),
+    ([*CONV[:2], nn.Identity(), CONV[2]], ["conv2d_relu", "max_pool2d"]),
+    ([CONV[0], CONV[2], CONV[1]], ["conv2d", "max_pool2d"]),
+    ([CONV[0], nn.ReLU6()], ["conv2d"]),
+    ([pyops.nn.ConvReLU2d(3, 4, 3), CONV[2]], ["conv2d_relu_max_pool2d"]),
+    ([pyops.nn.ConvReLU2d(3, 4, 3), CONV[1]], ["conv2d_relu"]),
+    ([nn.Linear(9, 9), nn.ReLU(inplace=True), nn.Linear(9, 9)], ["linear_relu", "linear"]),
+    ([nn.Linear(9, 9), nn.Dropout(0.0), nn.ReLU()], ["linear"]),
+    ([nn.Sequential(nn.Linear(9, 9)), nn.ReLU()], ["linear"]),
+    (
+        [
+            nn.Conv2d(3, 4, (3, 2), 2, 1, padding_mode="circular"),
+            CONV[1],
+            nn.MaxPool2d((3, 2), 2, 1),
+        ],
+        ["conv2d_relu_max_pool2d"],
+    ),
+    ([*CONV[:2], nn.MaxPool2d(2, ceil_mode=True)], ["conv2d_relu_max_pool2d"]),
+    ([], []),
+]
+
+
+@pytest.mark.parametrize(("modules", "functions"), FUSIONS)
+def test_fuses_neighbours(modules, functions, called):
+    native = nn.Sequential(*copy.deepcopy(modules)).double()
+    x = images(2, 3, 9, 9).double()
+    ours = pyops.accelerate(copy.deepcopy(native))
+    called.clear()
+    y = ours(x.clone())
+    assert called == functions
+    torch.testing.assert_close(y, pyops.restore(native)(x.clone()), rtol=1e-9, atol=1e-12)
+
+
+def test_return_indices_keeps_the_pooling_apart(called):
+    model = pyops.accelerate(nn.Sequential(*CONV[:2], nn.MaxPool2d(2, return_indices=True)))
+    output, indices = model(images(2, 3, 9, 9))
+    assert called == ["conv2d_relu", "max_pool2d"]
+    assert output.shape == indices.shape
+
+
+OBSERVERS = {
+    "forward hook": lambda m, see: m.register_forward_hook(lambda *_: see()),
+    "forward pre-hook": lambda m, see: m.register_forward_pre_hook(lambda *_: see()),
+    "backward hook": lambda m, see: m.register_full_backward_hook(lambda *_: see()),
+    "backward pre-hook": lambda m, see: m.register_full_backward_pre_hook(lambda *_: see()),
+    "global hook": lambda m, see: nn.modules.module.register_module_forward_hook(
+        lambda module, *_: see() if module is m else None
+    ),
+}
+
+
+@pytest.mark.parametrize("position", [0, 1, 2])
+@pytest.mark.parametrize("observer", OBSERVERS)
+def test_an_observer_sees_its_module_run(observer, position, called):
+    """Also one that comes after accelerate; once it is gone the neighbours fuse again."""
+    model, seen = pyops.accelerate(nn.Sequential(*copy.deepcopy(CONV))), []
+    handle = OBSERVERS[observer](model[position], lambda: seen.append(1))
+    model(images(2, 3, 9, 9).requires_grad_()).sum().backward()
+    assert len(seen) == 1
+    assert "conv2d_relu_max_pool2d" not in called
+    handle.remove()
+    called.clear()
+    model(images(2, 3, 9, 9))
+    assert (called, len(seen)) == (["conv2d_relu_max_pool2d"], 1)
+
+
+def test_an_overridden_forward_is_called():
+    model = pyops.accelerate(nn.Sequential(nn.Linear(3, 3), nn.ReLU()))
+    model[1].forward = lambda x: x.sign()
+    assert set(model(images(9, 3)).unique().tolist()) == {-1.0, 1.0}
+
+
+def test_parts_of_a_fused_sequential():
+    """Indexing, slicing, iterating and other owners see every module as it was."""
+    native = nn.Sequential(*copy.deepcopy(CONV))
+    model, x = pyops.accelerate(copy.deepcopy(native)), images(2, 3, 9, 9)
+    for length in range(4):
+        torch.testing.assert_close(model[:length](x), native[:length](x))
+    y = x
+    for ours, theirs in zip(model, native, strict=True):
+        torch.testing.assert_close(ours(y), theirs(y))
+        y = theirs(y)
+    other = nn.Sequential(model[0], nn.Tanh())
+    torch.testing.assert_close(other(x), native[0](x).tanh())
+    model[1] = nn.Tanh()
+    torch.testing.assert_close(model(x), native[2](native[0](x).tanh()))
