@@ -16,7 +16,8 @@ template <bool kMasked, class T>
 void correlate(const Correlation<T>& c) {
   if (c.depthwise) return depthwise<kMasked>(c);
   Images<T> images = c.images;
-  if (images.x.is_identity() && images.y.is_identity()) {
+  const bool identity = images.x.is_identity() && images.y.is_identity();
+  if (identity) {
     // One long row, whose runs no panel breaks.
     const int64_t plane = images.y.size * images.x.size;
     images.x.size = images.x.positions = plane;
@@ -30,7 +31,7 @@ void correlate(const Correlation<T>& c) {
     return;
   }
   const PixelSink<T> sink{c.result, c.map, c.epilogue};
-  if (images.x.is_identity()) {
+  if (identity) {
     const StridedOperand<T, kMasked> pixels{images.data, positions, images.total_channels, 1,
                                             images.mask};
     gemm(positions, c.channels, taps, pixels, weight, sink);
@@ -204,36 +205,43 @@ void backward_weight(const Conv2dBackwardParams& p, int64_t pass) {
   });
 }
 
+// Σ over rows of a vector of columns, by halves: one running sum over a batch would lose digits.
+template <bool kMasked, class T>
+Vec<acc_t<T>> sum_rows(const Images<T>& images, int64_t offset, int64_t stride, int64_t rows,
+                       int lanes) {
+  if (rows > 64) {
+    const int64_t half = rows / 2;
+    return sum_rows<kMasked>(images, offset, stride, half, lanes) +
+           sum_rows<kMasked>(images, offset + half * stride, stride, rows - half, lanes);
+  }
+  auto sum = Vec<acc_t<T>>::zero();
+  for (int64_t i = 0; i < rows; ++i) {
+    sum = sum + load_masked<T, kMasked>(images, offset + i * stride, lanes);
+  }
+  return sum;
+}
+
 template <class T, bool kMasked>
 void backward_bias(const Conv2dBackwardParams& p) {
   using V = Vec<acc_t<T>>;
+  constexpr int kV = V::kWidth;
   const int64_t plane = p.oh * p.ow;
   const Images<T> g{static_cast<const T*>(p.grad_y), static_cast<const T*>(p.y), p.o, p.o, {}, {}};
   auto* sums = static_cast<T*>(p.grad_bias);
-  if (p.channels_last) {
-    parallel_for(0, ceil_div(p.o, V::kWidth), 1, [&](int64_t begin, int64_t end) {
-      for (int64_t o = begin * V::kWidth; o < std::min(p.o, end * V::kWidth); o += V::kWidth) {
-        const int n = static_cast<int>(std::min<int64_t>(V::kWidth, p.o - o));
-        V sum = V::zero();
-        for (int64_t i = 0; i < p.n * plane; ++i) {
-          sum = sum + load_masked<T, kMasked>(g, i * p.o + o, n);
-        }
-        sum.store(sums + o, n);
+  parallel_for(0, p.channels_last ? ceil_div(p.o, kV) : p.o, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      if (p.channels_last) {
+        const int lanes = static_cast<int>(std::min<int64_t>(kV, p.o - i * kV));
+        sum_rows<kMasked>(g, i * kV, p.o, p.n * plane, lanes).store(sums + i * kV, lanes);
+        continue;
       }
-    });
-    return;
-  }
-  parallel_for(0, p.o, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t o = begin; o < end; ++o) {
       V sum = V::zero();
       for (int64_t n = 0; n < p.n; ++n) {
-        const int64_t at = (n * p.o + o) * plane;
-        for (int64_t i = 0; i < plane; i += V::kWidth) {
-          const int lanes = static_cast<int>(std::min<int64_t>(V::kWidth, plane - i));
-          sum = sum + load_masked<T, kMasked>(g, at + i, lanes);
-        }
+        const int64_t at = (n * p.o + i) * plane, whole = plane / kV;
+        sum = sum + sum_rows<kMasked>(g, at, kV, whole, kV);
+        sum = sum + load_masked<T, kMasked>(g, at + whole * kV, static_cast<int>(plane % kV));
       }
-      sums[o] = static_cast<T>(sum.sum());
+      sums[i] = static_cast<T>(sum.sum());
     }
   });
 }
