@@ -94,7 +94,9 @@ Gradients conv2d_backward_cpu(const Tensor& grad, const Tensor& x, const Tensor&
   return {grad_x, grad_w, grad_bias};
 }
 
-Gradients call_backward(const Tensor& grad, const Tensor& x, const Tensor& w,
+}  // namespace
+
+Gradients conv2d_backward(const Tensor& grad, const Tensor& x, const Tensor& w,
                         const OptionalTensor& relu_output, IntArrayRef stride, IntArrayRef padding,
                         IntArrayRef dilation, int64_t groups, std::array<bool, 3> wanted) {
   static const auto op = c10::Dispatcher::singleton()
@@ -102,6 +104,8 @@ Gradients call_backward(const Tensor& grad, const Tensor& x, const Tensor& w,
                              .typed<decltype(conv2d_backward_cpu)>();
   return op.call(grad, x, w, relu_output, stride, padding, dilation, groups, wanted);
 }
+
+namespace {
 
 // The same gradients as differentiable operations. The mask is a constant: ReLU has no curvature.
 Gradients conv2d_backward_autograd(const Tensor& grad, const Tensor& x, const Tensor& w,
@@ -117,7 +121,7 @@ Gradients conv2d_backward_autograd(const Tensor& grad, const Tensor& x, const Te
         /*transposed=*/false, c10::fromIntArrayRefSlow({0, 0}), groups, wanted);
   }
   const at::AutoDispatchBelowADInplaceOrView below;
-  return call_backward(grad, x, w, relu_output, stride, padding, dilation, groups, wanted);
+  return conv2d_backward(grad, x, w, relu_output, stride, padding, dilation, groups, wanted);
 }
 
 template <bool kRelu>
@@ -150,7 +154,7 @@ struct Conv2dFunction : torch::autograd::Function<Conv2dFunction<kRelu>> {
     const auto numbers = ctx->saved_data["arguments"].toIntVector();
     const IntArrayRef arguments(numbers);
     const bool has_bias = arguments[7] != 0;
-    auto [grad_x, grad_w, grad_bias] = call_backward(
+    auto [grad_x, grad_w, grad_bias] = conv2d_backward(
         grads[0], saved[0], saved[1], kRelu ? OptionalTensor(saved[2]) : std::nullopt,
         arguments.slice(0, 2), arguments.slice(2, 2), arguments.slice(4, 2), arguments[6],
         {ctx->needs_input_grad(0), ctx->needs_input_grad(1),

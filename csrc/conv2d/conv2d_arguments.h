@@ -45,6 +45,15 @@ at::MemoryFormat conv2d_memory_format(const Tensor& x, const Tensor& w);
 // Whether the call belongs to PyTorch because there is nothing to compute; noted for explain().
 bool is_empty(const char* op, const Tensor& x, const Tensor& w);
 
+// Gradients of the input, the weight and the bias, through the dispatcher: differentiable when grad
+// or a tensor needs it.
+std::tuple<Tensor, Tensor, Tensor> conv2d_backward(const Tensor& grad, const Tensor& x,
+                                                   const Tensor& w,
+                                                   const OptionalTensor& relu_output,
+                                                   at::IntArrayRef stride, at::IntArrayRef padding,
+                                                   at::IntArrayRef dilation, int64_t groups,
+                                                   std::array<bool, 3> wanted);
+
 // The integers that padding="same" or "valid" stands for; the input comes back padded when the two
 // ends of an axis differ.
 std::pair<Tensor, std::array<int64_t, 2>> resolve_padding(const char* op, const Tensor& x,
