@@ -158,7 +158,8 @@ Gradients backward_cpu(const Tensor& grad, const Tensor& y, const Tensor& offset
                 pool_stride, pool_padding, pool_dilation, ceil_mode};
   const Conv2dShape shape = conv2d_shape(kName, x, w, Tensor(), s.convolution());
   const Pool pool = make_pool(s, shape);
-  const IntArrayRef sizes({shape.n, shape.o, pool.pooled_h, pool.pooled_w});
+  const std::array<int64_t, 4> dims{shape.n, shape.o, pool.pooled_h, pool.pooled_w};
+  const IntArrayRef sizes(dims);
   TORCH_CHECK(grad.sizes() == sizes && y.sizes() == sizes && offsets.sizes() == sizes, kName,
               "_backward: grad, output and offsets must be ", sizes, ", got ", grad.sizes(), ", ",
               y.sizes(), " and ", offsets.sizes());
