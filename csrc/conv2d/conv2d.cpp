@@ -67,8 +67,8 @@ Gradients conv2d_backward_cpu(const Tensor& grad, const Tensor& x, const Tensor&
                               IntArrayRef padding, IntArrayRef dilation, int64_t groups,
                               std::array<bool, 3> wanted) {
   const char* op = "conv2d_backward";
-  const Conv2dShape shape = conv2d_shape(
-      op, x, w, Tensor(), conv2d_arguments(op, stride, padding, dilation, groups));
+  const Conv2dShape shape =
+      conv2d_shape(op, x, w, Tensor(), conv2d_arguments(op, stride, padding, dilation, groups));
   TORCH_CHECK(grad.sizes() == IntArrayRef({shape.n, shape.o, shape.oh, shape.ow}), op,
               ": grad must have the output's shape ",
               IntArrayRef({shape.n, shape.o, shape.oh, shape.ow}), ", got ", grad.sizes());
@@ -97,8 +97,9 @@ Gradients conv2d_backward_cpu(const Tensor& grad, const Tensor& x, const Tensor&
 }  // namespace
 
 Gradients conv2d_backward(const Tensor& grad, const Tensor& x, const Tensor& w,
-                        const OptionalTensor& relu_output, IntArrayRef stride, IntArrayRef padding,
-                        IntArrayRef dilation, int64_t groups, std::array<bool, 3> wanted) {
+                          const OptionalTensor& relu_output, IntArrayRef stride,
+                          IntArrayRef padding, IntArrayRef dilation, int64_t groups,
+                          std::array<bool, 3> wanted) {
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("pyops::conv2d_backward", "")
                              .typed<decltype(conv2d_backward_cpu)>();
@@ -126,8 +127,7 @@ Gradients conv2d_backward_autograd(const Tensor& grad, const Tensor& x, const Te
 
 template <bool kRelu>
 Tensor call_forward(const Tensor& x, const Tensor& w, const OptionalTensor& bias,
-                    IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation,
-                    int64_t groups) {
+                    IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation, int64_t groups) {
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow(kRelu ? "pyops::conv2d_relu" : "pyops::conv2d", "")
                              .typed<decltype(conv2d_cpu<kRelu>)>();
@@ -157,8 +157,7 @@ struct Conv2dFunction : torch::autograd::Function<Conv2dFunction<kRelu>> {
     auto [grad_x, grad_w, grad_bias] = conv2d_backward(
         grads[0], saved[0], saved[1], kRelu ? OptionalTensor(saved[2]) : std::nullopt,
         arguments.slice(0, 2), arguments.slice(2, 2), arguments.slice(4, 2), arguments[6],
-        {ctx->needs_input_grad(0), ctx->needs_input_grad(1),
-         has_bias && ctx->needs_input_grad(2)});
+        {ctx->needs_input_grad(0), ctx->needs_input_grad(1), has_bias && ctx->needs_input_grad(2)});
     return {grad_x, grad_w, grad_bias, Tensor(), Tensor(), Tensor(), Tensor()};
   }
 };
@@ -183,16 +182,26 @@ Tensor conv2d_autograd(const Tensor& x, const Tensor& w, const OptionalTensor& b
   return call_forward<kRelu>(x, w, bias, stride, padding, dilation, groups);
 }
 
+// The kernel below for the schema's symbolic integers.
+template <auto kKernel>
+Tensor guarded(const Tensor& x, const Tensor& w, const OptionalTensor& bias,
+               c10::SymIntArrayRef stride, c10::SymIntArrayRef padding,
+               c10::SymIntArrayRef dilation, c10::SymInt groups) {
+  return kKernel(x, w, bias, guard(stride), guard(padding), guard(dilation), guard(groups));
+}
+
 // padding="same" or "valid".
 template <bool kRelu>
 Tensor conv2d_padding(const Tensor& x, const Tensor& w, const OptionalTensor& bias,
-                      IntArrayRef stride, std::string_view padding, IntArrayRef dilation,
-                      int64_t groups) {
+                      c10::SymIntArrayRef stride, std::string_view padding,
+                      c10::SymIntArrayRef dilation, c10::SymInt groups) {
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow(kRelu ? "pyops::conv2d_relu" : "pyops::conv2d", "")
-                             .typed<decltype(conv2d_cpu<kRelu>)>();
-  const auto [padded, both] = resolve_padding(kName<kRelu>, x, w, stride, padding, dilation);
-  return op.call(padded, w, bias, stride, both, dilation, groups);
+                             .typed<decltype(guarded<conv2d_autograd<kRelu>>)>();
+  const auto [padded, both] =
+      resolve_padding(kName<kRelu>, x, w, guard(stride), padding, guard(dilation));
+  const c10::SymInt symbols[] = {both[0], both[1]};
+  return op.call(padded, w, bias, stride, symbols, dilation, groups);
 }
 
 }  // namespace
@@ -200,12 +209,13 @@ Tensor conv2d_padding(const Tensor& x, const Tensor& w, const OptionalTensor& bi
 TORCH_LIBRARY_FRAGMENT(pyops, m) {
   for (const std::string op : {"conv2d", "conv2d_relu"}) {
     const std::string both = op +
-                             "(Tensor input, Tensor weight, Tensor? bias=None, int[2] stride=1, "
-                             "int[2] padding=0, int[2] dilation=1, int groups=1) -> Tensor";
+                             "(Tensor input, Tensor weight, Tensor? bias=None, SymInt[2] stride=1, "
+                             "SymInt[2] padding=0, SymInt[2] dilation=1, SymInt groups=1) "
+                             "-> Tensor";
     const std::string named = op +
                               ".padding(Tensor input, Tensor weight, Tensor? bias=None, "
-                              "int[2] stride=1, str padding=\"valid\", int[2] dilation=1, "
-                              "int groups=1) -> Tensor";
+                              "SymInt[2] stride=1, str padding=\"valid\", SymInt[2] dilation=1, "
+                              "SymInt groups=1) -> Tensor";
     m.def(both.c_str());
     m.def(named.c_str());
   }
@@ -222,13 +232,13 @@ TORCH_LIBRARY_IMPL(pyops, CPU, m) {
   m.impl("conv2d_backward", conv2d_backward_cpu);
 }
 TORCH_LIBRARY_IMPL(pyops, Autograd, m) {
-  m.impl("conv2d", conv2d_autograd<false>);
-  m.impl("conv2d_relu", conv2d_autograd<true>);
+  m.impl("conv2d", guarded<conv2d_autograd<false>>);
+  m.impl("conv2d_relu", guarded<conv2d_autograd<true>>);
   m.impl("conv2d_backward", conv2d_backward_autograd);
 }
 TORCH_LIBRARY_IMPL(pyops, FuncTorchBatched, m) {
-  m.impl("conv2d", conv2d_native<false>);
-  m.impl("conv2d_relu", conv2d_native<true>);
+  m.impl("conv2d", guarded<conv2d_native<false>>);
+  m.impl("conv2d_relu", guarded<conv2d_native<true>>);
 }
 TORCH_LIBRARY_IMPL(pyops, AutocastCPU, m) { register_autocast(m, {"conv2d", "conv2d_relu"}); }
 TORCH_LIBRARY_IMPL(pyops, AutocastCUDA, m) { register_autocast(m, {"conv2d", "conv2d_relu"}); }

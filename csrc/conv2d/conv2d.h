@@ -50,9 +50,9 @@ struct Conv2dBackwardParams : Conv2dShape {
   void* grad_bias;  // (O)
 };
 
-// max_pool2d(relu(conv2d(x))). The pooled tensors are (N, O, pool_h.out, pool_w.out) in the order of
-// y, which itself is never stored. An offset is the window's tap that the maximum came from,
-// ky * kernel_w + kx: the first of equal ones, the last NaN.
+// max_pool2d(relu(conv2d(x))). The pooled tensors are (N, O, pool_h.out, pool_w.out) in the order
+// of y, which itself is never stored. An offset is the window's tap that the maximum came from, ky
+// * kernel_w + kx: the first of equal ones, the last NaN.
 struct Conv2dPoolParams : Conv2dParams {  // y: the pooled result
   PoolAxis pool_h, pool_w;
   int64_t pooled_h, pooled_w;

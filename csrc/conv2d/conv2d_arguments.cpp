@@ -11,9 +11,9 @@ int64_t output_size(int64_t size, int64_t kernel, int64_t stride, int64_t paddin
 }  // namespace
 
 Conv2dArguments conv2d_arguments(const char* op, at::IntArrayRef stride, at::IntArrayRef padding,
-                         at::IntArrayRef dilation, int64_t groups) {
+                                 at::IntArrayRef dilation, int64_t groups) {
   const Conv2dArguments a{Pair(op, "stride", stride), Pair(op, "padding", padding),
-                    Pair(op, "dilation", dilation), groups};
+                          Pair(op, "dilation", dilation), groups};
   TORCH_CHECK(a.stride.at_least(1), op, ": stride must be at least 1, got ", stride);
   TORCH_CHECK(a.padding.at_least(0), op, ": padding must not be negative, got ", padding);
   TORCH_CHECK(a.dilation.at_least(1), op, ": dilation must be at least 1, got ", dilation);
@@ -36,7 +36,7 @@ at::MemoryFormat conv2d_memory_format(const Tensor& x, const Tensor& w) {
 }
 
 Conv2dShape conv2d_shape(const char* op, const Tensor& x, const Tensor& w, const Tensor& bias,
-                       const Conv2dArguments& a) {
+                         const Conv2dArguments& a) {
   TORCH_CHECK(w.dim() == 4, op, ": weight must be (O, C/groups, kh, kw), got ", w.sizes());
   TORCH_CHECK(x.dim() == 4, op, ": input must be (N, C, H, W) or (C, H, W), got ", x.sizes());
   TORCH_CHECK(w.size(1) * a.groups == x.size(1), op,
@@ -49,8 +49,8 @@ Conv2dShape conv2d_shape(const char* op, const Tensor& x, const Tensor& w, const
               "got ", w.sizes());
   check_same_kind(op, "weight", w, x);
   if (bias.defined()) {
-    TORCH_CHECK(bias.dim() == 1 && bias.size(0) == w.size(0), op, ": bias must be (O) with O=",
-                w.size(0), ", got ", bias.sizes());
+    TORCH_CHECK(bias.dim() == 1 && bias.size(0) == w.size(0), op,
+                ": bias must be (O) with O=", w.size(0), ", got ", bias.sizes());
     check_same_kind(op, "bias", bias, x);
   }
   const int64_t extent_h = a.dilation.h * (w.size(2) - 1) + 1;

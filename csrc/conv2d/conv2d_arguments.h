@@ -24,6 +24,12 @@ struct Pair {
   std::array<int64_t, 2> array() const { return {h, w}; }
 };
 
+// A tracer may pass a schema's integers as symbols; asking for the number guards on it.
+inline c10::DimVector guard(c10::SymIntArrayRef values) {
+  return C10_AS_INTARRAYREF_SLOW_ALLOC(values);
+}
+inline int64_t guard(const c10::SymInt& value) { return value.guard_int(__FILE__, __LINE__); }
+
 struct Conv2dArguments {
   Pair stride, padding, dilation;
   int64_t groups;

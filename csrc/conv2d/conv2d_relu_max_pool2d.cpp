@@ -17,6 +17,7 @@ constexpr Candidate<Conv2dPoolBackwardParams> kBackward[] = {
     list_table("conv2d_pool_forward", kForward) && list_table("conv2d_pool_backward", kBackward);
 
 using at::IntArrayRef;
+using SymInts = c10::SymIntArrayRef;
 using Gradients = std::tuple<Tensor, Tensor, Tensor>;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
@@ -43,8 +44,8 @@ struct Pool {
 };
 
 Pool make_pool(const Sizes& s, const Conv2dShape& shape) {
-  const Pair kernel(kName, "kernel_size", s.kernel_size), padding(kName, "pool_padding",
-                                                                  s.pool_padding);
+  const Pair kernel(kName, "kernel_size", s.kernel_size),
+      padding(kName, "pool_padding", s.pool_padding);
   const Pair stride = s.pool_stride.empty() ? kernel : Pair(kName, "pool_stride", s.pool_stride);
   const Pair dilation(kName, "pool_dilation", s.pool_dilation);
   TORCH_CHECK(kernel.at_least(1), kName, ": kernel_size must be at least 1, got ", s.kernel_size);
@@ -55,11 +56,10 @@ Pool make_pool(const Sizes& s, const Conv2dShape& shape) {
             {shape.ow, kernel.w, stride.w, padding.w, dilation.w},
             0,
             0};
-  TORCH_CHECK(padding.at_least(0) && padding.h <= pool.h.extent() / 2 &&
-                  padding.w <= pool.w.extent() / 2,
-              kName, ": pool_padding must be between 0 and half of the window, got ",
-              s.pool_padding, " with kernel_size=", s.kernel_size,
-              " and pool_dilation=", s.pool_dilation);
+  TORCH_CHECK(
+      padding.at_least(0) && padding.h <= pool.h.extent() / 2 && padding.w <= pool.w.extent() / 2,
+      kName, ": pool_padding must be between 0 and half of the window, got ", s.pool_padding,
+      " with kernel_size=", s.kernel_size, " and pool_dilation=", s.pool_dilation);
   pool.pooled_h = pool.h.output_size(s.ceil_mode);
   pool.pooled_w = pool.w.output_size(s.ceil_mode);
   TORCH_CHECK(pool.pooled_h >= 1 && pool.pooled_w >= 1, kName,
@@ -88,8 +88,7 @@ std::pair<Tensor, Tensor> forward_cpu(const Tensor& x, const Tensor& w, const Op
                      format);
   };
   const Tensor y = make(x.scalar_type());
-  const Tensor offsets =
-      with_offsets ? make(pool.wide_offsets() ? at::kInt : at::kByte) : Tensor();
+  const Tensor offsets = with_offsets ? make(pool.wide_offsets() ? at::kInt : at::kByte) : Tensor();
   const Conv2dPoolParams params{
       {shape, dtype_of(x), /*relu=*/true, xc.const_data_ptr(), wc.const_data_ptr(),
        b.defined() ? bc.const_data_ptr() : nullptr, y.mutable_data_ptr()},
@@ -107,7 +106,7 @@ Tensor pooled_cpu(const Tensor& x, const Tensor& w, const OptionalTensor& bias, 
                   IntArrayRef padding, IntArrayRef dilation, int64_t groups,
                   IntArrayRef kernel_size, IntArrayRef pool_stride, IntArrayRef pool_padding,
                   IntArrayRef pool_dilation, bool ceil_mode) {
-  const Sizes s{stride,      padding,     dilation,     groups,   kernel_size,
+  const Sizes s{stride,      padding,      dilation,      groups,   kernel_size,
                 pool_stride, pool_padding, pool_dilation, ceil_mode};
   if (goes_native(kName, {x, w, value_or_undefined(bias)}) || is_empty(kName, x, w)) {
     return native(x, w, bias, s);
@@ -152,9 +151,9 @@ Tensor unpool_cpu(const Tensor& grad, const Tensor& y, const Tensor& offsets, co
 Gradients backward_cpu(const Tensor& grad, const Tensor& y, const Tensor& offsets, const Tensor& x,
                        const Tensor& w, IntArrayRef stride, IntArrayRef padding,
                        IntArrayRef dilation, int64_t groups, IntArrayRef kernel_size,
-                       IntArrayRef pool_stride, IntArrayRef pool_padding,
-                       IntArrayRef pool_dilation, bool ceil_mode, std::array<bool, 3> wanted) {
-  const Sizes s{stride,      padding,     dilation,     groups,   kernel_size,
+                       IntArrayRef pool_stride, IntArrayRef pool_padding, IntArrayRef pool_dilation,
+                       bool ceil_mode, std::array<bool, 3> wanted) {
+  const Sizes s{stride,      padding,      dilation,      groups,   kernel_size,
                 pool_stride, pool_padding, pool_dilation, ceil_mode};
   const Conv2dShape shape = conv2d_shape(kName, x, w, Tensor(), s.convolution());
   const Pool pool = make_pool(s, shape);
@@ -210,7 +209,7 @@ Gradients backward_autograd(const Tensor& grad, const Tensor& y, const Tensor& o
                             IntArrayRef kernel_size, IntArrayRef pool_stride,
                             IntArrayRef pool_padding, IntArrayRef pool_dilation, bool ceil_mode,
                             std::array<bool, 3> wanted) {
-  const Sizes s{stride,      padding,     dilation,     groups,   kernel_size,
+  const Sizes s{stride,      padding,      dilation,      groups,   kernel_size,
                 pool_stride, pool_padding, pool_dilation, ceil_mode};
   if (native_reason({grad, x, w}) != nullptr || needs_grad({grad, x, w})) {
     return differentiable_backward(grad, y, offsets, x, w, s, wanted);
@@ -230,14 +229,14 @@ struct PoolFunction : torch::autograd::Function<PoolFunction> {
     static const auto op =
         find<decltype(with_offsets_cpu)>("pyops::conv2d_relu_max_pool2d_with_offsets");
     const at::AutoDispatchBelowADInplaceOrView below;
-    auto [y, offsets] = op.call(x, w, bias, s.stride, s.padding, s.dilation, s.groups,
-                                s.kernel_size, s.pool_stride, s.pool_padding, s.pool_dilation,
-                                s.ceil_mode);
+    auto [y, offsets] =
+        op.call(x, w, bias, s.stride, s.padding, s.dilation, s.groups, s.kernel_size, s.pool_stride,
+                s.pool_padding, s.pool_dilation, s.ceil_mode);
     ctx->save_for_backward({x, w, y, offsets});
     std::vector<int64_t> numbers{s.groups, s.ceil_mode, bias.has_value()};
-    for (const IntArrayRef values : {s.stride, s.padding, s.dilation, s.kernel_size,
-                                     s.pool_stride.empty() ? s.kernel_size : s.pool_stride,
-                                     s.pool_padding, s.pool_dilation}) {
+    for (const IntArrayRef values :
+         {s.stride, s.padding, s.dilation, s.kernel_size,
+          s.pool_stride.empty() ? s.kernel_size : s.pool_stride, s.pool_padding, s.pool_dilation}) {
       numbers.insert(numbers.end(), {values.front(), values.back()});
     }
     ctx->saved_data["arguments"] = std::move(numbers);
@@ -262,7 +261,7 @@ Tensor pooled_autograd(const Tensor& x, const Tensor& w, const OptionalTensor& b
                        IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation,
                        int64_t groups, IntArrayRef kernel_size, IntArrayRef pool_stride,
                        IntArrayRef pool_padding, IntArrayRef pool_dilation, bool ceil_mode) {
-  const Sizes s{stride,      padding,     dilation,     groups,   kernel_size,
+  const Sizes s{stride,      padding,      dilation,      groups,   kernel_size,
                 pool_stride, pool_padding, pool_dilation, ceil_mode};
   const Tensor b = value_or_undefined(bias);
   if (goes_native(kName, {x, w, b}) || is_empty(kName, x, w)) return native(x, w, bias, s);
@@ -289,14 +288,25 @@ Tensor pooled_native(const Tensor& x, const Tensor& w, const OptionalTensor& bia
                  pool_dilation, ceil_mode});
 }
 
+// The kernel below for the schema's symbolic integers.
+template <auto kKernel>
+Tensor guarded(const Tensor& x, const Tensor& w, const OptionalTensor& bias, SymInts stride,
+               SymInts padding, SymInts dilation, c10::SymInt groups, SymInts kernel_size,
+               SymInts pool_stride, SymInts pool_padding, SymInts pool_dilation, bool ceil_mode) {
+  return kKernel(x, w, bias, guard(stride), guard(padding), guard(dilation), guard(groups),
+                 guard(kernel_size), guard(pool_stride), guard(pool_padding), guard(pool_dilation),
+                 ceil_mode);
+}
+
 // padding="same" or "valid".
-Tensor pooled_padding(const Tensor& x, const Tensor& w, const OptionalTensor& bias,
-                      IntArrayRef stride, std::string_view padding, IntArrayRef dilation,
-                      int64_t groups, IntArrayRef kernel_size, IntArrayRef pool_stride,
-                      IntArrayRef pool_padding, IntArrayRef pool_dilation, bool ceil_mode) {
-  static const auto op = find<decltype(pooled_cpu)>("pyops::conv2d_relu_max_pool2d");
-  const auto [padded, both] = resolve_padding(kName, x, w, stride, padding, dilation);
-  return op.call(padded, w, bias, stride, both, dilation, groups, kernel_size, pool_stride,
+Tensor pooled_padding(const Tensor& x, const Tensor& w, const OptionalTensor& bias, SymInts stride,
+                      std::string_view padding, SymInts dilation, c10::SymInt groups,
+                      SymInts kernel_size, SymInts pool_stride, SymInts pool_padding,
+                      SymInts pool_dilation, bool ceil_mode) {
+  static const auto op = find<decltype(guarded<pooled_autograd>)>("pyops::conv2d_relu_max_pool2d");
+  const auto [padded, both] = resolve_padding(kName, x, w, guard(stride), padding, guard(dilation));
+  const c10::SymInt symbols[] = {both[0], both[1]};
+  return op.call(padded, w, bias, stride, symbols, dilation, groups, kernel_size, pool_stride,
                  pool_padding, pool_dilation, ceil_mode);
 }
 
@@ -304,15 +314,15 @@ Tensor pooled_padding(const Tensor& x, const Tensor& w, const OptionalTensor& bi
 
 TORCH_LIBRARY_FRAGMENT(pyops, m) {
   m.def(
-      "conv2d_relu_max_pool2d(Tensor input, Tensor weight, Tensor? bias=None, int[2] stride=1, "
-      "int[2] padding=0, int[2] dilation=1, int groups=1, *, int[2] kernel_size=2, "
-      "int[2] pool_stride=[], int[2] pool_padding=0, int[2] pool_dilation=1, "
+      "conv2d_relu_max_pool2d(Tensor input, Tensor weight, Tensor? bias=None, SymInt[2] stride=1, "
+      "SymInt[2] padding=0, SymInt[2] dilation=1, SymInt groups=1, *, SymInt[2] kernel_size=2, "
+      "SymInt[2] pool_stride=[], SymInt[2] pool_padding=0, SymInt[2] pool_dilation=1, "
       "bool ceil_mode=False) -> Tensor");
   m.def(
       "conv2d_relu_max_pool2d.padding(Tensor input, Tensor weight, Tensor? bias=None, "
-      "int[2] stride=1, str padding=\"valid\", int[2] dilation=1, int groups=1, *, "
-      "int[2] kernel_size=2, int[2] pool_stride=[], int[2] pool_padding=0, "
-      "int[2] pool_dilation=1, bool ceil_mode=False) -> Tensor");
+      "SymInt[2] stride=1, str padding=\"valid\", SymInt[2] dilation=1, SymInt groups=1, *, "
+      "SymInt[2] kernel_size=2, SymInt[2] pool_stride=[], SymInt[2] pool_padding=0, "
+      "SymInt[2] pool_dilation=1, bool ceil_mode=False) -> Tensor");
   m.def(
       "conv2d_relu_max_pool2d_with_offsets(Tensor input, Tensor weight, Tensor? bias, "
       "int[2] stride, int[2] padding, int[2] dilation, int groups, int[2] kernel_size, "
@@ -331,11 +341,11 @@ TORCH_LIBRARY_IMPL(pyops, CPU, m) {
   m.impl("conv2d_relu_max_pool2d_backward", backward_cpu);
 }
 TORCH_LIBRARY_IMPL(pyops, Autograd, m) {
-  m.impl("conv2d_relu_max_pool2d", pooled_autograd);
+  m.impl("conv2d_relu_max_pool2d", guarded<pooled_autograd>);
   m.impl("conv2d_relu_max_pool2d_backward", backward_autograd);
 }
 TORCH_LIBRARY_IMPL(pyops, FuncTorchBatched, m) {
-  m.impl("conv2d_relu_max_pool2d", pooled_native);
+  m.impl("conv2d_relu_max_pool2d", guarded<pooled_native>);
 }
 TORCH_LIBRARY_IMPL(pyops, AutocastCPU, m) { register_autocast(m, {"conv2d_relu_max_pool2d"}); }
 TORCH_LIBRARY_IMPL(pyops, AutocastCUDA, m) { register_autocast(m, {"conv2d_relu_max_pool2d"}); }

@@ -1,4 +1,5 @@
 // The definition, as loops: the oracle of the other kernels and what machines without AVX2 run.
+// Sums are double, whatever the dtype.
 #include "conv2d/conv2d.h"
 #include "core/parallel.h"
 #include "core/scratch.h"
@@ -21,9 +22,7 @@ struct ImageLayout {
   }
 };
 
-template <class T>
 struct Geometry {
-  using Acc = acc_t<T>;
   const Conv2dShape& s;
   ImageLayout x, w, y;
 
@@ -47,11 +46,20 @@ struct Geometry {
   }
 };
 
+// Half types convert through float.
+template <class T>
+double widen(T x) {
+  return static_cast<acc_t<T>>(x);
+}
+template <class T>
+T narrow(double x) {
+  return static_cast<T>(static_cast<acc_t<T>>(x));
+}
+
 template <class T>
 struct Forward {
-  using Acc = acc_t<T>;
   const Conv2dParams& p;
-  Geometry<T> layout;
+  Geometry layout;
 
   explicit Forward(const Conv2dParams& params) : p(params), layout(params) {}
 
@@ -59,15 +67,14 @@ struct Forward {
     const auto *x = static_cast<const T*>(p.x), *w = static_cast<const T*>(p.weight);
     const auto* bias = static_cast<const T*>(p.bias);
     const int64_t c0 = o / p.group_o() * p.group_c();
-    Acc sum = 0;
+    double sum = 0;
     layout.each_tap(oy, ox, [&](int64_t ky, int64_t kx, int64_t iy, int64_t ix) {
       for (int64_t c = 0; c < p.group_c(); ++c) {
-        sum += static_cast<Acc>(x[layout.x.at(n, c0 + c, iy, ix)]) *
-               static_cast<Acc>(w[layout.w.at(o, c, ky, kx)]);
+        sum += widen(x[layout.x.at(n, c0 + c, iy, ix)]) * widen(w[layout.w.at(o, c, ky, kx)]);
       }
     });
-    if (bias != nullptr) sum += static_cast<Acc>(bias[o]);
-    return static_cast<T>(p.relu && sum <= 0 ? Acc{0} : sum);
+    if (bias != nullptr) sum += widen(bias[o]);
+    return narrow<T>(p.relu && sum <= 0 ? 0.0 : sum);
   }
 };
 
@@ -88,37 +95,37 @@ void forward(const Conv2dParams& p) {
 
 template <class T>
 struct Backward {
-  using Acc = acc_t<T>;
   const Conv2dBackwardParams& p;
-  Geometry<T> layout;
+  Geometry layout;
 
   explicit Backward(const Conv2dBackwardParams& params) : p(params), layout(params) {}
 
   // dy where the ReLU let it through.
-  Acc grad(int64_t n, int64_t o, int64_t oy, int64_t ox) const {
+  double grad(int64_t n, int64_t o, int64_t oy, int64_t ox) const {
     const int64_t at = layout.y.at(n, o, oy, ox);
     const auto* y = static_cast<const T*>(p.y);
-    if (y != nullptr && static_cast<Acc>(y[at]) <= 0) return 0;
-    return static_cast<Acc>(static_cast<const T*>(p.grad_y)[at]);
+    if (y != nullptr && widen(y[at]) <= 0) return 0;
+    return widen(static_cast<const T*>(p.grad_y)[at]);
   }
 
   void x() const {
     const auto* w = static_cast<const T*>(p.weight);
     const int64_t plane = p.h * p.w;
     parallel_for(0, p.n * p.groups, 1, [&](int64_t begin, int64_t end) {
-      Scratch<Acc> sums(p.group_c() * plane);
+      Scratch<double> sums(p.group_c() * plane);
       for (int64_t i = begin; i < end; ++i) {
         const int64_t n = i / p.groups, group = i % p.groups;
         for (int64_t j = 0; j < p.group_c() * plane; ++j) sums[j] = 0;
-        each_output(n, group, [&](int64_t o, int64_t ky, int64_t kx, int64_t iy, int64_t ix, Acc g) {
-          for (int64_t c = 0; c < p.group_c(); ++c) {
-            sums[(c * p.h + iy) * p.w + ix] += g * static_cast<Acc>(w[layout.w.at(o, c, ky, kx)]);
-          }
-        });
+        each_output(n, group,
+                    [&](int64_t o, int64_t ky, int64_t kx, int64_t iy, int64_t ix, double g) {
+                      for (int64_t c = 0; c < p.group_c(); ++c) {
+                        sums[(c * p.h + iy) * p.w + ix] += g * widen(w[layout.w.at(o, c, ky, kx)]);
+                      }
+                    });
         for (int64_t j = 0; j < p.group_c() * plane; ++j) {
           const int64_t c = group * p.group_c() + j / plane;
           static_cast<T*>(p.grad_x)[layout.x.at(n, c, j % plane / p.w, j % p.w)] =
-              static_cast<T>(sums[j]);
+              narrow<T>(sums[j]);
         }
       }
     });
@@ -128,21 +135,21 @@ struct Backward {
     const auto* x = static_cast<const T*>(p.x);
     const int64_t elements = p.group_o() * p.group_c() * p.kh * p.kw;
     parallel_for(0, p.groups, 1, [&](int64_t begin, int64_t end) {
-      Scratch<Acc> sums(elements);
+      Scratch<double> sums(elements);
       for (int64_t group = begin; group < end; ++group) {
         const int64_t first = group * elements;
         for (int64_t j = 0; j < elements; ++j) sums[j] = 0;
         for (int64_t n = 0; n < p.n; ++n) {
           each_output(n, group,
-                      [&](int64_t o, int64_t ky, int64_t kx, int64_t iy, int64_t ix, Acc g) {
+                      [&](int64_t o, int64_t ky, int64_t kx, int64_t iy, int64_t ix, double g) {
                         for (int64_t c = 0; c < p.group_c(); ++c) {
                           const int64_t at = layout.x.at(n, group * p.group_c() + c, iy, ix);
-                          sums[layout.w.at(o, c, ky, kx) - first] += g * static_cast<Acc>(x[at]);
+                          sums[layout.w.at(o, c, ky, kx) - first] += g * widen(x[at]);
                         }
                       });
         }
         for (int64_t j = 0; j < elements; ++j) {
-          static_cast<T*>(p.grad_weight)[first + j] = static_cast<T>(sums[j]);
+          static_cast<T*>(p.grad_weight)[first + j] = narrow<T>(sums[j]);
         }
       }
     });
@@ -150,11 +157,11 @@ struct Backward {
 
   void bias() const {
     for (int64_t o = 0; o < p.o; ++o) {
-      Acc sum = 0;
+      double sum = 0;
       for (int64_t n = 0; n < p.n; ++n) {
         for (int64_t i = 0; i < p.oh * p.ow; ++i) sum += grad(n, o, i / p.ow, i % p.ow);
       }
-      static_cast<T*>(p.grad_bias)[o] = static_cast<T>(sum);
+      static_cast<T*>(p.grad_bias)[o] = narrow<T>(sum);
     }
   }
 
@@ -164,11 +171,10 @@ struct Backward {
   void each_output(int64_t n, int64_t group, F&& f) const {
     for (int64_t o = group * p.group_o(); o < (group + 1) * p.group_o(); ++o) {
       for (int64_t i = 0; i < p.oh * p.ow; ++i) {
-        const Acc g = grad(n, o, i / p.ow, i % p.ow);
-        layout.each_tap(i / p.ow, i % p.ow,
-                        [&](int64_t ky, int64_t kx, int64_t iy, int64_t ix) {
-                          f(o, ky, kx, iy, ix, g);
-                        });
+        const double g = grad(n, o, i / p.ow, i % p.ow);
+        layout.each_tap(i / p.ow, i % p.ow, [&](int64_t ky, int64_t kx, int64_t iy, int64_t ix) {
+          f(o, ky, kx, iy, ix, g);
+        });
       }
     }
   }
@@ -224,12 +230,11 @@ void pool_forward(const Conv2dPoolParams& p) {
 // Scatters in the order of memory; windows that overlap add up in the order of the windows.
 template <class T>
 void pool_backward(const Conv2dPoolBackwardParams& p) {
-  using Acc = acc_t<T>;
   // One task: a plane, or with channels last an image.
   const int64_t channels = p.channels_last ? p.o : 1, tasks = p.n * (p.o / channels);
   const int64_t full = p.oh * p.ow * channels, pooled = p.pooled_h * p.pooled_w * channels;
   parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
-    Scratch<Acc> sums(full);
+    Scratch<acc_t<T>> sums(full);
     for (int64_t task = begin; task < end; ++task) {
       const auto* grad = static_cast<const T*>(p.grad_pooled) + task * pooled;
       const auto* out = static_cast<const T*>(p.pooled) + task * pooled;
@@ -238,13 +243,13 @@ void pool_backward(const Conv2dPoolBackwardParams& p) {
       for (int64_t py = 0, j = 0; py < p.pooled_h; ++py) {
         for (int64_t px = 0; px < p.pooled_w; ++px) {
           for (int64_t c = 0; c < channels; ++c, ++j) {
-            if (static_cast<Acc>(out[j]) <= 0) continue;
+            if (static_cast<acc_t<T>>(out[j]) <= 0) continue;
             const int64_t at = task * pooled + j;
             const int64_t offset = p.wide_offsets ? static_cast<const int32_t*>(p.offsets)[at]
                                                   : static_cast<const uint8_t*>(p.offsets)[at];
             const int64_t oy = p.pool_h.start(py) + offset / p.pool_w.kernel * p.pool_h.dilation;
             const int64_t ox = p.pool_w.start(px) + offset % p.pool_w.kernel * p.pool_w.dilation;
-            sums[(oy * p.ow + ox) * channels + c] += static_cast<Acc>(grad[j]);
+            sums[(oy * p.ow + ox) * channels + c] += static_cast<acc_t<T>>(grad[j]);
           }
         }
       }

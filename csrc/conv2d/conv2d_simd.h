@@ -49,7 +49,11 @@ template <class T>
 Images<T> input_images(const Conv2dShape& s, const void* x, int64_t pass) {
   const int64_t channels = s.c / passes(s);
   return {static_cast<const T*>(x) + channel_offset(s.channels_last, pass * channels, s.h * s.w),
-          nullptr, channels, s.c, forward_axis_y(s), forward_axis_x(s)};
+          nullptr,
+          channels,
+          s.c,
+          forward_axis_y(s),
+          forward_axis_x(s)};
 }
 
 template <class T>
@@ -64,8 +68,12 @@ Images<T> gradient_images(const Conv2dBackwardParams& p, int64_t pass, const Axi
   const int64_t channels = p.o / passes(p);
   const int64_t at = channel_offset(p.channels_last, pass * channels, p.oh * p.ow);
   const auto* mask = static_cast<const T*>(p.y);
-  return {static_cast<const T*>(p.grad_y) + at, mask != nullptr ? mask + at : nullptr, channels,
-          p.o, y, x};
+  return {static_cast<const T*>(p.grad_y) + at,
+          mask != nullptr ? mask + at : nullptr,
+          channels,
+          p.o,
+          y,
+          x};
 }
 
 // Rows [row, row + rows) of the outputs of `batch` images from image n on, to the dense y.
@@ -79,17 +87,16 @@ void forward_rows(const Conv2dParams& p, int64_t n, int64_t batch, int64_t row, 
     images.data += n * p.c * p.h * p.w;
     images.y.origin += row * images.y.stride;
     images.y.positions = rows;
-    correlate<false, T>(
-        {.channels_last = p.channels_last,
-         .depthwise = is_depthwise(p),
-         .images = images,
-         .batch = batch,
-         .weight = pass_weight<T>(p, p.weight, pass),
-         .channels = channels,
-         .result = y + channel_offset(p.channels_last, pass * channels, plane),
-         .channel_stride = plane,
-         .map = dense_map(p.channels_last, batch, plane, p.o),
-         .epilogue = {bias != nullptr ? bias + pass * channels : nullptr, p.relu}});
+    correlate<false, T>({.channels_last = p.channels_last,
+                         .depthwise = is_depthwise(p),
+                         .images = images,
+                         .batch = batch,
+                         .weight = pass_weight<T>(p, p.weight, pass),
+                         .channels = channels,
+                         .result = y + channel_offset(p.channels_last, pass * channels, plane),
+                         .channel_stride = plane,
+                         .map = dense_map(p.channels_last, batch, plane, p.o),
+                         .epilogue = {bias != nullptr ? bias + pass * channels : nullptr, p.relu}});
   }
 }
 
@@ -132,19 +139,18 @@ void backward_input(const Conv2dBackwardParams& p, int64_t pass, const GradientP
   const bool dense = y.axis.positions == p.h && x.axis.positions == p.w;
   const PositionMap strided{x.axis.positions, y.axis.positions, p.c * plane,
                             p.stride_h * p.w * pixel, p.stride_w * pixel};
-  correlate<kMasked, T>(
-      {.channels_last = p.channels_last,
-       .depthwise = is_depthwise(p),
-       .images = gradient_images<T>(p, pass, y.axis, x.axis),
-       .batch = p.n,
-       .weight = weight.get(),
-       .channels = channels,
-       .result = static_cast<T*>(p.grad_x) +
-                 channel_offset(p.channels_last, pass * channels, plane) +
-                 (y.first * p.w + x.first) * pixel,
-       .channel_stride = plane,
-       .map = dense ? dense_map(p.channels_last, p.n, plane, p.c) : strided,
-       .epilogue = {nullptr, false}});
+  correlate<kMasked, T>({.channels_last = p.channels_last,
+                         .depthwise = is_depthwise(p),
+                         .images = gradient_images<T>(p, pass, y.axis, x.axis),
+                         .batch = p.n,
+                         .weight = weight.get(),
+                         .channels = channels,
+                         .result = static_cast<T*>(p.grad_x) +
+                                   channel_offset(p.channels_last, pass * channels, plane) +
+                                   (y.first * p.w + x.first) * pixel,
+                         .channel_stride = plane,
+                         .map = dense ? dense_map(p.channels_last, p.n, plane, p.c) : strided,
+                         .epilogue = {nullptr, false}});
 }
 
 // sums[r, t] = Σ_position grad_y[r, position] · x[tap t at position], positions [begin, end).
@@ -180,9 +186,8 @@ void backward_weight(const Conv2dBackwardParams& p, int64_t pass) {
   // With fewer weights than this, splitting them among threads would repeat the packing; a slice
   // of positions should still amortise its own partial sums.
   constexpr int64_t kFewWeights = 256 << 10, kMinSlice = 1024;
-  const int64_t slices = elements > kFewWeights
-                             ? 1
-                             : std::clamp<int64_t>(positions / kMinSlice, 1, num_threads());
+  const int64_t slices =
+      elements > kFewWeights ? 1 : std::clamp<int64_t>(positions / kMinSlice, 1, num_threads());
   if (slices == 1) {
     sum_over_positions<T, kMasked>(p, pass, 0, positions, MatrixSink<T>{grad, taps});
     return;

@@ -20,9 +20,7 @@ struct Axis {
   int64_t stride, origin, dilation;
 
   int64_t at(int64_t q, int64_t k) const { return q * stride + origin + k * dilation; }
-  bool is_identity() const {
-    return taps == 1 && stride == 1 && origin == 0 && positions == size;
-  }
+  bool is_identity() const { return taps == 1 && stride == 1 && origin == 0 && positions == size; }
 };
 
 // A dense batch of images, or one group's channels of it.
@@ -115,8 +113,8 @@ inline Axis forward_axis_x(const Conv2dShape& s) {
 
 // Input coordinates i = first + q * stride of one residue, and the taps that reach them.
 struct GradientPhase {
-  Axis axis;                   // over grad_y; its taps are those of the kernel below
-  int64_t first;               // input coordinate of q = 0
+  Axis axis;                    // over grad_y; its taps are those of the kernel below
+  int64_t first;                // input coordinate of q = 0
   int64_t tap_first, tap_step;  // tap j of the axis is tap_first + j * tap_step of the kernel
 };
 
@@ -128,8 +126,7 @@ inline GradientPhase gradient_phase(const Axis& forward, int64_t residue) {
   const int64_t step = stride / std::gcd(stride, forward.dilation);
   int64_t k0 = 0;
   while (k0 < step && (k0 * forward.dilation - residue) % stride != 0) ++k0;
-  const int64_t taps =
-      k0 < step && k0 < forward.taps ? ceil_div(forward.taps - k0, step) : 0;
+  const int64_t taps = k0 < step && k0 < forward.taps ? ceil_div(forward.taps - k0, step) : 0;
   const int64_t last = k0 + (taps - 1) * step;
   const Axis axis{.size = forward.positions,
                   .positions = first < forward.size ? ceil_div(forward.size - first, stride) : 0,

@@ -13,9 +13,9 @@ struct PoolStrip {
   using Acc = acc_t<T>;
   using V = Vec<Acc>;
   const Conv2dPoolParams& p;
-  const T* rows;           // (O, count, ow), or (count, ow, O) with channels_last
-  int64_t first, count;    // convolution rows
-  int64_t pooled;          // offset of the pooled image
+  const T* rows;         // (O, count, ow), or (count, ow, O) with channels_last
+  int64_t first, count;  // convolution rows
+  int64_t pooled;        // offset of the pooled image
 
   struct Maximum {
     V value = V::set1(-__builtin_inff()), offset = V::zero();
@@ -96,8 +96,8 @@ inline int64_t strip_rows(const Conv2dPoolParams& p, int64_t element_size) {
   const int64_t rows = kStripBytes / (p.o * p.ow * element_size);
   const int64_t fitting =
       std::clamp<int64_t>((rows - p.pool_h.extent()) / p.pool_h.stride + 1, 1, p.pooled_h);
-  const int64_t strips = std::max(ceil_div(p.pooled_h, fitting),
-                                  ceil_div(static_cast<int64_t>(num_threads()), p.n));
+  const int64_t strips =
+      std::max(ceil_div(p.pooled_h, fitting), ceil_div(static_cast<int64_t>(num_threads()), p.n));
   return ceil_div(p.pooled_h, strips);
 }
 
