@@ -73,6 +73,12 @@ struct Vec<float> {
     return {_mm512_maskz_mov_ps(_mm512_cmp_ps_mask(condition.v, _mm512_setzero_ps(), _CMP_NLE_UQ),
                                 x.v)};
   }
+  // x where a > b or a is NaN, else y: how a running maximum moves on.
+  static Vec where_exceeds(Vec a, Vec b, Vec x, Vec y) {
+    const __mmask16 take = static_cast<__mmask16>(_mm512_cmp_ps_mask(a.v, b.v, _CMP_GT_OQ) |
+                                                  _mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q));
+    return {_mm512_mask_mov_ps(y.v, take, x.v)};
+  }
   static Vec round(Vec a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT)}; }
   // x * 2^n for an integral n.
   static Vec ldexp(Vec x, Vec n) { return {_mm512_scalef_ps(x.v, n.v)}; }
@@ -115,6 +121,11 @@ struct Vec<double> {
   static Vec where_positive(Vec condition, Vec x) {
     return {_mm512_maskz_mov_pd(_mm512_cmp_pd_mask(condition.v, _mm512_setzero_pd(), _CMP_NLE_UQ),
                                 x.v)};
+  }
+  static Vec where_exceeds(Vec a, Vec b, Vec x, Vec y) {
+    const __mmask8 take = static_cast<__mmask8>(_mm512_cmp_pd_mask(a.v, b.v, _CMP_GT_OQ) |
+                                                _mm512_cmp_pd_mask(a.v, a.v, _CMP_UNORD_Q));
+    return {_mm512_mask_mov_pd(y.v, take, x.v)};
   }
   double sum() const { return _mm512_reduce_add_pd(v); }
 };
@@ -161,6 +172,11 @@ struct Vec<float> {
   static Vec min(Vec a, Vec b) { return {_mm256_min_ps(a.v, b.v)}; }
   static Vec where_positive(Vec condition, Vec x) {
     return {_mm256_and_ps(_mm256_cmp_ps(condition.v, _mm256_setzero_ps(), _CMP_NLE_UQ), x.v)};
+  }
+  static Vec where_exceeds(Vec a, Vec b, Vec x, Vec y) {
+    const __m256 take = _mm256_or_ps(_mm256_cmp_ps(a.v, b.v, _CMP_GT_OQ),
+                                     _mm256_cmp_ps(a.v, a.v, _CMP_UNORD_Q));
+    return {_mm256_blendv_ps(y.v, x.v, take)};
   }
   static Vec round(Vec a) {
     return {_mm256_round_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
@@ -232,6 +248,11 @@ struct Vec<double> {
   static Vec max(Vec a, Vec b) { return {_mm256_max_pd(a.v, b.v)}; }
   static Vec where_positive(Vec condition, Vec x) {
     return {_mm256_and_pd(_mm256_cmp_pd(condition.v, _mm256_setzero_pd(), _CMP_NLE_UQ), x.v)};
+  }
+  static Vec where_exceeds(Vec a, Vec b, Vec x, Vec y) {
+    const __m256d take = _mm256_or_pd(_mm256_cmp_pd(a.v, b.v, _CMP_GT_OQ),
+                                      _mm256_cmp_pd(a.v, a.v, _CMP_UNORD_Q));
+    return {_mm256_blendv_pd(y.v, x.v, take)};
   }
   double sum() const {
     const __m128d s = _mm_add_pd(_mm256_castpd256_pd128(v), _mm256_extractf128_pd(v, 1));

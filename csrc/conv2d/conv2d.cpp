@@ -1,0 +1,246 @@
+#include "conv2d/conv2d.h"
+
+#include "conv2d/conv2d_arguments.h"
+#include "core/torch.h"
+
+namespace pyops {
+namespace {
+
+constexpr Candidate<Conv2dParams> kForward[] = {
+    {"conv2d_forward_avx512", Isa::kAvx512, kAnyFloat, conv2d_forward_avx512},
+    {"conv2d_forward_avx2", Isa::kAvx2, kAnyFloat, conv2d_forward_avx2},
+    {"conv2d_forward_scalar", Isa::kScalar, kAnyFloat, conv2d_forward_scalar},
+};
+constexpr Candidate<Conv2dBackwardParams> kBackward[] = {
+    {"conv2d_backward_avx512", Isa::kAvx512, kAnyFloat, conv2d_backward_avx512},
+    {"conv2d_backward_avx2", Isa::kAvx2, kAnyFloat, conv2d_backward_avx2},
+    {"conv2d_backward_scalar", Isa::kScalar, kAnyFloat, conv2d_backward_scalar},
+};
+[[maybe_unused]] const bool listed =
+    list_table("conv2d_forward", kForward) && list_table("conv2d_backward", kBackward);
+
+using at::IntArrayRef;
+using Gradients = std::tuple<Tensor, Tensor, Tensor>;
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+template <bool kRelu>
+constexpr const char* kName = kRelu ? "conv2d_relu" : "conv2d";
+
+template <bool kRelu>
+Tensor conv2d_native(const Tensor& x, const Tensor& w, const OptionalTensor& bias,
+                     IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation,
+                     int64_t groups) {
+  const Tensor y = at::conv2d(x, w, bias, stride, padding, dilation, groups);
+  return kRelu ? at::relu(y) : y;
+}
+
+template <bool kRelu>
+Tensor conv2d_cpu(const Tensor& x, const Tensor& w, const OptionalTensor& bias, IntArrayRef stride,
+                  IntArrayRef padding, IntArrayRef dilation, int64_t groups) {
+  if (x.dim() == 3) {
+    return conv2d_cpu<kRelu>(x.unsqueeze(0), w, bias, stride, padding, dilation, groups).squeeze(0);
+  }
+  const Tensor b = value_or_undefined(bias);
+  if (goes_native(kName<kRelu>, {x, w, b}) || is_empty(kName<kRelu>, x, w)) {
+    return conv2d_native<kRelu>(x, w, bias, stride, padding, dilation, groups);
+  }
+  const auto arguments = conv2d_arguments(kName<kRelu>, stride, padding, dilation, groups);
+  const Conv2dShape shape = conv2d_shape(kName<kRelu>, x, w, b, arguments);
+  const auto format = conv2d_memory_format(x, w);
+  const Tensor xc = x.contiguous(format), wc = w.contiguous(format);
+  const Tensor bc = b.defined() ? b.contiguous() : b;
+  Tensor y = at::empty({shape.n, shape.o, shape.oh, shape.ow}, x.options(), format);
+  const Conv2dParams params{shape,
+                            dtype_of(x),
+                            kRelu,
+                            xc.const_data_ptr(),
+                            wc.const_data_ptr(),
+                            b.defined() ? bc.const_data_ptr() : nullptr,
+                            y.mutable_data_ptr()};
+  choose(kName<kRelu>, kForward, params, {x, w, b}).run(params);
+  return y;
+}
+
+Gradients conv2d_backward_cpu(const Tensor& grad, const Tensor& x, const Tensor& w,
+                              const OptionalTensor& relu_output, IntArrayRef stride,
+                              IntArrayRef padding, IntArrayRef dilation, int64_t groups,
+                              std::array<bool, 3> wanted) {
+  const char* op = "conv2d_backward";
+  const Conv2dShape shape =
+      conv2d_shape(op, x, w, Tensor(), conv2d_arguments(op, stride, padding, dilation, groups));
+  TORCH_CHECK(grad.sizes() == IntArrayRef({shape.n, shape.o, shape.oh, shape.ow}), op,
+              ": grad must have the output's shape ",
+              IntArrayRef({shape.n, shape.o, shape.oh, shape.ow}), ", got ", grad.sizes());
+  const auto format = conv2d_memory_format(x, w);
+  const Tensor g = grad.contiguous(format), xc = x.contiguous(format), wc = w.contiguous(format);
+  const Tensor y = relu_output ? relu_output->contiguous(format) : Tensor();
+  const auto make = [&](bool want, const Tensor& like) {
+    return want ? at::empty(like.sizes(), like.options(), format) : Tensor();
+  };
+  const Tensor grad_x = make(wanted[0], x), grad_w = make(wanted[1], w);
+  const Tensor grad_bias = wanted[2] ? at::empty({shape.o}, w.options()) : Tensor();
+  const auto data = [](const Tensor& t) { return t.defined() ? t.mutable_data_ptr() : nullptr; };
+  const Conv2dBackwardParams params{shape,
+                                    dtype_of(x),
+                                    g.const_data_ptr(),
+                                    y.defined() ? y.const_data_ptr() : nullptr,
+                                    xc.const_data_ptr(),
+                                    wc.const_data_ptr(),
+                                    data(grad_x),
+                                    data(grad_w),
+                                    data(grad_bias)};
+  choose(op, kBackward, params, {grad, x, w}).run(params);
+  return {grad_x, grad_w, grad_bias};
+}
+
+}  // namespace
+
+Gradients conv2d_backward(const Tensor& grad, const Tensor& x, const Tensor& w,
+                          const OptionalTensor& relu_output, IntArrayRef stride,
+                          IntArrayRef padding, IntArrayRef dilation, int64_t groups,
+                          std::array<bool, 3> wanted) {
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("pyops::conv2d_backward", "")
+                             .typed<decltype(conv2d_backward_cpu)>();
+  return op.call(grad, x, w, relu_output, stride, padding, dilation, groups, wanted);
+}
+
+namespace {
+
+// The same gradients as differentiable operations. The mask is a constant: ReLU has no curvature.
+Gradients conv2d_backward_autograd(const Tensor& grad, const Tensor& x, const Tensor& w,
+                                   const OptionalTensor& relu_output, IntArrayRef stride,
+                                   IntArrayRef padding, IntArrayRef dilation, int64_t groups,
+                                   std::array<bool, 3> wanted) {
+  if (native_reason({grad, x, w}) != nullptr || needs_grad({grad, x, w})) {
+    const Tensor masked =
+        relu_output ? at::threshold_backward(grad, relu_output->detach(), 0) : grad;
+    return at::convolution_backward_symint(
+        masked, x, w, c10::SymIntArrayRef({w.sym_size(0)}), c10::fromIntArrayRefSlow(stride),
+        c10::fromIntArrayRefSlow(padding), c10::fromIntArrayRefSlow(dilation),
+        /*transposed=*/false, c10::fromIntArrayRefSlow({0, 0}), groups, wanted);
+  }
+  const at::AutoDispatchBelowADInplaceOrView below;
+  return conv2d_backward(grad, x, w, relu_output, stride, padding, dilation, groups, wanted);
+}
+
+template <bool kRelu>
+Tensor call_forward(const Tensor& x, const Tensor& w, const OptionalTensor& bias,
+                    IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation, int64_t groups) {
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow(kRelu ? "pyops::conv2d_relu" : "pyops::conv2d", "")
+                             .typed<decltype(conv2d_cpu<kRelu>)>();
+  const at::AutoDispatchBelowADInplaceOrView below;
+  return op.call(x, w, bias, stride, padding, dilation, groups);
+}
+
+template <bool kRelu>
+struct Conv2dFunction : torch::autograd::Function<Conv2dFunction<kRelu>> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& w,
+                        const OptionalTensor& bias, IntArrayRef stride, IntArrayRef padding,
+                        IntArrayRef dilation, int64_t groups) {
+    Tensor y = call_forward<kRelu>(x, w, bias, stride, padding, dilation, groups);
+    ctx->save_for_backward({x, w, kRelu ? y : Tensor()});
+    const Pair s(kName<kRelu>, "stride", stride), p(kName<kRelu>, "padding", padding),
+        d(kName<kRelu>, "dilation", dilation);
+    ctx->saved_data["arguments"] =
+        std::vector<int64_t>{s.h, s.w, p.h, p.w, d.h, d.w, groups, bias.has_value()};
+    return y;
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const auto saved = ctx->get_saved_variables();
+    const auto numbers = ctx->saved_data["arguments"].toIntVector();
+    const IntArrayRef arguments(numbers);
+    const bool has_bias = arguments[7] != 0;
+    auto [grad_x, grad_w, grad_bias] = conv2d_backward(
+        grads[0], saved[0], saved[1], kRelu ? OptionalTensor(saved[2]) : std::nullopt,
+        arguments.slice(0, 2), arguments.slice(2, 2), arguments.slice(4, 2), arguments[6],
+        {ctx->needs_input_grad(0), ctx->needs_input_grad(1), has_bias && ctx->needs_input_grad(2)});
+    return {grad_x, grad_w, grad_bias, Tensor(), Tensor(), Tensor(), Tensor()};
+  }
+};
+
+template <bool kRelu>
+Tensor conv2d_autograd(const Tensor& x, const Tensor& w, const OptionalTensor& bias,
+                       IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation,
+                       int64_t groups) {
+  const Tensor b = value_or_undefined(bias);
+  if (goes_native(kName<kRelu>, {x, w, b}) || is_empty(kName<kRelu>, x, w)) {
+    return conv2d_native<kRelu>(x, w, bias, stride, padding, dilation, groups);
+  }
+  check_same_kind(kName<kRelu>, "weight", w, x);
+  if (b.defined()) check_same_kind(kName<kRelu>, "bias", b, x);
+  if (x.dim() == 3) {
+    return conv2d_autograd<kRelu>(x.unsqueeze(0), w, bias, stride, padding, dilation, groups)
+        .squeeze(0);
+  }
+  if (needs_grad({x, w, b})) {
+    return Conv2dFunction<kRelu>::apply(x, w, bias, stride, padding, dilation, groups);
+  }
+  return call_forward<kRelu>(x, w, bias, stride, padding, dilation, groups);
+}
+
+// The kernel below for the schema's symbolic integers.
+template <auto kKernel>
+Tensor guarded(const Tensor& x, const Tensor& w, const OptionalTensor& bias,
+               c10::SymIntArrayRef stride, c10::SymIntArrayRef padding,
+               c10::SymIntArrayRef dilation, c10::SymInt groups) {
+  return kKernel(x, w, bias, guard(stride), guard(padding), guard(dilation), guard(groups));
+}
+
+// padding="same" or "valid".
+template <bool kRelu>
+Tensor conv2d_padding(const Tensor& x, const Tensor& w, const OptionalTensor& bias,
+                      c10::SymIntArrayRef stride, std::string_view padding,
+                      c10::SymIntArrayRef dilation, c10::SymInt groups) {
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow(kRelu ? "pyops::conv2d_relu" : "pyops::conv2d", "")
+                             .typed<decltype(guarded<conv2d_autograd<kRelu>>)>();
+  const auto [padded, both] =
+      resolve_padding(kName<kRelu>, x, w, guard(stride), padding, guard(dilation));
+  const c10::SymInt symbols[] = {both[0], both[1]};
+  return op.call(padded, w, bias, stride, symbols, dilation, groups);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(pyops, m) {
+  for (const std::string op : {"conv2d", "conv2d_relu"}) {
+    const std::string both = op +
+                             "(Tensor input, Tensor weight, Tensor? bias=None, SymInt[2] stride=1, "
+                             "SymInt[2] padding=0, SymInt[2] dilation=1, SymInt groups=1) "
+                             "-> Tensor";
+    const std::string named = op +
+                              ".padding(Tensor input, Tensor weight, Tensor? bias=None, "
+                              "SymInt[2] stride=1, str padding=\"valid\", SymInt[2] dilation=1, "
+                              "SymInt groups=1) -> Tensor";
+    m.def(both.c_str());
+    m.def(named.c_str());
+  }
+  m.def(
+      "conv2d_backward(Tensor grad, Tensor input, Tensor weight, Tensor? relu_output, "
+      "int[2] stride, int[2] padding, int[2] dilation, int groups, bool[3] wanted) "
+      "-> (Tensor, Tensor, Tensor)");
+  m.impl("conv2d.padding", conv2d_padding<false>);
+  m.impl("conv2d_relu.padding", conv2d_padding<true>);
+}
+TORCH_LIBRARY_IMPL(pyops, CPU, m) {
+  m.impl("conv2d", conv2d_cpu<false>);
+  m.impl("conv2d_relu", conv2d_cpu<true>);
+  m.impl("conv2d_backward", conv2d_backward_cpu);
+}
+TORCH_LIBRARY_IMPL(pyops, Autograd, m) {
+  m.impl("conv2d", guarded<conv2d_autograd<false>>);
+  m.impl("conv2d_relu", guarded<conv2d_autograd<true>>);
+  m.impl("conv2d_backward", conv2d_backward_autograd);
+}
+TORCH_LIBRARY_IMPL(pyops, FuncTorchBatched, m) {
+  m.impl("conv2d", guarded<conv2d_native<false>>);
+  m.impl("conv2d_relu", guarded<conv2d_native<true>>);
+}
+TORCH_LIBRARY_IMPL(pyops, AutocastCPU, m) { register_autocast(m, {"conv2d", "conv2d_relu"}); }
+TORCH_LIBRARY_IMPL(pyops, AutocastCUDA, m) { register_autocast(m, {"conv2d", "conv2d_relu"}); }
+
+}  // namespace pyops

@@ -1,0 +1,70 @@
+// The arguments of the convolution operators: parsed, checked and put into a Conv2dShape.
+#pragma once
+
+#include <array>
+#include <string_view>
+#include <utility>
+
+#include "conv2d/conv2d.h"
+#include "core/torch.h"
+
+namespace pyops {
+
+// A window's parameters as the schema has them: one integer for both axes, or two.
+struct Pair {
+  int64_t h, w;
+
+  Pair(const char* op, const char* name, at::IntArrayRef values)
+      : h(values.empty() ? 0 : values[0]), w(values.empty() ? 0 : values.back()) {
+    TORCH_CHECK(values.size() == 1 || values.size() == 2, op, ": ", name,
+                " must be one integer or two, got ", values);
+  }
+  Pair(int64_t rows, int64_t cols) : h(rows), w(cols) {}
+  bool at_least(int64_t bound) const { return h >= bound && w >= bound; }
+  std::array<int64_t, 2> array() const { return {h, w}; }
+};
+
+// A tracer may pass a schema's integers as symbols; asking for the number guards on it.
+inline c10::DimVector guard(c10::SymIntArrayRef values) {
+  return C10_AS_INTARRAYREF_SLOW_ALLOC(values);
+}
+inline int64_t guard(const c10::SymInt& value) { return value.guard_int(__FILE__, __LINE__); }
+
+struct Conv2dArguments {
+  Pair stride, padding, dilation;
+  int64_t groups;
+};
+
+Conv2dArguments conv2d_arguments(const char* op, at::IntArrayRef stride, at::IntArrayRef padding,
+                                 at::IntArrayRef dilation, int64_t groups);
+
+// RuntimeError unless t, called `name`, has x's dtype and device.
+void check_same_kind(const char* op, const char* name, const Tensor& t, const Tensor& x);
+
+// Checks the call and describes it; x is (N, C, H, W), bias may be undefined.
+Conv2dShape conv2d_shape(const char* op, const Tensor& x, const Tensor& w, const Tensor& bias,
+                         const Conv2dArguments& arguments);
+
+// Of the result and of both gradients, as native has it.
+at::MemoryFormat conv2d_memory_format(const Tensor& x, const Tensor& w);
+
+// Whether the call belongs to PyTorch because there is nothing to compute; noted for explain().
+bool is_empty(const char* op, const Tensor& x, const Tensor& w);
+
+// Gradients of the input, the weight and the bias, through the dispatcher: differentiable when grad
+// or a tensor needs it.
+std::tuple<Tensor, Tensor, Tensor> conv2d_backward(const Tensor& grad, const Tensor& x,
+                                                   const Tensor& w,
+                                                   const OptionalTensor& relu_output,
+                                                   at::IntArrayRef stride, at::IntArrayRef padding,
+                                                   at::IntArrayRef dilation, int64_t groups,
+                                                   std::array<bool, 3> wanted);
+
+// The integers that padding="same" or "valid" stands for; the input comes back padded when the two
+// ends of an axis differ.
+std::pair<Tensor, std::array<int64_t, 2>> resolve_padding(const char* op, const Tensor& x,
+                                                          const Tensor& w, at::IntArrayRef stride,
+                                                          std::string_view padding,
+                                                          at::IntArrayRef dilation);
+
+}  // namespace pyops

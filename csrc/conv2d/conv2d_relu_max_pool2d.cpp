@@ -1,0 +1,353 @@
+#include "conv2d/conv2d.h"
+#include "conv2d/conv2d_arguments.h"
+#include "core/torch.h"
+
+namespace pyops {
+namespace {
+
+constexpr Candidate<Conv2dPoolParams> kForward[] = {
+    {"conv2d_pool_forward_avx512", Isa::kAvx512, kAnyFloat, conv2d_pool_forward_avx512},
+    {"conv2d_pool_forward_avx2", Isa::kAvx2, kAnyFloat, conv2d_pool_forward_avx2},
+    {"conv2d_pool_forward_scalar", Isa::kScalar, kAnyFloat, conv2d_pool_forward_scalar},
+};
+constexpr Candidate<Conv2dPoolBackwardParams> kBackward[] = {
+    {"conv2d_pool_backward_scalar", Isa::kScalar, kAnyFloat, conv2d_pool_backward_scalar},
+};
+[[maybe_unused]] const bool listed =
+    list_table("conv2d_pool_forward", kForward) && list_table("conv2d_pool_backward", kBackward);
+
+using at::IntArrayRef;
+using SymInts = c10::SymIntArrayRef;
+using Gradients = std::tuple<Tensor, Tensor, Tensor>;
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+constexpr const char* kName = "conv2d_relu_max_pool2d";
+
+// The integer arguments, as the schema has them.
+struct Sizes {
+  IntArrayRef stride, padding, dilation;
+  int64_t groups;
+  IntArrayRef kernel_size, pool_stride, pool_padding, pool_dilation;
+  bool ceil_mode;
+
+  Conv2dArguments convolution() const {
+    return conv2d_arguments(kName, stride, padding, dilation, groups);
+  }
+};
+
+struct Pool {
+  PoolAxis h, w;
+  int64_t pooled_h, pooled_w;
+
+  bool wide_offsets() const { return h.kernel * w.kernel > 256; }
+};
+
+Pool make_pool(const Sizes& s, const Conv2dShape& shape) {
+  const Pair kernel(kName, "kernel_size", s.kernel_size),
+      padding(kName, "pool_padding", s.pool_padding);
+  const Pair stride = s.pool_stride.empty() ? kernel : Pair(kName, "pool_stride", s.pool_stride);
+  const Pair dilation(kName, "pool_dilation", s.pool_dilation);
+  TORCH_CHECK(kernel.at_least(1), kName, ": kernel_size must be at least 1, got ", s.kernel_size);
+  TORCH_CHECK(stride.at_least(1), kName, ": pool_stride must be at least 1, got ", s.pool_stride);
+  TORCH_CHECK(dilation.at_least(1), kName, ": pool_dilation must be at least 1, got ",
+              s.pool_dilation);
+  Pool pool{{shape.oh, kernel.h, stride.h, padding.h, dilation.h},
+            {shape.ow, kernel.w, stride.w, padding.w, dilation.w},
+            0,
+            0};
+  TORCH_CHECK(
+      padding.at_least(0) && padding.h <= pool.h.extent() / 2 && padding.w <= pool.w.extent() / 2,
+      kName, ": pool_padding must be between 0 and half of the window, got ", s.pool_padding,
+      " with kernel_size=", s.kernel_size, " and pool_dilation=", s.pool_dilation);
+  pool.pooled_h = pool.h.output_size(s.ceil_mode);
+  pool.pooled_w = pool.w.output_size(s.ceil_mode);
+  TORCH_CHECK(pool.pooled_h >= 1 && pool.pooled_w >= 1, kName,
+              ": kernel_size must fit into the padded convolution output of ", shape.oh, "x",
+              shape.ow, ", got ", s.kernel_size, " with pool_dilation=", s.pool_dilation);
+  return pool;
+}
+
+Tensor native(const Tensor& x, const Tensor& w, const OptionalTensor& bias, const Sizes& s) {
+  const Tensor y = at::relu(at::conv2d(x, w, bias, s.stride, s.padding, s.dilation, s.groups));
+  return at::max_pool2d(y, s.kernel_size, s.pool_stride, s.pool_padding, s.pool_dilation,
+                        s.ceil_mode);
+}
+
+// The pooled result, and the offsets when wanted.
+std::pair<Tensor, Tensor> forward_cpu(const Tensor& x, const Tensor& w, const OptionalTensor& bias,
+                                      const Sizes& s, bool with_offsets) {
+  const Tensor b = value_or_undefined(bias);
+  const Conv2dShape shape = conv2d_shape(kName, x, w, b, s.convolution());
+  const Pool pool = make_pool(s, shape);
+  const auto format = conv2d_memory_format(x, w);
+  const Tensor xc = x.contiguous(format), wc = w.contiguous(format);
+  const Tensor bc = b.defined() ? b.contiguous() : b;
+  const auto make = [&](at::ScalarType type) {
+    return at::empty({shape.n, shape.o, pool.pooled_h, pool.pooled_w}, x.options().dtype(type),
+                     format);
+  };
+  const Tensor y = make(x.scalar_type());
+  const Tensor offsets = with_offsets ? make(pool.wide_offsets() ? at::kInt : at::kByte) : Tensor();
+  const Conv2dPoolParams params{
+      {shape, dtype_of(x), /*relu=*/true, xc.const_data_ptr(), wc.const_data_ptr(),
+       b.defined() ? bc.const_data_ptr() : nullptr, y.mutable_data_ptr()},
+      pool.h,
+      pool.w,
+      pool.pooled_h,
+      pool.pooled_w,
+      pool.wide_offsets(),
+      with_offsets ? offsets.mutable_data_ptr() : nullptr};
+  choose(kName, kForward, params, {x, w, b}).run(params);
+  return {y, offsets};
+}
+
+Tensor pooled_cpu(const Tensor& x, const Tensor& w, const OptionalTensor& bias, IntArrayRef stride,
+                  IntArrayRef padding, IntArrayRef dilation, int64_t groups,
+                  IntArrayRef kernel_size, IntArrayRef pool_stride, IntArrayRef pool_padding,
+                  IntArrayRef pool_dilation, bool ceil_mode) {
+  const Sizes s{stride,      padding,      dilation,      groups,   kernel_size,
+                pool_stride, pool_padding, pool_dilation, ceil_mode};
+  if (goes_native(kName, {x, w, value_or_undefined(bias)}) || is_empty(kName, x, w)) {
+    return native(x, w, bias, s);
+  }
+  if (x.dim() == 3) return forward_cpu(x.unsqueeze(0), w, bias, s, false).first.squeeze(0);
+  return forward_cpu(x, w, bias, s, false).first;
+}
+
+std::tuple<Tensor, Tensor> with_offsets_cpu(const Tensor& x, const Tensor& w,
+                                            const OptionalTensor& bias, IntArrayRef stride,
+                                            IntArrayRef padding, IntArrayRef dilation,
+                                            int64_t groups, IntArrayRef kernel_size,
+                                            IntArrayRef pool_stride, IntArrayRef pool_padding,
+                                            IntArrayRef pool_dilation, bool ceil_mode) {
+  return forward_cpu(x, w, bias,
+                     {stride, padding, dilation, groups, kernel_size, pool_stride, pool_padding,
+                      pool_dilation, ceil_mode},
+                     true);
+}
+
+// Gradient of the convolution's output.
+Tensor unpool_cpu(const Tensor& grad, const Tensor& y, const Tensor& offsets, const Tensor& x,
+                  const Conv2dShape& shape, const Pool& pool, at::MemoryFormat format) {
+  const Tensor g = grad.contiguous(format), yc = y.contiguous(format);
+  const Tensor oc = offsets.contiguous(format);
+  Tensor grad_y = at::empty({shape.n, shape.o, shape.oh, shape.ow}, x.options(), format);
+  const Conv2dPoolBackwardParams params{shape,
+                                        dtype_of(x),
+                                        pool.h,
+                                        pool.w,
+                                        pool.pooled_h,
+                                        pool.pooled_w,
+                                        pool.wide_offsets(),
+                                        g.const_data_ptr(),
+                                        yc.const_data_ptr(),
+                                        oc.const_data_ptr(),
+                                        grad_y.mutable_data_ptr()};
+  choose("conv2d_relu_max_pool2d_backward", kBackward, params, {grad, x}).run(params);
+  return grad_y;
+}
+
+Gradients backward_cpu(const Tensor& grad, const Tensor& y, const Tensor& offsets, const Tensor& x,
+                       const Tensor& w, IntArrayRef stride, IntArrayRef padding,
+                       IntArrayRef dilation, int64_t groups, IntArrayRef kernel_size,
+                       IntArrayRef pool_stride, IntArrayRef pool_padding, IntArrayRef pool_dilation,
+                       bool ceil_mode, std::array<bool, 3> wanted) {
+  const Sizes s{stride,      padding,      dilation,      groups,   kernel_size,
+                pool_stride, pool_padding, pool_dilation, ceil_mode};
+  const Conv2dShape shape = conv2d_shape(kName, x, w, Tensor(), s.convolution());
+  const Pool pool = make_pool(s, shape);
+  const std::array<int64_t, 4> dims{shape.n, shape.o, pool.pooled_h, pool.pooled_w};
+  const IntArrayRef sizes(dims);
+  TORCH_CHECK(grad.sizes() == sizes && y.sizes() == sizes && offsets.sizes() == sizes, kName,
+              "_backward: grad, output and offsets must be ", sizes, ", got ", grad.sizes(), ", ",
+              y.sizes(), " and ", offsets.sizes());
+  const auto format = conv2d_memory_format(x, w);
+  const Tensor grad_y = unpool_cpu(grad, y, offsets, x, shape, pool, format);
+  return conv2d_backward(grad_y, x, w, std::nullopt, stride, padding, dilation, groups, wanted);
+}
+
+Gradients call_backward(const Tensor& grad, const Tensor& y, const Tensor& offsets, const Tensor& x,
+                        const Tensor& w, const Sizes& s, std::array<bool, 3> wanted) {
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("pyops::conv2d_relu_max_pool2d_backward", "")
+                             .typed<decltype(backward_cpu)>();
+  return op.call(grad, y, offsets, x, w, s.stride, s.padding, s.dilation, s.groups, s.kernel_size,
+                 s.pool_stride, s.pool_padding, s.pool_dilation, s.ceil_mode, wanted);
+}
+
+// Positions in the convolution's flattened output plane that the offsets stand for. An empty window
+// has none; its gradient is zero wherever it goes.
+Tensor flat_indices(const Tensor& offsets, const Pool& pool) {
+  const Tensor tap = offsets.to(at::kLong);
+  const auto start = [&](const PoolAxis& axis, int64_t pooled) {
+    return at::arange(pooled, tap.options()) * axis.stride - axis.padding;
+  };
+  const Tensor y = start(pool.h, pool.pooled_h).unsqueeze(-1) +
+                   tap.floor_divide(pool.w.kernel) * pool.h.dilation;
+  const Tensor x = start(pool.w, pool.pooled_w) + tap.remainder(pool.w.kernel) * pool.w.dilation;
+  return (y * pool.w.size + x).clamp(0, pool.h.size * pool.w.size - 1).flatten(2);
+}
+
+// The same gradients as differentiable operations; offsets and mask are constants.
+Gradients differentiable_backward(const Tensor& grad, const Tensor& y, const Tensor& offsets,
+                                  const Tensor& x, const Tensor& w, const Sizes& s,
+                                  std::array<bool, 3> wanted) {
+  const Conv2dShape shape = conv2d_shape(kName, x, w, Tensor(), s.convolution());
+  const Pool pool = make_pool(s, shape);
+  const Tensor masked = at::threshold_backward(grad, y.detach(), 0).flatten(2);
+  const Tensor grad_y = at::zeros({shape.n, shape.o, shape.oh * shape.ow}, grad.options())
+                            .scatter_add(2, flat_indices(offsets, pool), masked)
+                            .view({shape.n, shape.o, shape.oh, shape.ow});
+  return conv2d_backward(grad_y, x, w, std::nullopt, s.stride, s.padding, s.dilation, s.groups,
+                         wanted);
+}
+
+Gradients backward_autograd(const Tensor& grad, const Tensor& y, const Tensor& offsets,
+                            const Tensor& x, const Tensor& w, IntArrayRef stride,
+                            IntArrayRef padding, IntArrayRef dilation, int64_t groups,
+                            IntArrayRef kernel_size, IntArrayRef pool_stride,
+                            IntArrayRef pool_padding, IntArrayRef pool_dilation, bool ceil_mode,
+                            std::array<bool, 3> wanted) {
+  const Sizes s{stride,      padding,      dilation,      groups,   kernel_size,
+                pool_stride, pool_padding, pool_dilation, ceil_mode};
+  if (native_reason({grad, x, w}) != nullptr || needs_grad({grad, x, w})) {
+    return differentiable_backward(grad, y, offsets, x, w, s, wanted);
+  }
+  const at::AutoDispatchBelowADInplaceOrView below;
+  return call_backward(grad, y, offsets, x, w, s, wanted);
+}
+
+template <class Signature>
+auto find(const char* name) {
+  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
+}
+
+struct PoolFunction : torch::autograd::Function<PoolFunction> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& w,
+                        const OptionalTensor& bias, const Sizes& s) {
+    static const auto op =
+        find<decltype(with_offsets_cpu)>("pyops::conv2d_relu_max_pool2d_with_offsets");
+    const at::AutoDispatchBelowADInplaceOrView below;
+    auto [y, offsets] =
+        op.call(x, w, bias, s.stride, s.padding, s.dilation, s.groups, s.kernel_size, s.pool_stride,
+                s.pool_padding, s.pool_dilation, s.ceil_mode);
+    ctx->save_for_backward({x, w, y, offsets});
+    std::vector<int64_t> numbers{s.groups, s.ceil_mode, bias.has_value()};
+    for (const IntArrayRef values :
+         {s.stride, s.padding, s.dilation, s.kernel_size,
+          s.pool_stride.empty() ? s.kernel_size : s.pool_stride, s.pool_padding, s.pool_dilation}) {
+      numbers.insert(numbers.end(), {values.front(), values.back()});
+    }
+    ctx->saved_data["arguments"] = std::move(numbers);
+    return y;
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const auto saved = ctx->get_saved_variables();
+    const auto numbers = ctx->saved_data["arguments"].toIntVector();
+    const auto pair = [&](size_t i) { return IntArrayRef(numbers).slice(3 + 2 * i, 2); };
+    const Sizes s{pair(0), pair(1), pair(2), numbers[0],     pair(3),
+                  pair(4), pair(5), pair(6), numbers[1] != 0};
+    auto [grad_x, grad_w, grad_bias] =
+        call_backward(grads[0], saved[2], saved[3], saved[0], saved[1], s,
+                      {ctx->needs_input_grad(0), ctx->needs_input_grad(1),
+                       numbers[2] != 0 && ctx->needs_input_grad(2)});
+    return {grad_x, grad_w, grad_bias, Tensor()};
+  }
+};
+
+Tensor pooled_autograd(const Tensor& x, const Tensor& w, const OptionalTensor& bias,
+                       IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation,
+                       int64_t groups, IntArrayRef kernel_size, IntArrayRef pool_stride,
+                       IntArrayRef pool_padding, IntArrayRef pool_dilation, bool ceil_mode) {
+  const Sizes s{stride,      padding,      dilation,      groups,   kernel_size,
+                pool_stride, pool_padding, pool_dilation, ceil_mode};
+  const Tensor b = value_or_undefined(bias);
+  if (goes_native(kName, {x, w, b}) || is_empty(kName, x, w)) return native(x, w, bias, s);
+  check_same_kind(kName, "weight", w, x);
+  if (b.defined()) check_same_kind(kName, "bias", b, x);
+  if (x.dim() == 3) {
+    return pooled_autograd(x.unsqueeze(0), w, bias, stride, padding, dilation, groups, kernel_size,
+                           pool_stride, pool_padding, pool_dilation, ceil_mode)
+        .squeeze(0);
+  }
+  if (needs_grad({x, w, b})) return PoolFunction::apply(x, w, bias, s);
+  static const auto op = find<decltype(pooled_cpu)>("pyops::conv2d_relu_max_pool2d");
+  const at::AutoDispatchBelowADInplaceOrView below;
+  return op.call(x, w, bias, stride, padding, dilation, groups, kernel_size, pool_stride,
+                 pool_padding, pool_dilation, ceil_mode);
+}
+
+Tensor pooled_native(const Tensor& x, const Tensor& w, const OptionalTensor& bias,
+                     IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation, int64_t groups,
+                     IntArrayRef kernel_size, IntArrayRef pool_stride, IntArrayRef pool_padding,
+                     IntArrayRef pool_dilation, bool ceil_mode) {
+  return native(x, w, bias,
+                {stride, padding, dilation, groups, kernel_size, pool_stride, pool_padding,
+                 pool_dilation, ceil_mode});
+}
+
+// The kernel below for the schema's symbolic integers.
+template <auto kKernel>
+Tensor guarded(const Tensor& x, const Tensor& w, const OptionalTensor& bias, SymInts stride,
+               SymInts padding, SymInts dilation, c10::SymInt groups, SymInts kernel_size,
+               SymInts pool_stride, SymInts pool_padding, SymInts pool_dilation, bool ceil_mode) {
+  return kKernel(x, w, bias, guard(stride), guard(padding), guard(dilation), guard(groups),
+                 guard(kernel_size), guard(pool_stride), guard(pool_padding), guard(pool_dilation),
+                 ceil_mode);
+}
+
+// padding="same" or "valid".
+Tensor pooled_padding(const Tensor& x, const Tensor& w, const OptionalTensor& bias, SymInts stride,
+                      std::string_view padding, SymInts dilation, c10::SymInt groups,
+                      SymInts kernel_size, SymInts pool_stride, SymInts pool_padding,
+                      SymInts pool_dilation, bool ceil_mode) {
+  static const auto op = find<decltype(guarded<pooled_autograd>)>("pyops::conv2d_relu_max_pool2d");
+  const auto [padded, both] = resolve_padding(kName, x, w, guard(stride), padding, guard(dilation));
+  const c10::SymInt symbols[] = {both[0], both[1]};
+  return op.call(padded, w, bias, stride, symbols, dilation, groups, kernel_size, pool_stride,
+                 pool_padding, pool_dilation, ceil_mode);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(pyops, m) {
+  m.def(
+      "conv2d_relu_max_pool2d(Tensor input, Tensor weight, Tensor? bias=None, SymInt[2] stride=1, "
+      "SymInt[2] padding=0, SymInt[2] dilation=1, SymInt groups=1, *, SymInt[2] kernel_size=2, "
+      "SymInt[2] pool_stride=[], SymInt[2] pool_padding=0, SymInt[2] pool_dilation=1, "
+      "bool ceil_mode=False) -> Tensor");
+  m.def(
+      "conv2d_relu_max_pool2d.padding(Tensor input, Tensor weight, Tensor? bias=None, "
+      "SymInt[2] stride=1, str padding=\"valid\", SymInt[2] dilation=1, SymInt groups=1, *, "
+      "SymInt[2] kernel_size=2, SymInt[2] pool_stride=[], SymInt[2] pool_padding=0, "
+      "SymInt[2] pool_dilation=1, bool ceil_mode=False) -> Tensor");
+  m.def(
+      "conv2d_relu_max_pool2d_with_offsets(Tensor input, Tensor weight, Tensor? bias, "
+      "int[2] stride, int[2] padding, int[2] dilation, int groups, int[2] kernel_size, "
+      "int[2] pool_stride, int[2] pool_padding, int[2] pool_dilation, bool ceil_mode) "
+      "-> (Tensor, Tensor)");
+  m.def(
+      "conv2d_relu_max_pool2d_backward(Tensor grad, Tensor output, Tensor offsets, Tensor input, "
+      "Tensor weight, int[2] stride, int[2] padding, int[2] dilation, int groups, "
+      "int[2] kernel_size, int[2] pool_stride, int[2] pool_padding, int[2] pool_dilation, "
+      "bool ceil_mode, bool[3] wanted) -> (Tensor, Tensor, Tensor)");
+  m.impl("conv2d_relu_max_pool2d.padding", pooled_padding);
+}
+TORCH_LIBRARY_IMPL(pyops, CPU, m) {
+  m.impl("conv2d_relu_max_pool2d", pooled_cpu);
+  m.impl("conv2d_relu_max_pool2d_with_offsets", with_offsets_cpu);
+  m.impl("conv2d_relu_max_pool2d_backward", backward_cpu);
+}
+TORCH_LIBRARY_IMPL(pyops, Autograd, m) {
+  m.impl("conv2d_relu_max_pool2d", guarded<pooled_autograd>);
+  m.impl("conv2d_relu_max_pool2d_backward", backward_autograd);
+}
+TORCH_LIBRARY_IMPL(pyops, FuncTorchBatched, m) {
+  m.impl("conv2d_relu_max_pool2d", guarded<pooled_native>);
+}
+TORCH_LIBRARY_IMPL(pyops, AutocastCPU, m) { register_autocast(m, {"conv2d_relu_max_pool2d"}); }
+TORCH_LIBRARY_IMPL(pyops, AutocastCUDA, m) { register_autocast(m, {"conv2d_relu_max_pool2d"}); }
+
+}  // namespace pyops

@@ -1,0 +1,280 @@
+// Implicit GEMM over the shared engine: the weights times the image's patches.
+//
+// The input gradient gathers: it is a correlation of grad_y with the transposed weights, one for
+// each residue of the input coordinate modulo the stride, so that no zero is multiplied. The weight
+// gradient sums over positions; threads take slices of them and the partial sums are added in
+// order. The ReLU mask is applied while grad_y is packed.
+#pragma once
+
+#include "conv2d/conv2d.h"
+#include "conv2d/depthwise_simd.h"
+#include "conv2d/patches_simd.h"
+
+namespace pyops::PYOPS_ISA_NAMESPACE {
+
+template <bool kMasked, class T>
+void correlate(const Correlation<T>& c) {
+  if (c.depthwise) return depthwise<kMasked>(c);
+  Images<T> images = c.images;
+  const bool identity = images.x.is_identity() && images.y.is_identity();
+  if (identity) {
+    // One long row, whose runs no panel breaks.
+    const int64_t plane = images.y.size * images.x.size;
+    images.x.size = images.x.positions = plane;
+    images.y.size = images.y.positions = 1;
+  }
+  const int64_t positions = c.batch * images.positions_per_image(), taps = images.taps();
+  const StridedOperand<T> weight{c.weight, c.channels, taps, 1};
+  if (!c.channels_last) {
+    gemm(c.channels, positions, taps, weight, PlanarPatches<T, kMasked>{images, 0, positions},
+         PlanarSink<T>{c.result, c.channel_stride, c.map, c.epilogue});
+    return;
+  }
+  const PixelSink<T> sink{c.result, c.map, c.epilogue};
+  if (identity) {
+    const StridedOperand<T, kMasked> pixels{images.data, positions, images.total_channels, 1,
+                                            images.mask};
+    gemm(positions, c.channels, taps, pixels, weight, sink);
+  } else {
+    const Transposed<PixelPatches<T, kMasked>> patches{{images, 0}, positions};
+    gemm(positions, c.channels, taps, patches, weight, sink);
+  }
+}
+
+// Groups are done one after the other, depthwise ones all at once.
+inline int64_t passes(const Conv2dShape& s) { return is_depthwise(s) ? 1 : s.groups; }
+
+// The input channels of a pass, met by the outputs.
+template <class T>
+Images<T> input_images(const Conv2dShape& s, const void* x, int64_t pass) {
+  const int64_t channels = s.c / passes(s);
+  return {static_cast<const T*>(x) + channel_offset(s.channels_last, pass * channels, s.h * s.w),
+          nullptr,
+          channels,
+          s.c,
+          forward_axis_y(s),
+          forward_axis_x(s)};
+}
+
+template <class T>
+const T* pass_weight(const Conv2dShape& s, const void* weight, int64_t pass) {
+  return static_cast<const T*>(weight) + pass * s.group_o() * s.group_c() * s.kh * s.kw;
+}
+
+// The gradient of a pass's outputs, met by the inputs.
+template <class T>
+Images<T> gradient_images(const Conv2dBackwardParams& p, int64_t pass, const Axis& y,
+                          const Axis& x) {
+  const int64_t channels = p.o / passes(p);
+  const int64_t at = channel_offset(p.channels_last, pass * channels, p.oh * p.ow);
+  const auto* mask = static_cast<const T*>(p.y);
+  return {static_cast<const T*>(p.grad_y) + at,
+          mask != nullptr ? mask + at : nullptr,
+          channels,
+          p.o,
+          y,
+          x};
+}
+
+// Rows [row, row + rows) of the outputs of `batch` images from image n on, to the dense y.
+template <class T>
+void forward_rows(const Conv2dParams& p, int64_t n, int64_t batch, int64_t row, int64_t rows,
+                  T* y) {
+  const int64_t channels = p.o / passes(p), plane = rows * p.ow;
+  const auto* bias = static_cast<const T*>(p.bias);
+  for (int64_t pass = 0; pass < passes(p); ++pass) {
+    auto images = input_images<T>(p, p.x, pass);
+    images.data += n * p.c * p.h * p.w;
+    images.y.origin += row * images.y.stride;
+    images.y.positions = rows;
+    correlate<false, T>({.channels_last = p.channels_last,
+                         .depthwise = is_depthwise(p),
+                         .images = images,
+                         .batch = batch,
+                         .weight = pass_weight<T>(p, p.weight, pass),
+                         .channels = channels,
+                         .result = y + channel_offset(p.channels_last, pass * channels, plane),
+                         .channel_stride = plane,
+                         .map = dense_map(p.channels_last, batch, plane, p.o),
+                         .epilogue = {bias != nullptr ? bias + pass * channels : nullptr, p.relu}});
+  }
+}
+
+template <class T>
+void conv2d_forward(const Conv2dParams& p) {
+  forward_rows(p, 0, p.n, 0, p.oh, static_cast<T*>(p.y));
+}
+
+// weight[c, tap] = w[o, c, ky, kx] for the taps of a phase, in the order of the layout.
+template <class T>
+void transpose_weight(const Conv2dShape& s, const T* w, const GradientPhase& y,
+                      const GradientPhase& x, T* weight) {
+  const bool depthwise = is_depthwise(s), pixel = s.channels_last && !depthwise;
+  const int64_t o_count = s.group_o(), c_count = depthwise ? s.c : s.group_c();
+  const int64_t window = y.axis.taps * x.axis.taps;
+  const int64_t w_tap = pixel ? c_count : 1, w_c = pixel ? 1 : s.kh * s.kw;
+  const int64_t out_tap = pixel ? o_count : 1, out_o = pixel ? 1 : window;
+  parallel_for(0, c_count, 8, [&](int64_t begin, int64_t end) {
+    for (int64_t c = begin; c < end; ++c) {
+      T* row = weight + c * o_count * window;
+      for (int64_t t = 0; t < window; ++t) {
+        const int64_t ky = y.tap_first + t / x.axis.taps * y.tap_step;
+        const int64_t kx = x.tap_first + t % x.axis.taps * x.tap_step;
+        const T* from = w + c * w_c + (ky * s.kw + kx) * w_tap;
+        for (int64_t o = 0; o < o_count; ++o) {
+          row[t * out_tap + o * out_o] = from[o * s.group_c() * s.kh * s.kw];
+        }
+      }
+    }
+  });
+}
+
+template <class T, bool kMasked>
+void backward_input(const Conv2dBackwardParams& p, int64_t pass, const GradientPhase& y,
+                    const GradientPhase& x) {
+  if (y.axis.positions == 0 || x.axis.positions == 0) return;
+  const int64_t channels = p.c / passes(p), plane = p.h * p.w, pixel = p.channels_last ? p.c : 1;
+  Scratch<T> weight(channels * p.group_o() * y.axis.taps * x.axis.taps);
+  transpose_weight(p, pass_weight<T>(p, p.weight, pass), y, x, weight.get());
+  const bool dense = y.axis.positions == p.h && x.axis.positions == p.w;
+  const PositionMap strided{x.axis.positions, y.axis.positions, p.c * plane,
+                            p.stride_h * p.w * pixel, p.stride_w * pixel};
+  correlate<kMasked, T>({.channels_last = p.channels_last,
+                         .depthwise = is_depthwise(p),
+                         .images = gradient_images<T>(p, pass, y.axis, x.axis),
+                         .batch = p.n,
+                         .weight = weight.get(),
+                         .channels = channels,
+                         .result = static_cast<T*>(p.grad_x) +
+                                   channel_offset(p.channels_last, pass * channels, plane) +
+                                   (y.first * p.w + x.first) * pixel,
+                         .channel_stride = plane,
+                         .map = dense ? dense_map(p.channels_last, p.n, plane, p.c) : strided,
+                         .epilogue = {nullptr, false}});
+}
+
+// sums[r, t] = Σ_position grad_y[r, position] · x[tap t at position], positions [begin, end).
+template <class T, bool kMasked, class Sink>
+void sum_over_positions(const Conv2dBackwardParams& p, int64_t pass, int64_t begin, int64_t end,
+                        const Sink& sink) {
+  const auto x = input_images<T>(p, p.x, pass);
+  const Axis points{p.oh * p.ow, p.oh * p.ow, 1, 1, 0, 1}, single{1, 1, 1, 1, 0, 1};
+  const auto g = gradient_images<T>(p, pass, single, points);
+  const int64_t count = end - begin;
+  if (p.channels_last) {
+    const int64_t at = begin * p.o;
+    const StridedOperand<T, kMasked> gradient{g.data + at, p.group_o(), 1, p.o,
+                                              kMasked ? g.mask + at : nullptr};
+    gemm(p.group_o(), x.taps(), count, gradient, PixelPatches<T>{x, begin}, sink);
+  } else {
+    const Transposed<PlanarPatches<T, kMasked>> gradient{{g, begin, count}, p.group_o()};
+    const Transposed<PlanarPatches<T>> patches{{x, begin, count}, x.taps()};
+    gemm(p.group_o(), x.taps(), count, gradient, patches, sink);
+  }
+}
+
+template <class T, bool kMasked>
+void backward_weight(const Conv2dBackwardParams& p, int64_t pass) {
+  using Acc = acc_t<T>;
+  const int64_t taps = p.group_c() * p.kh * p.kw, elements = p.group_o() * taps;
+  const int64_t positions = p.n * p.oh * p.ow;
+  T* grad = static_cast<T*>(p.grad_weight) + pass * elements;
+  if (is_depthwise(p)) {
+    const auto x = input_images<T>(p, p.x, 0), g = gradient_images<T>(p, 0, x.y, x.x);
+    return depthwise_weight<kMasked>(p.channels_last, x, g, p.n, grad);
+  }
+  // With fewer weights than this, splitting them among threads would repeat the packing; a slice
+  // of positions should still amortise its own partial sums.
+  constexpr int64_t kFewWeights = 256 << 10, kMinSlice = 1024;
+  const int64_t slices =
+      elements > kFewWeights ? 1 : std::clamp<int64_t>(positions / kMinSlice, 1, num_threads());
+  if (slices == 1) {
+    sum_over_positions<T, kMasked>(p, pass, 0, positions, MatrixSink<T>{grad, taps});
+    return;
+  }
+  Scratch<Acc> partial(slices * elements);
+  const int64_t length = ceil_div(positions, slices);
+  parallel_for(0, slices, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t slice = begin; slice < end; ++slice) {
+      const MatrixSink<Acc> sink{partial.get() + slice * elements, taps};
+      sum_over_positions<T, kMasked>(p, pass, slice * length,
+                                     std::min(positions, (slice + 1) * length), sink);
+    }
+  });
+  parallel_for(0, elements, 4096, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      Acc sum = partial[i];
+      for (int64_t slice = 1; slice < slices; ++slice) sum += partial[slice * elements + i];
+      grad[i] = static_cast<T>(sum);
+    }
+  });
+}
+
+// Σ over rows of a vector of columns, by halves: one running sum over a batch would lose digits.
+template <bool kMasked, class T>
+Vec<acc_t<T>> sum_rows(const Images<T>& images, int64_t offset, int64_t stride, int64_t rows,
+                       int lanes) {
+  if (rows > 64) {
+    const int64_t half = rows / 2;
+    return sum_rows<kMasked>(images, offset, stride, half, lanes) +
+           sum_rows<kMasked>(images, offset + half * stride, stride, rows - half, lanes);
+  }
+  auto sum = Vec<acc_t<T>>::zero();
+  for (int64_t i = 0; i < rows; ++i) {
+    sum = sum + load_masked<T, kMasked>(images, offset + i * stride, lanes);
+  }
+  return sum;
+}
+
+template <class T, bool kMasked>
+void backward_bias(const Conv2dBackwardParams& p) {
+  using V = Vec<acc_t<T>>;
+  constexpr int kV = V::kWidth;
+  const int64_t plane = p.oh * p.ow;
+  const Images<T> g{static_cast<const T*>(p.grad_y), static_cast<const T*>(p.y), p.o, p.o, {}, {}};
+  auto* sums = static_cast<T*>(p.grad_bias);
+  parallel_for(0, p.channels_last ? ceil_div(p.o, kV) : p.o, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      if (p.channels_last) {
+        const int lanes = static_cast<int>(std::min<int64_t>(kV, p.o - i * kV));
+        sum_rows<kMasked>(g, i * kV, p.o, p.n * plane, lanes).store(sums + i * kV, lanes);
+        continue;
+      }
+      V sum = V::zero();
+      for (int64_t n = 0; n < p.n; ++n) {
+        const int64_t at = (n * p.o + i) * plane, whole = plane / kV;
+        sum = sum + sum_rows<kMasked>(g, at, kV, whole, kV);
+        sum = sum + load_masked<T, kMasked>(g, at + whole * kV, static_cast<int>(plane % kV));
+      }
+      sums[i] = static_cast<T>(sum.sum());
+    }
+  });
+}
+
+template <class T, bool kMasked>
+void conv2d_backward(const Conv2dBackwardParams& p) {
+  if (p.grad_bias != nullptr) backward_bias<T, kMasked>(p);
+  for (int64_t pass = 0; pass < passes(p); ++pass) {
+    if (p.grad_weight != nullptr) backward_weight<T, kMasked>(p, pass);
+    if (p.grad_x == nullptr) continue;
+    for (int64_t ry = 0; ry < p.stride_h; ++ry) {
+      const GradientPhase y = gradient_phase(forward_axis_y(p), ry);
+      for (int64_t rx = 0; rx < p.stride_w; ++rx) {
+        backward_input<T, kMasked>(p, pass, y, gradient_phase(forward_axis_x(p), rx));
+      }
+    }
+  }
+}
+
+inline void conv2d_forward(const Conv2dParams& params) {
+  dispatch_dtype(params.dtype, [&](auto t) { conv2d_forward<decltype(t)>(params); });
+}
+
+inline void conv2d_backward(const Conv2dBackwardParams& params) {
+  dispatch_dtype(params.dtype, [&](auto t) {
+    params.y != nullptr ? conv2d_backward<decltype(t), true>(params)
+                        : conv2d_backward<decltype(t), false>(params);
+  });
+}
+
+}  // namespace pyops::PYOPS_ISA_NAMESPACE

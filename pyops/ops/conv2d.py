@@ -1,0 +1,247 @@
+"""conv2d and its fusions with ReLU and max pooling."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from pyops.ops._register import register_fake
+
+Size2 = int | Sequence[int]
+
+
+def conv2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Size2 = 1,
+    padding: Size2 | str = 0,
+    dilation: Size2 = 1,
+    groups: int = 1,
+) -> Tensor:
+    """Two-dimensional cross-correlation, as `torch.nn.functional.conv2d`.
+
+    input (N, C, H, W) or (C, H, W), weight (O, C/groups, kh, kw), bias (O) -> (N, O, oh, ow);
+    float64, float32, bfloat16, float16; the last two are summed in float32. The result is
+    channels_last when the input or the weight is.
+    """
+    if isinstance(padding, str):
+        return torch.ops.pyops.conv2d.padding(
+            input, weight, bias, stride, padding, dilation, groups
+        )
+    return torch.ops.pyops.conv2d.default(input, weight, bias, stride, padding, dilation, groups)
+
+
+def conv2d_relu(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Size2 = 1,
+    padding: Size2 | str = 0,
+    dilation: Size2 = 1,
+    groups: int = 1,
+) -> Tensor:
+    """`relu(conv2d(...))` in one pass; arguments, shapes and dtypes as `conv2d`.
+
+    The backward masks the gradient while it is read, so neither direction has a pass for the ReLU.
+    """
+    op = torch.ops.pyops.conv2d_relu
+    if isinstance(padding, str):
+        return op.padding(input, weight, bias, stride, padding, dilation, groups)
+    return op.default(input, weight, bias, stride, padding, dilation, groups)
+
+
+def conv2d_relu_max_pool2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Size2 = 1,
+    padding: Size2 | str = 0,
+    dilation: Size2 = 1,
+    groups: int = 1,
+    *,
+    kernel_size: Size2 = 2,
+    pool_stride: Size2 | None = None,
+    pool_padding: Size2 = 0,
+    pool_dilation: Size2 = 1,
+    ceil_mode: bool = False,
+) -> Tensor:
+    """`max_pool2d(relu(conv2d(...)), kernel_size, pool_stride, ...)`, the convolution never stored.
+
+    The first arguments are `conv2d`'s; kernel_size and those after it are `max_pool2d`'s, where
+    pool_stride is kernel_size unless given. Training keeps the pooled result and where each maximum
+    came from, one byte per element (four for windows of more than 256).
+    """
+    op = torch.ops.pyops.conv2d_relu_max_pool2d
+    return (op.padding if isinstance(padding, str) else op.default)(
+        input,
+        weight,
+        bias,
+        stride,
+        padding,
+        dilation,
+        groups,
+        kernel_size=kernel_size,
+        pool_stride=[] if pool_stride is None else pool_stride,
+        pool_padding=pool_padding,
+        pool_dilation=pool_dilation,
+        ceil_mode=ceil_mode,
+    )
+
+
+def _pair(value: Size2) -> tuple[int, int]:
+    if isinstance(value, int):
+        return value, value
+    return value[0], value[-1]
+
+
+def _output_shape(
+    input: Tensor, weight: Tensor, stride: Size2, padding: Size2, dilation: Size2
+) -> tuple[int, ...]:
+    pairs = zip(_pair(stride), _pair(padding), _pair(dilation), strict=True)
+    spatial = [
+        (size + 2 * p - d * (kernel - 1) - 1) // s + 1
+        for size, kernel, (s, p, d) in zip(input.shape[-2:], weight.shape[-2:], pairs, strict=True)
+    ]
+    return (*input.shape[:-3], weight.shape[0], *spatial)
+
+
+def _memory_format(input: Tensor, weight: Tensor) -> torch.memory_format:
+    formats = (torch._prims_common.suggest_memory_format(t) for t in (input, weight))
+    last = torch.channels_last in formats
+    return torch.channels_last if last else torch.contiguous_format
+
+
+def _empty(like: Tensor, shape: Sequence[int], memory_format: torch.memory_format) -> Tensor:
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=memory_format)
+
+
+def _gradients(input: Tensor, weight: Tensor, wanted: Sequence[bool]) -> tuple[Tensor | None, ...]:
+    memory_format = _memory_format(input, weight)
+    return (
+        _empty(input, input.shape, memory_format) if wanted[0] else None,
+        _empty(weight, weight.shape, memory_format) if wanted[1] else None,
+        weight.new_empty(weight.shape[:1]) if wanted[2] else None,
+    )
+
+
+@register_fake("conv2d")
+@register_fake("conv2d_relu")
+def _(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Size2 = 1,
+    padding: Size2 = 0,
+    dilation: Size2 = 1,
+    groups: int = 1,
+) -> Tensor:
+    batch = input if input.dim() == 4 else input.unsqueeze(0)
+    shape = _output_shape(batch, weight, stride, padding, dilation)
+    result = _empty(input, shape, _memory_format(batch, weight))
+    return result if input.dim() == 4 else result.squeeze(0)
+
+
+@register_fake("conv2d_backward")
+def _(
+    grad: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    relu_output: Tensor | None,
+    stride: Size2,
+    padding: Size2,
+    dilation: Size2,
+    groups: int,
+    wanted: Sequence[bool],
+) -> tuple[Tensor | None, ...]:
+    return _gradients(input, weight, wanted)
+
+
+def _pooled_size(
+    size: int, kernel: int, stride: int, padding: int, dilation: int, ceil_mode: bool
+) -> int:
+    room = size + 2 * padding - dilation * (kernel - 1) - 1
+    if not ceil_mode:
+        return room // stride + 1
+    count = -(-room // stride) + 1
+    return count - 1 if (count - 1) * stride >= size + padding else count
+
+
+@register_fake("conv2d_relu_max_pool2d_with_offsets")
+def _pooled_with_offsets(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Size2,
+    padding: Size2,
+    dilation: Size2,
+    groups: int,
+    kernel_size: Size2,
+    pool_stride: Size2,
+    pool_padding: Size2,
+    pool_dilation: Size2,
+    ceil_mode: bool,
+) -> tuple[Tensor, Tensor]:
+    kernel = _pair(kernel_size)
+    steps = _pair(pool_stride) if pool_stride else kernel
+    full = _output_shape(input, weight, stride, padding, dilation)
+    axes = zip(full[-2:], kernel, steps, _pair(pool_padding), _pair(pool_dilation), strict=True)
+    shape = (*full[:-2], *(_pooled_size(*axis, ceil_mode) for axis in axes))
+    result = _empty(input, shape, _memory_format(input, weight))
+    offset_type = torch.int32 if kernel[0] * kernel[1] > 256 else torch.uint8
+    return result, torch.empty_like(result, dtype=offset_type)
+
+
+@register_fake("conv2d_relu_max_pool2d")
+def _(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Size2 = 1,
+    padding: Size2 = 0,
+    dilation: Size2 = 1,
+    groups: int = 1,
+    *,
+    kernel_size: Size2 = 2,
+    pool_stride: Size2 = (),
+    pool_padding: Size2 = 0,
+    pool_dilation: Size2 = 1,
+    ceil_mode: bool = False,
+) -> Tensor:
+    batch = input if input.dim() == 4 else input.unsqueeze(0)
+    pooled, _offsets = _pooled_with_offsets(
+        batch,
+        weight,
+        bias,
+        stride,
+        padding,
+        dilation,
+        groups,
+        kernel_size,
+        pool_stride,
+        pool_padding,
+        pool_dilation,
+        ceil_mode,
+    )
+    return pooled if input.dim() == 4 else pooled.squeeze(0)
+
+
+@register_fake("conv2d_relu_max_pool2d_backward")
+def _(
+    grad: Tensor,
+    output: Tensor,
+    offsets: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    stride: Size2,
+    padding: Size2,
+    dilation: Size2,
+    groups: int,
+    kernel_size: Size2,
+    pool_stride: Size2,
+    pool_padding: Size2,
+    pool_dilation: Size2,
+    ceil_mode: bool,
+    wanted: Sequence[bool],
+) -> tuple[Tensor | None, ...]:
+    return _gradients(input, weight, wanted)

@@ -1,0 +1,266 @@
+"""conv2d, conv2d_relu and conv2d_relu_max_pool2d."""
+
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import pyops
+from pyops.functional import conv2d, conv2d_relu, conv2d_relu_max_pool2d
+from suite import Case, ExactSuite, Randn, Reject, dense_strides, flat
+
+LAST = torch.channels_last
+
+
+def conv_cases(shift, **fixed):
+    """shift: added to the bias, so that a following ReLU passes most elements."""
+
+    def case(name, x, w, **options):
+        weight = Randn(*w, scale=2.0 ** -((w[1] * w[2] * w[3]).bit_length() // 2))
+        bias = Randn(w[0], shift=shift)
+        return Case(name, input=Randn(*x), weight=weight, bias=bias, **options, **fixed)
+
+    return [
+        case("tiny", (2, 2, 4, 5), (3, 2, 3, 2)),
+        case("odd", (2, 3, 9, 11), (5, 3, 3, 3), padding=1),
+        case(
+            "uneven stride and padding", (2, 4, 13, 12), (6, 4, 3, 4), stride=(2, 3), padding=(2, 1)
+        ),
+        case("stride beyond the kernel", (2, 3, 11, 9), (4, 3, 2, 1), stride=3),
+        case("dilation", (2, 3, 12, 15), (5, 3, 3, 2), dilation=(2, 3), padding=(2, 0), stride=2),
+        case(
+            "dilation meets stride",
+            (1, 2, 14, 13),
+            (3, 2, 3, 3),
+            dilation=(4, 2),
+            stride=(2, 4),
+            padding=3,
+        ),
+        case("groups", (2, 6, 7, 8), (8, 3, 3, 3), groups=2, padding=1),
+        case("depthwise", (2, 19, 9, 10), (19, 1, 3, 3), groups=19, padding=1),
+        case(
+            "depthwise, strided",
+            (2, 5, 11, 12),
+            (5, 1, 3, 5),
+            groups=5,
+            stride=(2, 3),
+            padding=(1, 4),
+            dilation=(2, 1),
+        ),
+        case("depthwise multiplier", (2, 3, 6, 7), (6, 1, 3, 3), groups=3, padding=1),
+        case("pointwise", (3, 17, 6, 5), (35, 17, 1, 1)),
+        case("pointwise, strided", (3, 9, 7, 8), (5, 9, 1, 1), stride=2),
+        case("one column", (2, 3, 9, 1), (4, 3, 3, 1), padding=(1, 0)),
+        case("padding beyond the image", (1, 2, 4, 3), (3, 2, 3, 3), padding=5),
+        case("blocks in depth and rows", (2, 37, 12, 13), (35, 37, 3, 3), padding=1),
+        case("same", (2, 3, 8, 9), (4, 3, 3, 5), padding="same", dilation=2),
+        case("same, uneven", (2, 3, 8, 9), (4, 3, 2, 4), padding="same"),
+        case("valid", (2, 3, 8, 9), (4, 3, 2, 3), padding="valid", stride=2),
+        case("no batch dimension", (3, 8, 9), (4, 3, 3, 3), padding=1),
+        case("empty batch", (0, 3, 8, 9), (4, 3, 3, 3), padding=1),
+    ]
+
+
+CONV_REJECTS = [
+    Reject(
+        r"weight must be \(O, C/groups, kh, kw\) with C=3, .* got \[3, 2", input=Randn(2, 3, 4, 5)
+    ),
+    Reject("weight must be .*groups=2, got", groups=2),
+    Reject("multiple of groups=2", input=Randn(2, 4, 4, 5), groups=2),
+    Reject(r"weight must be \(O, C/groups, kh, kw\), got \[2, 3, 2\]", weight=Randn(2, 3, 2)),
+    Reject(r"input must be \(N, C, H, W\) or \(C, H, W\)", input=Randn(4, 5)),
+    Reject("groups must be at least 1", groups=0),
+    Reject("stride must be at least 1", stride=0),
+    Reject("stride must be one integer or two", stride=(1, 1, 1)),
+    Reject("padding must not be negative", padding=(0, -1)),
+    Reject("dilation must be at least 1", dilation=0),
+    Reject("covers 3x6, more than the padded input of 4x5", dilation=(1, 5)),
+    Reject(r"bias must be \(O\) with O=3, got \[2\]", bias=Randn(2)),
+    Reject("weight must have the input's dtype", weight=Randn(3, 2, 3, 2, dtype=torch.float64)),
+    Reject("bias must have the input's dtype", bias=Randn(3, dtype=torch.float64)),
+    Reject("padding must be an integer, two, 'same' or 'valid', got 'full'", padding="full"),
+    Reject("stride must be 1 with padding='same'", padding="same", stride=2),
+]
+
+
+class ConvSuite(ExactSuite):
+    max_zeros = 0.9  # strides leave inputs unread, and their gradients zero
+
+    @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf], ids=str)
+    def test_nonfinite(self, value, common, place):
+        """Not in the weight: whether it meets the padding differs among native's own kernels."""
+        case = self.cases[0]
+        for name in ("input", "bias"):
+            arguments = case.draw(common, place)
+            with torch.no_grad():
+                arguments[name].view(-1)[0] = value
+            self.judge(arguments, case, max_zeros=1.0)
+
+
+class TestConv2d(ConvSuite):
+    op, reference = staticmethod(conv2d), staticmethod(F.conv2d)
+    cases = conv_cases(shift=0)
+    rejects = CONV_REJECTS
+
+
+class TestConv2dReLU(ConvSuite):
+    op = staticmethod(conv2d_relu)
+    reference = staticmethod(lambda **arguments: F.relu(F.conv2d(**arguments)))
+    cases = conv_cases(shift=2)
+    rejects = CONV_REJECTS
+
+
+def conv_relu_pool(
+    *args,
+    kernel_size=2,
+    pool_stride=None,
+    pool_padding=0,
+    pool_dilation=1,
+    ceil_mode=False,
+    **kwargs,
+):
+    y = F.relu(F.conv2d(*args, **kwargs))
+    return F.max_pool2d(y, kernel_size, pool_stride, pool_padding, pool_dilation, ceil_mode)
+
+
+def pool_case(name, hw, **pool):
+    x, w = Randn(2, 3, *hw), Randn(5, 3, 3, 3, scale=0.25)
+    return Case(name, input=x, weight=w, bias=Randn(5, shift=2), padding=1, **pool)
+
+
+class TestConv2dReLUMaxPool2d(ConvSuite):
+    op = staticmethod(conv2d_relu_max_pool2d)
+    reference = staticmethod(conv_relu_pool)
+    kinks = True
+    cases = [
+        pool_case("tiny", (4, 6)),
+        *(c for c in conv_cases(shift=2) if c.name not in ("one column", "tiny")),
+        pool_case("overlapping windows", (9, 11), kernel_size=3, pool_stride=2, pool_padding=1),
+        pool_case("rows wider than a vector", (6, 75), kernel_size=(2, 3), pool_stride=(1, 2)),
+        pool_case("ceil mode", (8, 10), kernel_size=3, pool_stride=(2, 3), ceil_mode=True),
+        pool_case("dilated window", (13, 12), kernel_size=2, pool_stride=1, pool_dilation=(3, 2)),
+        pool_case(
+            "padding on all sides",
+            (7, 38),
+            kernel_size=(4, 5),
+            pool_stride=1,
+            pool_padding=(2, 1),
+            ceil_mode=True,
+        ),
+        pool_case("offsets beyond a byte", (19, 18), kernel_size=17, pool_stride=2, pool_padding=8),
+    ]
+    rejects = [
+        *CONV_REJECTS,
+        Reject("kernel_size must be at least 1", kernel_size=0),
+        Reject("kernel_size must be one integer or two", kernel_size=(1, 2, 3)),
+        Reject("pool_stride must be at least 1", pool_stride=0),
+        Reject("pool_dilation must be at least 1", pool_dilation=0),
+        Reject("pool_padding must be between 0 and half", pool_padding=2),
+        Reject("pool_padding must be between 0 and half", pool_padding=-1),
+        Reject("kernel_size must fit into .* 4x6", kernel_size=5),
+    ]
+
+    def test_first_of_equal_maxima_and_last_nan(self, place):
+        """An identity convolution shows the window's choice in the input's gradient."""
+        x = torch.tensor(
+            [[1.0, 1, 2, 2], [1, 1, 2, 2], [0, -1, 0, torch.nan], [-1, 0, torch.nan, 3]]
+        )
+        x = x.to(place).view(1, 1, 4, 4).requires_grad_()
+        weight = torch.ones(1, 1, 1, 1, device=place)
+        (ours,) = torch.autograd.grad(conv2d_relu_max_pool2d(x, weight).sum(), x)
+        (native,) = torch.autograd.grad(conv_relu_pool(x, weight).sum(), x)
+        assert torch.equal(ours, native)
+
+    def test_windows_that_lie_in_the_padding_alone(self, place):
+        """Native's own backward writes outside the tensor here: only the forward compares."""
+        x = torch.randn(1, 2, 3, 3, device=place, requires_grad=True)
+        weight = torch.randn(2, 2, 3, 3, device=place, requires_grad=True)
+        pool = dict(kernel_size=2, pool_padding=1, pool_dilation=2)
+        y = conv2d_relu_max_pool2d(x, weight, **pool)
+        assert torch.equal(y, conv_relu_pool(x, weight, **pool))
+        for gradient in torch.autograd.grad(y.sum(), (x, weight)):
+            assert torch.equal(gradient, torch.zeros_like(gradient))
+
+
+CHAIN = [(conv2d, F.conv2d), (conv2d_relu_max_pool2d, conv_relu_pool)]
+
+
+@pytest.mark.parametrize(("ours", "native"), CHAIN)
+@pytest.mark.parametrize("last", list(itertools.product([False, True], repeat=2)))
+@pytest.mark.parametrize("shape", [(2, 4, 6, 6), (2, 1, 6, 6), (1, 4, 2, 2), (0, 4, 6, 6)])
+def test_memory_format_is_native(ours, native, last, shape):
+    """channels_last when the input or the weight is, gradients too."""
+    x, w = torch.randn(shape), torch.randn(6, shape[1], 1, 1)
+    x, w = (
+        t.contiguous(memory_format=LAST) if is_last else t
+        for t, is_last in zip((x, w), last, strict=True)
+    )
+    assert ours(x, w).stride() == native(x, w).stride()
+
+
+@pytest.mark.parametrize("place", ["scalar", "avx2", "avx512", "amx"])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, LAST])
+@pytest.mark.parametrize("hw", [(1, 1), (3, 33), (5, 7), (17, 16)])
+@pytest.mark.parametrize(("c", "o"), [(1, 1), (3, 16), (16, 31), (33, 15)])
+def test_tails(place, memory_format, hw, c, o):
+    """Small integers, whose sums are exact, in every remainder of channels and positions."""
+    generator = torch.Generator().manual_seed(c * o)
+    shapes = [(3, c, *hw), (o, c, 3, 3), (o,)]
+    draws = [torch.randint(-2, 3, s, generator=generator).float() for s in shapes]
+    draws[:2] = [t.contiguous(memory_format=memory_format) for t in draws[:2]]
+    tensors = [t.requires_grad_() for t in draws]
+    with pyops.isa_cap(place):
+        ours = conv2d(*tensors, padding=1)
+        grad = torch.randint(-2, 3, ours.shape, generator=generator).float()
+        gradients = torch.autograd.grad(ours, tensors, grad)
+    native = F.conv2d(*tensors, padding=1)
+    assert torch.equal(ours, native)
+    for a, b in zip(gradients, torch.autograd.grad(native, tensors, grad), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_batch_invariance():
+    """An image's result does not depend on its neighbours."""
+    x, w = torch.randn(5, 19, 9, 7), torch.randn(21, 19, 3, 3)
+    whole = conv2d(x, w, padding=1)
+    for image, expected in zip(x, whole, strict=True):
+        assert torch.equal(conv2d(image, w, padding=1), expected)
+
+
+def test_unwanted_gradients_are_not_computed():
+    x, w, b = torch.randn(2, 3, 6, 6), torch.randn(4, 3, 3, 3), torch.randn(4)
+    w.requires_grad_()
+    for op in (conv2d, conv2d_relu, conv2d_relu_max_pool2d):
+        with pyops.explain() as log:
+            op(x, w, b).sum().backward()
+        assert {call.op for call in log.calls} >= {"conv2d_backward"}
+        assert x.grad is None and b.grad is None and w.grad is not None
+        w.grad = None
+
+
+def test_pooled_forward_keeps_no_convolution():
+    """What training saves: the input, the weight, the pooled result and a byte for each of it."""
+    saved = []
+    x, w = torch.randn(2, 3, 16, 16), torch.randn(8, 3, 3, 3, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        y = conv2d_relu_max_pool2d(x, w, padding=1)
+    pooled = y.numel()
+    assert sorted(t.numel() * t.element_size() for t in saved) == sorted(
+        [x.numel() * 4, w.numel() * 4, pooled * 4, pooled]
+    )
+
+
+@pytest.mark.parametrize("op", [conv2d, conv2d_relu, conv2d_relu_max_pool2d])
+def test_unbatched_strides(op):
+    x, w = torch.randn(2, 3, 8, 8).contiguous(memory_format=LAST), torch.randn(4, 3, 3, 3)
+    assert dense_strides(op(x[1], w)) == dense_strides(flat(op(x[1:], w))[0].squeeze(0))
+
+
+@pytest.mark.parametrize("op", [conv2d, conv2d_relu, conv2d_relu_max_pool2d])
+@pytest.mark.parametrize("name", ["weight", "bias"])
+def test_rejects_another_device(op, name):
+    tensors = {"weight": torch.randn(4, 3, 3, 3), "bias": torch.randn(4)}
+    tensors[name] = tensors[name].to("meta")
+    with pytest.raises(RuntimeError, match=f"{name} must be on the input's device cpu, got meta"):
+        op(torch.randn(2, 3, 8, 8), **tensors)
