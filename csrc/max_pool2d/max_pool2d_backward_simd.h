@@ -42,11 +42,11 @@ class PlanarBackward {
   static constexpr int kV = V::kWidth;
   static constexpr bool kIndex = std::is_same_v<Where, int64_t>;
 
-  // A column tap of one residue: element m of the residue is tap `tap` of output m + shift.
+  // Of one residue: element m is tap `tap` of output m + shift.
   struct ColumnTap {
     int64_t tap, shift;
   };
-  // An output row that covers the input row: where it lies in the ring, and its tap's code.
+  // An output row that covers the input row, and its share of the code.
   struct CoveringRow {
     int64_t offset, code;
   };
@@ -55,17 +55,15 @@ class PlanarBackward {
   explicit PlanarBackward(const MaxPool2dBackwardParams& params)
       : p(params),
         residue_((p.w.size + p.w.stride - 1) / p.w.stride),
-        left_(max_covering(p.w)),
-        row_(left_ + std::max(p.ow, residue_ + p.w.padding / p.w.stride + 1) + 2 * kV),
-        slots_(max_covering(p.h)),
-        grads_(slots_ * row_),
-        codes_(slots_ * row_),
         taps_(p.w.kernel),
         taps_end_(p.w.stride + 1),
-        rows_(slots_),
-        line_(p.w.stride > 2 ? p.w.stride * (residue_ + kV) : 0) {
-    std::fill_n(grads_.get(), slots_ * row_, A{0});
-    std::fill_n(codes_.get(), slots_ * row_, Code{0});
+        rows_(max_covering(p.h)),
+        line_(p.w.stride > 2 ? p.w.stride * (residue_ + kV) : 0),
+        left_(max_covering(p.w)),
+        inside_(left_ + residue_ + p.w.padding + 2 * kV) {
+    for (int64_t i = 0; i < left_ + residue_ + p.w.padding + 2 * kV; ++i) {
+      inside_[i] = i >= left_ && i < left_ + p.ow ? -1 : 0;
+    }
     int64_t count = 0;
     taps_end_[0] = 0;
     for (int64_t e = 0; e < p.w.stride; ++e) {
@@ -79,36 +77,43 @@ class PlanarBackward {
 
   // Input rows of all planes.
   void run(int64_t begin, int64_t end) const {
-    int64_t loaded = 0;  // output rows of this plane above it are in the ring
+    int64_t plane = begin / p.h.size, ih = begin % p.h.size;
     for (int64_t row = begin; row < end; ++row) {
-      const int64_t plane = row / p.h.size, ih = row % p.h.size;
-      if (ih == 0) loaded = 0;
       const Covering cover = covering(p.h, p.oh, ih);
-      for (int64_t oh = std::max(loaded, cover.begin); oh < cover.end; ++oh) {
-        load_row((plane * p.oh + oh) * p.ow, oh % slots_ * row_ + left_);
-      }
-      loaded = std::max(loaded, cover.end);
       int64_t count = 0;
       for (int64_t oh = cover.begin; oh < cover.end; ++oh) {
         const int64_t tap = tap_at(p.h, oh, ih);
-        if (tap >= 0) {
-          rows_[count++] = {oh % slots_ * row_ + left_, kIndex ? ih * p.w.size : tap * p.w.kernel};
-        }
+        if (tap < 0) continue;
+        rows_[count++] = {(plane * p.oh + oh) * p.ow, kIndex ? ih * p.w.size : tap * p.w.kernel};
       }
       write_row(static_cast<T*>(p.grad_x) + row * p.w.size, count);
+      if (++ih == p.h.size) {
+        ih = 0;
+        ++plane;
+      }
     }
   }
 
  private:
-  void load_row(int64_t from, int64_t to) const {
-    const T* grad = static_cast<const T*>(p.grad_y) + from;
-    const Where* where = static_cast<const Where*>(p.where) + from;
-    for (int64_t j = 0; j < p.ow; j += kV) {
-      const int n = static_cast<int>(std::min<int64_t>(kV, p.ow - j));
-      const V g = n == kV ? V::load(grad + j) : V::load(grad + j, n);
-      g.store(grads_.get() + to + j);  // what a partial load leaves zero is padding already
-      store_lanes<A>(load_lanes<A>(where + j, n), codes_.get() + to + j);
+  struct Gradients {
+    V grad;
+    Lanes<A> code;
+  };
+
+  // Of the outputs at, at + 1, … of all planes.
+  Gradients load(int64_t at) const {
+    const T* grad = static_cast<const T*>(p.grad_y) + at;
+    const Where* where = static_cast<const Where*>(p.where) + at;
+    const int64_t room = p.n * p.c * p.oh * p.ow - at;
+    if (at >= 0 && room >= kV) return {V::load(grad), load_lanes<A>(where, kV)};
+    // The memory beside the first and the last row is not the tensor's.
+    T grads[kV] = {};
+    Where codes[kV] = {};
+    for (int64_t i = std::max<int64_t>(0, -at); i < std::min<int64_t>(kV, room); ++i) {
+      grads[i] = grad[i];
+      codes[i] = where[i];
     }
+    return {V::load(grads), load_lanes<A>(codes, kV)};
   }
 
   // Elements m, m + 1, … of residue e.
@@ -121,12 +126,11 @@ class PlanarBackward {
     }
     for (int64_t r = 0; r < count; ++r) {
       for (int64_t t = taps_end_[e]; t < taps_end_[e + 1]; ++t) {
-        const int64_t at = rows_[r].offset + m + taps_[t].shift;
-        const Lanes<A> here =
-            column + static_cast<Code>(rows_[r].code + (kIndex ? 0 : taps_[t].tap));
-        const V g = V::load(grads_.get() + at);
-        const auto mine = load_lanes<A>(codes_.get() + at) == here;
-        sum = sum + V{mine ? g.v : V::zero().v};
+        const auto [tap, shift] = taps_[t];
+        const auto [g, code] = load(rows_[r].offset + m + shift);
+        const auto mine = code == column + static_cast<Code>(rows_[r].code + (kIndex ? 0 : tap));
+        const auto inside = load_lanes<A>(inside_.get() + left_ + m + shift);
+        sum = sum + V{mine & inside ? g.v : V::zero().v};
       }
     }
     return sum;
@@ -162,16 +166,13 @@ class PlanarBackward {
   }
 
   const MaxPool2dBackwardParams& p;
-  int64_t residue_;  // elements of a row per residue
-  int64_t left_;     // zeros before a row in the ring
-  int64_t row_;      // of the ring, zeros on both sides included
-  int64_t slots_;    // output rows alive at a time
-  Scratch<A> grads_;
-  Scratch<Code> codes_;
+  int64_t residue_;          // elements of a row per residue
   Scratch<ColumnTap> taps_;  // by residue, then in the order of the outputs
   Scratch<int64_t> taps_end_;
   Scratch<CoveringRow> rows_;
   Scratch<A> line_;
+  int64_t left_;          // positions before the row in `inside_`
+  Scratch<Code> inside_;  // all ones where the row has an output
 };
 
 template <class T, class Where>

@@ -1,8 +1,7 @@
-// A window's maximum is the maximum over its rows of each row's maximum, so every input row is
-// reduced once, into a ring of reduced rows that windows of several output rows share. A row is
-// first split into `stride` phases (elements 0, s, 2s, … then 1, s+1, …) padded with -inf: there
-// tap t of neighbouring outputs lies at neighbouring addresses, for any stride, padding and
-// dilation. With channels last the channels are the vector and nothing needs rearranging.
+// Planar tensors: neighbouring outputs of a row are the lanes. At stride 1 a tap of theirs is one
+// load, at stride 2 one load pair serves two taps (its even and its odd elements); at the edges
+// loads are blended with -inf. With channels last the channels are the lanes. Taps come in
+// row-major order, so that the first maximum wins.
 #pragma once
 
 #include <algorithm>
@@ -14,8 +13,6 @@
 #include "max_pool2d/max_pool2d.h"
 
 namespace pyops::PYOPS_ISA_NAMESPACE {
-
-inline int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
 // The best value so far and where it came from, lane by lane.
 template <class A, bool kWithCode>
@@ -43,149 +40,169 @@ struct WhereType<Argmax::kIndex> {
 template <Argmax kArgmax>
 using where_t = typename WhereType<kArgmax>::type;
 
-// Codes add up from a row's and a column's share: as a tap (row · kernel width, column) or as an
-// index (row · W, column), where rows and columns count kernel taps or input elements.
-template <class T, Argmax kArgmax>
+// How a window's taps are numbered: as taps of the kernel, or as elements of the input plane.
+struct CodeSteps {
+  int64_t row, column;
+};
+
+template <Argmax kArgmax>
+CodeSteps code_steps(const MaxPool2dParams& p) {
+  if (kArgmax == Argmax::kIndex) return {p.w.size * p.h.dilation, p.w.dilation};
+  return {p.w.kernel, 1};
+}
+
+// Row and column share of a window's first tap inside the input, whose code an all -inf window
+// answers with.
+template <Argmax kArgmax>
+int64_t first_row_code(const MaxPool2dParams& p, const PoolWindow& rows) {
+  return kArgmax == Argmax::kIndex ? rows.begin * p.w.size : rows.first_tap * p.w.kernel;
+}
+template <Argmax kArgmax>
+int64_t first_column_code(const PoolWindow& columns) {
+  return kArgmax == Argmax::kIndex ? columns.begin : columns.first_tap;
+}
+
+// Neighbouring outputs of a row are the lanes. kStride is the width's, 0 for any other.
+template <class T, Argmax kArgmax, int kStride>
 class PlanarForward {
   using A = acc_t<T>;
   using V = Vec<A>;
   using Code = lane_t<A>;
   static constexpr int kV = V::kWidth;
   static constexpr bool kCodes = kArgmax != Argmax::kNone, kIndex = kArgmax == Argmax::kIndex;
+  static constexpr A kLowest = -std::numeric_limits<A>::infinity();
+
+  // How the taps of kV outputs are loaded.
+  enum class Reach {
+    kInside,  // none of them meets the padding
+    kEdge,    // some do: what lies beside the row is loaded and replaced by -inf
+    kSparse,  // one by one: another stride, or the memory beside the row is not the tensor's
+  };
 
  public:
   explicit PlanarForward(const MaxPool2dParams& params)
       : p(params),
-        width_(round_up(p.ow, kV)),
-        phase_(std::max(width_ + p.w.extent() / p.w.stride, (p.w.size + p.w.padding) / p.w.stride) +
-               kV),
-        slots_(std::min(p.h.extent(), p.h.size)),
-        phases_(p.w.stride * phase_),
-        line_(p.w.stride > 2 ? p.w.size + kV : 0),
-        taps_(p.w.kernel),
-        rows_(slots_ * width_),
-        row_codes_(kCodes ? slots_ * width_ : 0),
-        first_codes_(kCodes ? width_ : 0) {
-    std::fill_n(phases_.get(), p.w.stride * phase_, -std::numeric_limits<A>::infinity());
-    for (int64_t t = 0; t < p.w.kernel; ++t) taps_[t] = phase_of(t * p.w.dilation);
-    if constexpr (kCodes) {
-      for (int64_t j = 0; j < width_; ++j) {
-        const PoolWindow cols = p.w.window(j);
-        first_codes_[j] = static_cast<Code>(kIndex ? cols.begin : cols.first_tap);
-      }
+        steps_(code_steps<kArgmax>(p)),
+        paired_(kStride == 2 && p.w.dilation == 1),
+        reach_(kStride * kV + (paired_ ? (p.w.kernel - 1) / 2 * 2 : p.w.extent() - 1)),
+        width_((p.ow + kV - 1) / kV * kV),
+        first_columns_(width_),
+        inside_(width_ * kStride + reach_) {
+    for (int64_t j = 0; j < width_; ++j) {
+      first_columns_[j] = static_cast<Code>(first_column_code<kArgmax>(p.w.window(j)));
+    }
+    for (int64_t i = 0; i < width_ * kStride + reach_; ++i) {
+      inside_[i] = i >= p.w.padding && i < p.w.padding + p.w.size ? -1 : 0;
     }
   }
 
   // Output rows of all planes.
   void run(int64_t begin, int64_t end) const {
-    int64_t reduced = 0;  // input rows of this plane above it are done
+    int64_t plane = begin / p.oh, oh = begin % p.oh;
     for (int64_t row = begin; row < end; ++row) {
-      const int64_t plane = row / p.oh, oh = row % p.oh;
-      if (oh == 0) reduced = 0;
       const PoolWindow window = p.h.window(oh);
-      // Also rows between dilated taps: the next window reads them.
-      for (int64_t ih = std::max(reduced, p.h.start(oh)); ih < window.end; ++ih) {
-        reduce_row(static_cast<const T*>(p.x) + (plane * p.h.size + ih) * p.w.size, ih % slots_);
+      for (int64_t j = 0; j < p.ow; j += kV) {
+        switch (reach(plane, window, j)) {
+          case Reach::kInside:
+            pool<Reach::kInside>(plane, window, j, row * p.ow);
+            break;
+          case Reach::kEdge:
+            pool<Reach::kEdge>(plane, window, j, row * p.ow);
+            break;
+          case Reach::kSparse:
+            pool<Reach::kSparse>(plane, window, j, row * p.ow);
+        }
       }
-      reduced = std::max(reduced, window.end);
-      pool_row(window, row * p.ow);
+      if (++oh == p.oh) {
+        oh = 0;
+        ++plane;
+      }
     }
   }
 
  private:
-  // Offset in `phases_` of the padded row's element `position`.
-  int64_t phase_of(int64_t position) const {
-    return position % p.w.stride * phase_ + position / p.w.stride;
+  Reach reach(int64_t plane, const PoolWindow& rows, int64_t j) const {
+    if (kStride == 0) return Reach::kSparse;
+    const int64_t start = p.w.start(j), first_row = plane * p.h.size + rows.begin;
+    const int64_t last_row = plane * p.h.size + rows.end - 1;
+    const bool own_memory = first_row * p.w.size + start >= 0 &&
+                            last_row * p.w.size + start + reach_ <= p.n * p.c * p.h.size * p.w.size;
+    if (!own_memory) return Reach::kSparse;
+    const int64_t last = p.w.start(std::min(j + kV, p.ow) - 1) + p.w.extent();
+    return start >= 0 && last <= p.w.size ? Reach::kInside : Reach::kEdge;
   }
 
-  void split(const T* x) const {
-    const int64_t width = p.w.size;
-    if (p.w.stride == 1) return copy(x, phases_.get() + p.w.padding);
-    A* even = phases_.get() + phase_of(p.w.padding);
-    A* odd = phases_.get() + phase_of(p.w.padding + 1);
-    if (p.w.stride == 2) {
-      int64_t i = 0;
-      for (; i + 2 * kV <= width; i += 2 * kV, even += kV, odd += kV) {
-        const auto [e, o] = deinterleave(V::load(x + i), V::load(x + i + kV));
-        e.store(even);
-        o.store(odd);
-      }
-      if (i == width) return;
-      const int n = static_cast<int>(width - i), low = std::min(n, kV);
-      const auto [e, o] =
-          deinterleave(V::load(x + i, low), n > low ? V::load(x + i + kV, n - low) : V::zero());
-      e.store(even, (n + 1) / 2);
-      o.store(odd, n / 2);
-      return;
-    }
-    copy(x, line_.get());
-    for (int64_t e = 0; e < std::min(p.w.stride, width); ++e) {
-      A* phase = phases_.get() + phase_of(p.w.padding + e);
-      for (int64_t i = e; i < width; i += p.w.stride) *phase++ = line_[i];
-    }
+  // Elements position, position + 1, … of an input row; -inf where it has none.
+  template <Reach kReach>
+  V load(const T* row, int64_t position) const {
+    const V x = V::load(row + position);
+    if constexpr (kReach == Reach::kInside) return x;
+    return {load_lanes<A>(inside_.get() + p.w.padding + position) ? x.v : V::set1(kLowest).v};
   }
 
-  void copy(const T* x, A* to) const {
-    int64_t i = 0;
-    for (; i + kV <= p.w.size; i += kV) V::load(x + i).store(to + i);
-    if (const int n = static_cast<int>(p.w.size - i)) V::load(x + i, n).store(to + i, n);
-  }
-
-  void reduce_row(const T* x, int64_t slot) const {
-    split(x);
-    A* row = rows_.get() + slot * width_;
-    const Code step = static_cast<Code>(kIndex ? p.w.dilation : 1);
-    for (int64_t j = 0; j < width_; j += kV) {
-      Best<A, kCodes> best;
-      Lanes<A> code{};
-      if constexpr (kCodes) best.code = load_lanes<A>(first_codes_.get() + j);
-      if constexpr (kIndex) {
-        code = lane_numbers<A>() * static_cast<Code>(p.w.stride) + static_cast<Code>(p.w.start(j));
-      }
-      for (int64_t t = 0; t < p.w.kernel; ++t, code += step) {
-        best.update(V::load(phases_.get() + taps_[t] + j), code);
-      }
-      best.value.store(row + j);
-      if constexpr (kCodes) store_lanes<A>(best.code, row_codes_.get() + slot * width_ + j);
+  // What one tap of kV neighbouring outputs reads, and when taps come in pairs the next one too.
+  template <Reach kReach>
+  VecPair<A> load_taps(const T* row, int64_t position) const {
+    if constexpr (kReach == Reach::kSparse) {
+      return {load_sparse(row, position), load_sparse(row, position + 1)};
+    } else if constexpr (kStride == 2) {
+      return deinterleave(load<kReach>(row, position), load<kReach>(row, position + kV));
+    } else {
+      const V x = load<kReach>(row, position);
+      return {x, x};
     }
   }
+  V load_sparse(const T* row, int64_t position) const {
+    T lanes[kV];
+    for (int i = 0; i < kV; ++i, position += p.w.stride) {
+      const bool inside = position >= 0 && position < p.w.size;
+      lanes[i] = inside ? row[position] : static_cast<T>(kLowest);
+    }
+    return V::load(lanes);
+  }
 
-  void pool_row(const PoolWindow& window, int64_t out) const {
-    const Code step = static_cast<Code>(kIndex ? p.w.size * p.h.dilation : p.w.kernel);
-    const Code first =
-        static_cast<Code>(kIndex ? window.begin * p.w.size : window.first_tap * p.w.kernel);
-    for (int64_t j = 0; j < p.ow; j += kV) {
-      Best<A, kCodes> best;
-      Code code = first;
-      if constexpr (kCodes) best.code = load_lanes<A>(first_codes_.get() + j) + code;
-      int64_t slot = window.begin % slots_;
-      for (int64_t ih = window.begin; ih < window.end; ih += p.h.dilation, code += step) {
-        Lanes<A> row_code{};
-        if constexpr (kCodes) {
-          row_code = load_lanes<A>(row_codes_.get() + slot * width_ + j) + code;
+  // Outputs j, j + 1, … of the row that starts at `out`.
+  template <Reach kReach>
+  void pool(int64_t plane, const PoolWindow& rows, int64_t j, int64_t out) const {
+    Lanes<A> row_code = Lanes<A>{} + static_cast<Code>(first_row_code<kArgmax>(p, rows));
+    Best<A, kCodes> best;
+    if constexpr (kCodes) best.code = row_code + load_lanes<A>(first_columns_.get() + j);
+    if constexpr (kIndex) {
+      const auto stride = static_cast<Code>(p.w.stride);
+      row_code += lane_numbers<A>() * stride + static_cast<Code>(p.w.start(j));
+    }
+    const auto column = static_cast<Code>(steps_.column);
+    for (int64_t i = rows.begin; i < rows.end; i += p.h.dilation) {
+      const T* row = static_cast<const T*>(p.x) + (plane * p.h.size + i) * p.w.size;
+      Lanes<A> code = row_code;
+      int64_t position = p.w.start(j), t = 0;
+      if (paired_) {
+        for (; t + 2 <= p.w.kernel; t += 2, position += 2, code += 2 * column) {
+          const auto [even, odd] = load_taps<kReach>(row, position);
+          best.update(even, code);
+          best.update(odd, code + column);
         }
-        best.update(V::load(rows_.get() + slot * width_ + j), row_code);
-        slot += p.h.dilation;
-        if (slot >= slots_) slot -= slots_;
       }
-      const int n = static_cast<int>(std::min<int64_t>(kV, p.ow - j));
-      T* y = static_cast<T*>(p.y) + out + j;
-      n == kV ? best.value.store(y) : best.value.store(y, n);
-      if constexpr (kCodes) {
-        store_lanes<A>(best.code, static_cast<where_t<kArgmax>*>(p.where) + out + j, n);
+      for (; t < p.w.kernel; ++t, position += p.w.dilation, code += column) {
+        best.update(load_taps<kReach>(row, position).first, code);
       }
+      row_code += static_cast<Code>(steps_.row);
+    }
+    const int n = static_cast<int>(std::min<int64_t>(kV, p.ow - j));
+    T* y = static_cast<T*>(p.y) + out + j;
+    n == kV ? best.value.store(y) : best.value.store(y, n);
+    if constexpr (kCodes) {
+      store_lanes<A>(best.code, static_cast<where_t<kArgmax>*>(p.where) + out + j, n);
     }
   }
 
   const MaxPool2dParams& p;
-  int64_t width_;  // of an output row, in whole vectors
-  int64_t phase_;  // elements per phase
-  int64_t slots_;  // reduced rows alive at a time
-  Scratch<A> phases_, line_;
-  Scratch<int64_t> taps_;  // offsets in `phases_`
-  Scratch<A> rows_;
-  Scratch<Code> row_codes_;
-  Scratch<Code> first_codes_;  // of each window's first column: what an all -inf window answers
+  CodeSteps steps_;
+  bool paired_;                  // one load serves two taps
+  int64_t reach_;                // elements that kV outputs may load, from the first one's start
+  int64_t width_;                // of an output row in whole registers
+  Scratch<Code> first_columns_;  // column share of each output's first code
+  Scratch<Code> inside_;         // all ones where the padded row has an element
 };
 
 template <class T, Argmax kArgmax>
@@ -194,7 +211,7 @@ class ChannelsForward {
   using V = Vec<A>;
   using Code = lane_t<A>;
   static constexpr int kV = V::kWidth;
-  static constexpr bool kCodes = kArgmax != Argmax::kNone, kIndex = kArgmax == Argmax::kIndex;
+  static constexpr bool kCodes = kArgmax != Argmax::kNone;
 
  public:
   explicit ChannelsForward(const MaxPool2dParams& params) : p(params) {}
@@ -205,30 +222,30 @@ class ChannelsForward {
       const PoolWindow rows = p.h.window(row % p.oh);
       const T* image = static_cast<const T*>(p.x) + row / p.oh * p.h.size * p.w.size * p.c;
       for (int64_t ow = 0; ow < p.ow; ++ow) {
-        const PoolWindow cols = p.w.window(ow);
+        const PoolWindow columns = p.w.window(ow);
         const int64_t out = (row * p.ow + ow) * p.c;
         int64_t c = 0;
-        for (; c + kV <= p.c; c += kV) pool<true>(image + c, rows, cols, out + c, kV);
-        if (c < p.c) pool<false>(image + c, rows, cols, out + c, static_cast<int>(p.c - c));
+        for (; c + kV <= p.c; c += kV) pool<true>(image + c, rows, columns, out + c, kV);
+        if (c < p.c) pool<false>(image + c, rows, columns, out + c, static_cast<int>(p.c - c));
       }
     }
   }
 
  private:
   template <bool kWhole>
-  void pool(const T* x, const PoolWindow& rows, const PoolWindow& cols, int64_t out, int n) const {
-    const int64_t row_step = kIndex ? p.w.size * p.h.dilation : p.w.kernel;
-    const int64_t col_step = kIndex ? p.w.dilation : 1;
-    int64_t row_code =
-        kIndex ? rows.begin * p.w.size + cols.begin : rows.first_tap * p.w.kernel + cols.first_tap;
+  void pool(const T* x, const PoolWindow& rows, const PoolWindow& columns, int64_t out,
+            int n) const {
+    const CodeSteps steps = code_steps<kArgmax>(p);
+    int64_t row_code = first_row_code<kArgmax>(p, rows) + first_column_code<kArgmax>(columns);
     Best<A, kCodes> best;
     best.code += static_cast<Code>(row_code);
-    for (int64_t i = rows.begin; i < rows.end; i += p.h.dilation, row_code += row_step) {
+    for (int64_t i = rows.begin; i < rows.end; i += p.h.dilation, row_code += steps.row) {
       Lanes<A> code = Lanes<A>{} + static_cast<Code>(row_code);
-      const T* at = x + (i * p.w.size + cols.begin) * p.c;
-      for (int64_t j = cols.begin; j < cols.end; j += p.w.dilation, at += p.w.dilation * p.c) {
+      const T* at = x + (i * p.w.size + columns.begin) * p.c;
+      for (int64_t j = columns.begin; j < columns.end; j += p.w.dilation) {
         best.update(kWhole ? V::load(at) : V::load(at, n), code);
-        code += static_cast<Code>(col_step);
+        code += static_cast<Code>(steps.column);
+        at += p.w.dilation * p.c;
       }
     }
     T* y = static_cast<T*>(p.y) + out;
@@ -252,7 +269,9 @@ void max_pool2d_forward(const MaxPool2dParams& p) {
   const int64_t row = p.w.size * p.h.stride * (p.channels_last ? p.c : 1);
   parallel_for(0, planes * p.oh, row_grain(row), [&](int64_t begin, int64_t end) {
     if (p.channels_last) return ChannelsForward<T, kArgmax>(p).run(begin, end);
-    PlanarForward<T, kArgmax>(p).run(begin, end);
+    if (p.w.stride == 1) return PlanarForward<T, kArgmax, 1>(p).run(begin, end);
+    if (p.w.stride == 2) return PlanarForward<T, kArgmax, 2>(p).run(begin, end);
+    PlanarForward<T, kArgmax, 0>(p).run(begin, end);
   });
 }
 
