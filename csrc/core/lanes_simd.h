@@ -25,6 +25,16 @@ Lanes<A> load_lanes(const lane_t<A>* p) {
   return x;
 }
 
+// Whether a lane is not zero.
+template <class L>
+bool any(L mask) {
+#if defined(__AVX512F__)
+  return _mm512_test_epi64_mask((__m512i)mask, (__m512i)mask) != 0;
+#else
+  return _mm256_testz_si256((__m256i)mask, (__m256i)mask) == 0;
+#endif
+}
+
 // 0, 1, 2, …
 template <class A>
 Lanes<A> lane_numbers() {
@@ -122,6 +132,20 @@ VecPair<A> deinterleave(Vec<A> a, Vec<A> b) {
     return VecPair<A>{{__builtin_shufflevector(a.v, b.v, (2 * i)...)},
                       {__builtin_shufflevector(a.v, b.v, (2 * i + 1)...)}};
   }(std::make_integer_sequence<int, Vec<A>::kWidth>{});
+}
+
+// p[0], p[2], … and p[1], p[3], …
+template <class T>
+auto load_deinterleaved(const T* p) {
+  using V = Vec<acc_t<T>>;
+  return deinterleave(V::load(p), V::load(p + V::kWidth));
+}
+// Two bfloat16 make one lane: the odd one is its upper half as it is, the even one a shift away.
+inline VecPair<float> load_deinterleaved(const BFloat16* p) {
+  Lanes<float> pairs;
+  std::memcpy(&pairs, p, sizeof pairs);
+  const Lanes<float> even = pairs << 16, odd = pairs & static_cast<int>(0xffff0000);
+  return {{(decltype(Vec<float>::v))even}, {(decltype(Vec<float>::v))odd}};
 }
 
 // a0, b0, a1, b1, …: the inverse.

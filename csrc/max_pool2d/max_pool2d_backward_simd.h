@@ -1,7 +1,6 @@
 // Every element of grad_x gathers from the windows that cover it, in the order of the outputs: one
 // dense write, no zeroing, no scatter, the same sum whatever the threads. A gradient counts where
-// the saved code names this element. Along a row, elements `stride` apart read neighbouring
-// outputs, so the row is computed as `stride` interleaved residues.
+// the saved code names this element.
 #pragma once
 
 #include <algorithm>
@@ -31,48 +30,66 @@ inline int64_t max_covering(const PoolAxis& axis) { return (axis.extent() - 1) /
 // The kernel tap by which output o reads input position i, or -1.
 inline int64_t tap_at(const PoolAxis& axis, int64_t o, int64_t i) {
   const int64_t distance = i - axis.start(o);
-  return distance % axis.dilation == 0 ? distance / axis.dilation : -1;
+  if (axis.dilation == 1) return distance >= 0 && distance < axis.kernel ? distance : -1;
+  const bool hit = distance >= 0 && distance < axis.extent() && distance % axis.dilation == 0;
+  return hit ? distance / axis.dilation : -1;
 }
 
-template <class T, class Where>
+// Elements `stride` apart form a residue and read neighbouring outputs: element m of a residue is
+// some tap of output m + shift. kStride residues are computed together, as they share the outputs
+// they read, and written interleaved; 0 stands for other strides, one residue at a time.
+template <class T, class Where, int kStride>
 class PlanarBackward {
   using A = acc_t<T>;
   using V = Vec<A>;
   using Code = lane_t<A>;
-  static constexpr int kV = V::kWidth;
+  static constexpr int kV = V::kWidth, kTogether = std::max(kStride, 1);
   static constexpr bool kIndex = std::is_same_v<Where, int64_t>;
 
-  // Of one residue: element m is tap `tap` of output m + shift.
-  struct ColumnTap {
-    int64_t tap, shift;
+  // For each residue computed together, the tap by which it reads the outputs at `shift`, or -1.
+  struct Shift {
+    int64_t shift, taps[kTogether];
   };
   // An output row that covers the input row, and its share of the code.
   struct CoveringRow {
     int64_t offset, code;
   };
+  struct Gradients {
+    V grad;
+    Lanes<A> code;
+  };
 
  public:
   explicit PlanarBackward(const MaxPool2dBackwardParams& params)
       : p(params),
+        groups_(p.w.stride / kTogether),
         residue_((p.w.size + p.w.stride - 1) / p.w.stride),
-        taps_(p.w.kernel),
-        taps_end_(p.w.stride + 1),
-        rows_(max_covering(p.h)),
-        line_(p.w.stride > 2 ? p.w.stride * (residue_ + kV) : 0),
         left_(max_covering(p.w)),
-        inside_(left_ + residue_ + p.w.padding + 2 * kV) {
+        rows_(max_covering(p.h)),
+        shifts_(groups_ * (max_covering(p.w) + 1) + 1),
+        shifts_end_(groups_ + 1),
+        inside_(left_ + residue_ + p.w.padding + 2 * kV),
+        line_(kStride == 0 ? p.w.stride * (residue_ + kV) : 0) {
     for (int64_t i = 0; i < left_ + residue_ + p.w.padding + 2 * kV; ++i) {
       inside_[i] = i >= left_ && i < left_ + p.ow ? -1 : 0;
     }
     int64_t count = 0;
-    taps_end_[0] = 0;
-    for (int64_t e = 0; e < p.w.stride; ++e) {
-      for (int64_t t = p.w.kernel - 1; t >= 0; --t) {
-        const int64_t distance = e + p.w.padding - t * p.w.dilation;
-        if (distance % p.w.stride == 0) taps_[count++] = {t, distance / p.w.stride};
+    for (int64_t group = 0; group < groups_; ++group) {
+      shifts_end_[group] = count;
+      const int64_t first = group * kTogether;
+      const int64_t last_shift = (first + kTogether - 1 + p.w.padding) / p.w.stride;
+      for (int64_t shift = 1 - left_; shift <= last_shift; ++shift) {
+        Shift& entry = shifts_[count];
+        entry.shift = shift;
+        bool used = false;
+        for (int64_t e = 0; e < kTogether; ++e) {
+          entry.taps[e] = tap_at(p.w, shift, first + e);
+          used = used || entry.taps[e] >= 0;
+        }
+        count += used;
       }
-      taps_end_[e + 1] = count;
     }
+    shifts_end_[groups_] = count;
   }
 
   // Input rows of all planes.
@@ -95,17 +112,13 @@ class PlanarBackward {
   }
 
  private:
-  struct Gradients {
-    V grad;
-    Lanes<A> code;
-  };
-
   // Of the outputs at, at + 1, … of all planes.
   Gradients load(int64_t at) const {
     const T* grad = static_cast<const T*>(p.grad_y) + at;
     const Where* where = static_cast<const Where*>(p.where) + at;
     const int64_t room = p.n * p.c * p.oh * p.ow - at;
-    if (at >= 0 && room >= kV) return {V::load(grad), load_lanes<A>(where, kV)};
+    if (at >= 0 && room >= kV) [[likely]]
+      return {V::load(grad), load_lanes<A>(where, kV)};
     // The memory beside the first and the last row is not the tensor's.
     T grads[kV] = {};
     Where codes[kV] = {};
@@ -116,24 +129,28 @@ class PlanarBackward {
     return {V::load(grads), load_lanes<A>(codes, kV)};
   }
 
-  // Elements m, m + 1, … of residue e.
-  V gather(int64_t e, int64_t m, int64_t count) const {
-    V sum = V::zero();
+  // Elements m, m + 1, … of the group's residues.
+  void gather(int64_t group, int64_t m, int64_t count, V (&sums)[kTogether]) const {
     Lanes<A> column{};
     if constexpr (kIndex) {
-      column = (lane_numbers<A>() + static_cast<Code>(m)) * static_cast<Code>(p.w.stride) +
-               static_cast<Code>(e);
+      const auto stride = static_cast<Code>(p.w.stride);
+      column = (lane_numbers<A>() + static_cast<Code>(m)) * stride;
+      column += static_cast<Code>(group * kTogether);
     }
+    for (V& sum : sums) sum = V::zero();
     for (int64_t r = 0; r < count; ++r) {
-      for (int64_t t = taps_end_[e]; t < taps_end_[e + 1]; ++t) {
-        const auto [tap, shift] = taps_[t];
-        const auto [g, code] = load(rows_[r].offset + m + shift);
-        const auto mine = code == column + static_cast<Code>(rows_[r].code + (kIndex ? 0 : tap));
-        const auto inside = load_lanes<A>(inside_.get() + left_ + m + shift);
-        sum = sum + V{mine & inside ? g.v : V::zero().v};
+      for (int64_t s = shifts_end_[group]; s < shifts_end_[group + 1]; ++s) {
+        const Shift& entry = shifts_[s];
+        const auto [grad, code] = load(rows_[r].offset + m + entry.shift);
+        const auto inside = load_lanes<A>(inside_.get() + left_ + m + entry.shift);
+        for (int e = 0; e < kTogether; ++e) {
+          if (entry.taps[e] < 0) continue;
+          const int64_t share = rows_[r].code + (kIndex ? e : entry.taps[e]);
+          const auto mine = inside & (code == column + static_cast<Code>(share));
+          sums[e] = sums[e] + V{mine ? grad.v : V::zero().v};
+        }
       }
     }
-    return sum;
   }
 
   static void store(V x, T* to, int64_t room) {
@@ -143,36 +160,39 @@ class PlanarBackward {
 
   void write_row(T* grad_x, int64_t count) const {
     const int64_t width = p.w.size;
-    if (p.w.stride == 1) {
-      for (int64_t m = 0; m < width; m += kV) store(gather(0, m, count), grad_x + m, width - m);
-      return;
-    }
-    if (p.w.stride == 2) {
+    V sums[kTogether];
+    for (int64_t group = 0; group < groups_; ++group) {
       for (int64_t m = 0; m < residue_; m += kV) {
-        const auto [low, high] = interleave(gather(0, m, count), gather(1, m, count));
-        store(low, grad_x + 2 * m, width - 2 * m);
-        store(high, grad_x + 2 * m + kV, width - 2 * m - kV);
-      }
-      return;
-    }
-    alignas(64) A lanes[kV];
-    for (int64_t e = 0; e < p.w.stride; ++e) {
-      for (int64_t m = 0; m < residue_; m += kV) {
-        gather(e, m, count).store(lanes);
-        for (int64_t i = 0; i < kV; ++i) line_[(m + i) * p.w.stride + e] = lanes[i];
+        gather(group, m, count, sums);
+        if constexpr (kStride == 1) {
+          store(sums[0], grad_x + m, width - m);
+        } else if constexpr (kStride == 2) {
+          const auto [low, high] = interleave(sums[0], sums[1]);
+          store(low, grad_x + 2 * m, width - 2 * m);
+          store(high, grad_x + 2 * m + kV, width - 2 * m - kV);
+        } else {
+          alignas(64) A lanes[kV];
+          sums[0].store(lanes);
+          for (int64_t i = 0; i < kV; ++i) line_[(m + i) * p.w.stride + group] = lanes[i];
+        }
       }
     }
-    for (int64_t i = 0; i < width; i += kV) store(V::load(line_.get() + i), grad_x + i, width - i);
+    if constexpr (kStride == 0) {
+      for (int64_t i = 0; i < width; i += kV) {
+        store(V::load(line_.get() + i), grad_x + i, width - i);
+      }
+    }
   }
 
   const MaxPool2dBackwardParams& p;
-  int64_t residue_;          // elements of a row per residue
-  Scratch<ColumnTap> taps_;  // by residue, then in the order of the outputs
-  Scratch<int64_t> taps_end_;
+  int64_t groups_;   // of residues computed together
+  int64_t residue_;  // elements of a row per residue
+  int64_t left_;     // positions before the row in `inside_`
   Scratch<CoveringRow> rows_;
-  Scratch<A> line_;
-  int64_t left_;          // positions before the row in `inside_`
+  Scratch<Shift> shifts_;  // by group, then in the order of the outputs
+  Scratch<int64_t> shifts_end_;
   Scratch<Code> inside_;  // all ones where the row has an output
+  Scratch<A> line_;
 };
 
 template <class T, class Where>
@@ -247,7 +267,9 @@ void max_pool2d_backward(const MaxPool2dBackwardParams& p) {
   const int64_t grain = std::max<int64_t>(1, 16384 / row);  // pays for waking a thread
   parallel_for(0, planes * p.h.size, grain, [&](int64_t begin, int64_t end) {
     if (p.channels_last) return ChannelsBackward<T, Where>(p).run(begin, end);
-    PlanarBackward<T, Where>(p).run(begin, end);
+    if (p.w.stride == 1) return PlanarBackward<T, Where, 1>(p).run(begin, end);
+    if (p.w.stride == 2) return PlanarBackward<T, Where, 2>(p).run(begin, end);
+    PlanarBackward<T, Where, 0>(p).run(begin, end);
   });
 }
 

@@ -14,19 +14,32 @@
 
 namespace pyops::PYOPS_ISA_NAMESPACE {
 
-// The best value so far and where it came from, lane by lane.
-template <class A, bool kWithCode>
-struct Best {
+// The best value so far and where it came from, lane by lane. A NaN beats everything before it; as
+// only few windows hold one, the quick form leaves that out and notes that it may have met one.
+template <class A, bool kWithCode, bool kQuick>
+class Best {
+ public:
   Vec<A> value = Vec<A>::set1(-std::numeric_limits<A>::infinity());
   Lanes<A> code{};
 
-  // A later value wins when it is greater, or NaN: `max` instructions lose the NaN or the first of
-  // two zeros.
+  // Of equal values the first stays, so that -0 and +0 come out as in the order of the taps.
   void update(Vec<A> v, Lanes<A> v_code) {
-    const auto wins = (v.v > value.v) | (v.v != v.v);
-    value.v = wins ? v.v : value.v;
+    auto wins = v.v > value.v;
+    if constexpr (!kQuick) wins |= v.v != v.v;
     if constexpr (kWithCode) code = wins ? v_code : code;
+    if constexpr (kQuick) {
+      value = Vec<A>::max(v, value);
+      sum_ = sum_ + v;
+    } else {
+      value.v = wins ? v.v : value.v;
+    }
   }
+
+  // Also true when infinities of both signs met, which costs time alone.
+  bool may_hold_nan() const { return any(sum_.v != sum_.v); }
+
+ private:
+  Vec<A> sum_ = Vec<A>::zero();  // of all values: NaN when one of them is
 };
 
 template <Argmax kArgmax>
@@ -62,7 +75,8 @@ int64_t first_column_code(const PoolWindow& columns) {
   return kArgmax == Argmax::kIndex ? columns.begin : columns.first_tap;
 }
 
-// Neighbouring outputs of a row are the lanes. kStride is the width's, 0 for any other.
+// Neighbouring outputs of a row are the lanes. kStride is the width's; 0 stands for any other, and
+// for stride 2 with dilation.
 template <class T, Argmax kArgmax, int kStride>
 class PlanarForward {
   using A = acc_t<T>;
@@ -79,38 +93,48 @@ class PlanarForward {
     kSparse,  // one by one: another stride, or the memory beside the row is not the tensor's
   };
 
+  // kV outputs from j on, the first of them at `out`, over the input rows [x, end).
+  struct Block {
+    const T *x, *end;
+    int64_t first_row_code, j, out;
+  };
+
  public:
   explicit PlanarForward(const MaxPool2dParams& params)
       : p(params),
         steps_(code_steps<kArgmax>(p)),
-        paired_(kStride == 2 && p.w.dilation == 1),
-        reach_(kStride * kV + (paired_ ? (p.w.kernel - 1) / 2 * 2 : p.w.extent() - 1)),
         width_((p.ow + kV - 1) / kV * kV),
+        reach_(kStride == 2 ? 2 * kV + (p.w.kernel - 1) / 2 * 2 : kV + p.w.extent() - 1),
         first_columns_(width_),
-        inside_(width_ * kStride + reach_) {
+        inside_(kStride * width_ + reach_) {
     for (int64_t j = 0; j < width_; ++j) {
       first_columns_[j] = static_cast<Code>(first_column_code<kArgmax>(p.w.window(j)));
     }
-    for (int64_t i = 0; i < width_ * kStride + reach_; ++i) {
+    for (int64_t i = 0; i < kStride * width_ + reach_; ++i) {
       inside_[i] = i >= p.w.padding && i < p.w.padding + p.w.size ? -1 : 0;
     }
   }
 
   // Output rows of all planes.
   void run(int64_t begin, int64_t end) const {
+    const int64_t all_rows = p.n * p.c * p.h.size;
     int64_t plane = begin / p.oh, oh = begin % p.oh;
-    for (int64_t row = begin; row < end; ++row) {
+    for (int64_t out_row = begin; out_row < end; ++out_row) {
       const PoolWindow window = p.h.window(oh);
-      for (int64_t j = 0; j < p.ow; j += kV) {
-        switch (reach(plane, window, j)) {
-          case Reach::kInside:
-            pool<Reach::kInside>(plane, window, j, row * p.ow);
-            break;
-          case Reach::kEdge:
-            pool<Reach::kEdge>(plane, window, j, row * p.ow);
-            break;
-          case Reach::kSparse:
-            pool<Reach::kSparse>(plane, window, j, row * p.ow);
+      const int64_t row = plane * p.h.size + window.begin;
+      const T* x = static_cast<const T*>(p.x) + row * p.w.size;
+      Block block{x, x + (window.end - window.begin) * p.w.size, first_row_code<kArgmax>(p, window),
+                  0, out_row * p.ow};
+      const int64_t room = (all_rows - plane * p.h.size - window.end + 1) * p.w.size;
+      for (; block.j < p.ow; block.j += kV, block.out += kV) {
+        const int64_t start = p.w.start(block.j);
+        if (kStride == 0 || row * p.w.size + start < 0 || start + reach_ > room) {
+          pool_sparse(block);
+        } else if (start >= 0 &&
+                   p.w.start(std::min(block.j + kV, p.ow) - 1) + p.w.extent() <= p.w.size) {
+          pool<Reach::kInside>(block);
+        } else {
+          pool<Reach::kEdge>(block);
         }
       }
       if (++oh == p.oh) {
@@ -121,30 +145,61 @@ class PlanarForward {
   }
 
  private:
-  Reach reach(int64_t plane, const PoolWindow& rows, int64_t j) const {
-    if (kStride == 0) return Reach::kSparse;
-    const int64_t start = p.w.start(j), first_row = plane * p.h.size + rows.begin;
-    const int64_t last_row = plane * p.h.size + rows.end - 1;
-    const bool own_memory = first_row * p.w.size + start >= 0 &&
-                            last_row * p.w.size + start + reach_ <= p.n * p.c * p.h.size * p.w.size;
-    if (!own_memory) return Reach::kSparse;
-    const int64_t last = p.w.start(std::min(j + kV, p.ow) - 1) + p.w.extent();
-    return start >= 0 && last <= p.w.size ? Reach::kInside : Reach::kEdge;
-  }
-
-  // Elements position, position + 1, … of an input row; -inf where it has none.
   template <Reach kReach>
-  V load(const T* row, int64_t position) const {
-    const V x = V::load(row + position);
-    if constexpr (kReach == Reach::kInside) return x;
-    return {load_lanes<A>(inside_.get() + p.w.padding + position) ? x.v : V::set1(kLowest).v};
+  void pool(const Block& block) const {
+    if (!pool<kReach, true>(block)) [[unlikely]]
+      pool_exactly<kReach>(block);
+  }
+  // Apart, so that the registers of the usual path stay free.
+  template <Reach kReach>
+  [[gnu::noinline]] void pool_exactly(const Block& block) const {
+    pool<kReach, false>(block);
+  }
+  [[gnu::noinline]] void pool_sparse(const Block& block) const { pool<Reach::kSparse>(block); }
+
+  // False when the quick form met what may be a NaN.
+  template <Reach kReach, bool kQuick>
+  bool pool(const Block& block) const {
+    const auto column = static_cast<Code>(steps_.column), step = static_cast<Code>(steps_.row);
+    const int64_t start = p.w.start(block.j);
+    Lanes<A> row_code = Lanes<A>{} + static_cast<Code>(block.first_row_code);
+    Best<A, kCodes, kQuick> best;
+    if constexpr (kCodes) best.code = row_code + load_lanes<A>(first_columns_.get() + block.j);
+    if constexpr (kIndex) {
+      row_code += lane_numbers<A>() * static_cast<Code>(p.w.stride) + static_cast<Code>(start);
+    }
+    const int64_t row_step = p.h.dilation * p.w.size;
+    for (const T* x = block.x; x < block.end; x += row_step, row_code += step) {
+      Lanes<A> code = row_code;
+      int64_t position = start, t = 0;
+      if constexpr (kStride == 2) {
+        for (; t + 2 <= p.w.kernel; t += 2, position += 2, code += 2 * column) {
+          const auto [even, odd] = load_taps<kReach>(x, position);
+          best.update(even, code);
+          best.update(odd, code + column);
+        }
+      }
+      for (; t < p.w.kernel; ++t, position += p.w.dilation, code += column) {
+        best.update(load_taps<kReach>(x, position).first, code);
+      }
+    }
+    if (kQuick && best.may_hold_nan()) return false;
+    const int n = static_cast<int>(std::min<int64_t>(kV, p.ow - block.j));
+    T* y = static_cast<T*>(p.y) + block.out;
+    n == kV ? best.value.store(y) : best.value.store(y, n);
+    if constexpr (kCodes) {
+      store_lanes<A>(best.code, static_cast<where_t<kArgmax>*>(p.where) + block.out, n);
+    }
+    return true;
   }
 
-  // What one tap of kV neighbouring outputs reads, and when taps come in pairs the next one too.
+  // What a tap of kV neighbouring outputs reads; at stride 2 also what the next tap does.
   template <Reach kReach>
   VecPair<A> load_taps(const T* row, int64_t position) const {
     if constexpr (kReach == Reach::kSparse) {
       return {load_sparse(row, position), load_sparse(row, position + 1)};
+    } else if constexpr (kStride == 2 && kReach == Reach::kInside) {
+      return load_deinterleaved(row + position);
     } else if constexpr (kStride == 2) {
       return deinterleave(load<kReach>(row, position), load<kReach>(row, position + kV));
     } else {
@@ -152,6 +207,14 @@ class PlanarForward {
       return {x, x};
     }
   }
+
+  template <Reach kReach>
+  V load(const T* row, int64_t position) const {
+    const V x = V::load(row + position);
+    if constexpr (kReach == Reach::kInside) return x;
+    return {load_lanes<A>(inside_.get() + p.w.padding + position) ? x.v : V::set1(kLowest).v};
+  }
+
   V load_sparse(const T* row, int64_t position) const {
     T lanes[kV];
     for (int i = 0; i < kV; ++i, position += p.w.stride) {
@@ -161,46 +224,10 @@ class PlanarForward {
     return V::load(lanes);
   }
 
-  // Outputs j, j + 1, … of the row that starts at `out`.
-  template <Reach kReach>
-  void pool(int64_t plane, const PoolWindow& rows, int64_t j, int64_t out) const {
-    Lanes<A> row_code = Lanes<A>{} + static_cast<Code>(first_row_code<kArgmax>(p, rows));
-    Best<A, kCodes> best;
-    if constexpr (kCodes) best.code = row_code + load_lanes<A>(first_columns_.get() + j);
-    if constexpr (kIndex) {
-      const auto stride = static_cast<Code>(p.w.stride);
-      row_code += lane_numbers<A>() * stride + static_cast<Code>(p.w.start(j));
-    }
-    const auto column = static_cast<Code>(steps_.column);
-    for (int64_t i = rows.begin; i < rows.end; i += p.h.dilation) {
-      const T* row = static_cast<const T*>(p.x) + (plane * p.h.size + i) * p.w.size;
-      Lanes<A> code = row_code;
-      int64_t position = p.w.start(j), t = 0;
-      if (paired_) {
-        for (; t + 2 <= p.w.kernel; t += 2, position += 2, code += 2 * column) {
-          const auto [even, odd] = load_taps<kReach>(row, position);
-          best.update(even, code);
-          best.update(odd, code + column);
-        }
-      }
-      for (; t < p.w.kernel; ++t, position += p.w.dilation, code += column) {
-        best.update(load_taps<kReach>(row, position).first, code);
-      }
-      row_code += static_cast<Code>(steps_.row);
-    }
-    const int n = static_cast<int>(std::min<int64_t>(kV, p.ow - j));
-    T* y = static_cast<T*>(p.y) + out + j;
-    n == kV ? best.value.store(y) : best.value.store(y, n);
-    if constexpr (kCodes) {
-      store_lanes<A>(best.code, static_cast<where_t<kArgmax>*>(p.where) + out + j, n);
-    }
-  }
-
   const MaxPool2dParams& p;
   CodeSteps steps_;
-  bool paired_;                  // one load serves two taps
-  int64_t reach_;                // elements that kV outputs may load, from the first one's start
   int64_t width_;                // of an output row in whole registers
+  int64_t reach_;                // elements that kV outputs may load, from the first one's start
   Scratch<Code> first_columns_;  // column share of each output's first code
   Scratch<Code> inside_;         // all ones where the padded row has an element
 };
@@ -237,7 +264,7 @@ class ChannelsForward {
             int n) const {
     const CodeSteps steps = code_steps<kArgmax>(p);
     int64_t row_code = first_row_code<kArgmax>(p, rows) + first_column_code<kArgmax>(columns);
-    Best<A, kCodes> best;
+    Best<A, kCodes, false> best;
     best.code += static_cast<Code>(row_code);
     for (int64_t i = rows.begin; i < rows.end; i += p.h.dilation, row_code += steps.row) {
       Lanes<A> code = Lanes<A>{} + static_cast<Code>(row_code);
@@ -270,7 +297,8 @@ void max_pool2d_forward(const MaxPool2dParams& p) {
   parallel_for(0, planes * p.oh, row_grain(row), [&](int64_t begin, int64_t end) {
     if (p.channels_last) return ChannelsForward<T, kArgmax>(p).run(begin, end);
     if (p.w.stride == 1) return PlanarForward<T, kArgmax, 1>(p).run(begin, end);
-    if (p.w.stride == 2) return PlanarForward<T, kArgmax, 2>(p).run(begin, end);
+    if (p.w.stride == 2 && p.w.dilation == 1)
+      return PlanarForward<T, kArgmax, 2>(p).run(begin, end);
     PlanarForward<T, kArgmax, 0>(p).run(begin, end);
   });
 }
