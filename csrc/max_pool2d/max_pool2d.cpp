@@ -101,8 +101,11 @@ void check_input(const Tensor& x, const Windows& windows, bool ceil_mode) {
               "input ", x.sizes(), " gives (", oh, ", ", ow, ")");
 }
 
-at::MemoryFormat format_of(const Tensor& x) {
-  return x.dim() == 4 ? x.suggest_memory_format() : at::MemoryFormat::Contiguous;
+bool is_channels_last(const Tensor& x) {
+  return x.dim() == 4 && x.suggest_memory_format() == at::MemoryFormat::ChannelsLast;
+}
+at::MemoryFormat format_of(bool channels_last) {
+  return channels_last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
 }
 
 TensorPair forward_cpu(Argmax argmax, const Tensor& x, const Windows& windows, bool ceil_mode) {
@@ -110,11 +113,12 @@ TensorPair forward_cpu(Argmax argmax, const Tensor& x, const Windows& windows, b
   TORCH_CHECK(argmax != Argmax::kTap || fits_taps(windows),
               "max_pool2d_with_taps: kernel_size must have at most 256 taps, got (",
               windows.kernel.h, ", ", windows.kernel.w, ")");
-  const auto format = format_of(x);
+  const bool channels_last = is_channels_last(x);
+  const auto format = format_of(channels_last);
   const Tensor xc = x.contiguous(format);
   MaxPool2dParams params{.dtype = dtype_of(x),
                          .argmax = argmax,
-                         .channels_last = format == at::MemoryFormat::ChannelsLast,
+                         .channels_last = channels_last,
                          .n = x.dim() == 4 ? x.size(0) : 1,
                          .c = x.size(-3),
                          .h = windows.h(x.size(-2)),
@@ -206,46 +210,40 @@ TensorPair call_forward_with_argmax(const Tensor& x, IntArrayRef kernel, IntArra
   return op.call(x, kernel, stride, padding, dilation, ceil_mode);
 }
 
-// The positions that the taps name, as max_pool2d_with_indices gives them.
-Tensor indices_of(const Tensor& where, const Windows& windows, int64_t width) {
-  if (where.scalar_type() == at::kLong) return where;
-  const Tensor taps = where.to(at::kLong);
-  const auto starts = [&](int64_t count, int64_t stride, int64_t padding) {
-    return at::arange(count, taps.options()) * stride - padding;
-  };
-  const Tensor row = at::floor_divide(taps, windows.kernel.w) * windows.dilation.h +
-                     starts(where.size(-2), windows.stride.h, windows.padding.h).unsqueeze(-1);
-  const Tensor column = at::remainder(taps, windows.kernel.w) * windows.dilation.w +
-                        starts(where.size(-1), windows.stride.w, windows.padding.w);
-  return row * width + column;
+// Input position of the first tap of every window along one axis, whose length is `like`'s `dim`.
+Tensor window_starts(const Tensor& like, int64_t dim, int64_t stride, int64_t padding) {
+  const auto count = at::arange(like.sym_size(dim), like.options().dtype(at::kLong));
+  return (dim == -2 ? count.unsqueeze(-1) : count) * stride - padding;
 }
 
-// 1 where a window holds an element, 0 where it lies in the padding alone.
-Tensor windows_inside(const Tensor& like, const PoolAxis& h, const PoolAxis& w) {
-  const auto inside = [&](const PoolAxis& axis, int64_t count) {
-    const Tensor mask = at::empty({count}, at::kBool);
-    for (int64_t o = 0; o < count; ++o) {
-      const PoolWindow window = axis.window(o);
-      mask.mutable_data_ptr<bool>()[o] = window.begin < window.end;
-    }
-    return mask;
-  };
-  return inside(h, like.size(-2)).unsqueeze(-1).logical_and(inside(w, like.size(-1)));
+// Whether the windows hold an element, or lie in the padding alone as dilation makes possible.
+Tensor windows_inside(const Tensor& starts, const PoolAxis& axis, const c10::SymInt& size) {
+  const Tensor begin = at::where(starts < 0, starts.remainder(axis.dilation), starts);
+  return (begin < starts + axis.extent()).logical_and(begin < size);
 }
 
 // The same gradient as differentiable operations: a sum scattered to the saved positions.
-Tensor differentiable_backward(const Tensor& grad, const Tensor& where, IntArrayRef input_size,
-                               const Windows& windows, bool channels_last) {
-  const auto h = windows.h(input_size[0]), w = windows.w(input_size[1]);
-  const Tensor inside = windows_inside(grad, h, w);
-  const Tensor indices = indices_of(where, windows, w.size).where(inside, 0).flatten(-2);
-  auto shape = grad.sizes().vec();
-  shape[grad.dim() - 2] = h.size;
-  shape[grad.dim() - 1] = w.size;
-  const Tensor planes = at::zeros(shape, grad.options()).flatten(-2);
+Tensor differentiable_backward(const Tensor& grad, const Tensor& where,
+                               c10::SymIntArrayRef input_size, const Windows& windows,
+                               bool channels_last) {
+  const PoolAxis h = windows.h(0), w = windows.w(0);
+  const c10::SymInt &height = input_size[0], &width = input_size[1];
+  const Tensor rows = window_starts(where, -2, h.stride, h.padding);
+  const Tensor columns = window_starts(where, -1, w.stride, w.padding);
+  const Tensor inside =
+      windows_inside(rows, h, height).logical_and(windows_inside(columns, w, width));
+  Tensor index = where.to(at::kLong);
+  if (where.scalar_type() == at::kByte) {
+    const Tensor row = rows + index.floor_divide(w.kernel) * h.dilation;
+    index = row * width + columns + index.remainder(w.kernel) * w.dilation;
+  }
+  auto shape = grad.sym_sizes().vec();
+  shape[shape.size() - 2] = height;
+  shape[shape.size() - 1] = width;
+  const Tensor planes = at::zeros_symint(shape, grad.options()).flatten(-2);
   const Tensor grad_x =
-      planes.scatter_add(-1, indices, grad.where(inside, 0).flatten(-2)).view(shape);
-  return channels_last ? grad_x.contiguous(at::MemoryFormat::ChannelsLast) : grad_x;
+      planes.scatter_add(-1, index.where(inside, 0).flatten(-2), grad.where(inside, 0).flatten(-2));
+  return grad_x.view_symint(shape).contiguous(format_of(channels_last));
 }
 
 Tensor call_backward(const Tensor& grad, const Tensor& where, c10::SymIntArrayRef input_size,
@@ -264,11 +262,21 @@ Tensor max_pool2d_backward_autograd(const Tensor& grad, const Tensor& where,
                                     IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation,
                                     bool channels_last) {
   if (native_reason({grad}) != nullptr || needs_grad({grad})) {
-    return differentiable_backward(grad, where, C10_AS_INTARRAYREF_SLOW(input_size),
-                                   {kernel, stride, padding, dilation}, channels_last);
+    return differentiable_backward(grad, where, input_size, {kernel, stride, padding, dilation},
+                                   channels_last);
   }
   const at::AutoDispatchBelowADInplaceOrView below;
   return call_backward(grad, where, input_size, kernel, stride, padding, dilation, channels_last);
+}
+
+// What the backward needs besides the argmax: the input's height and width, whether channels are
+// last, kernel, stride, padding, dilation.
+std::vector<c10::SymInt> pack_call(const Tensor& x, const Windows& w) {
+  std::vector<c10::SymInt> call{x.sym_size(-2), x.sym_size(-1), int64_t{is_channels_last(x)}};
+  for (const Pair& pair : {w.kernel, w.stride, w.padding, w.dilation}) {
+    call.insert(call.end(), {pair.h, pair.w});
+  }
+  return call;
 }
 
 template <Argmax kArgmax>
@@ -281,23 +289,23 @@ struct MaxPool2dFunction : torch::autograd::Function<MaxPool2dFunction<kArgmax>>
     ctx->mark_non_differentiable({where});
     ctx->set_materialize_grads(false);
     ctx->save_for_backward({where});
-    const Windows w(kernel, stride, padding, dilation);
-    ctx->saved_data["input_size"] = x.sym_sizes().slice(x.dim() - 2);
-    ctx->saved_data["windows"] = std::vector<int64_t>{
-        w.kernel.h,   w.kernel.w,   w.stride.h,
-        w.stride.w,   w.padding.h,  w.padding.w,
-        w.dilation.h, w.dilation.w, format_of(x) == at::MemoryFormat::ChannelsLast};
+    // One entry: each costs a hash and an allocation, which shows on small tensors.
+    ctx->saved_data["call"] = pack_call(x, {kernel, stride, padding, dilation});
     return {y, where};
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     variable_list input_grads(6);  // one for each argument; the input alone has one
     if (!grads[0].defined()) return input_grads;
-    const auto size = ctx->saved_data["input_size"].toSymIntVector();
-    const auto saved = ctx->saved_data["windows"].toIntVector();
-    const IntArrayRef w(saved);
-    input_grads[0] = call_backward(grads[0], ctx->get_saved_variables()[0], size, w.slice(0, 2),
-                                   w.slice(2, 2), w.slice(4, 2), w.slice(6, 2), w[8] != 0);
+    const auto call = ctx->saved_data["call"].toSymIntVector();
+    std::array<int64_t, 8> w;
+    std::transform(call.begin() + 3, call.end(), w.begin(),
+                   [](const auto& i) { return i.guard_int(__FILE__, __LINE__); });
+    const IntArrayRef windows(w);
+    input_grads[0] =
+        call_backward(grads[0], ctx->get_saved_variables()[0],
+                      c10::SymIntArrayRef(call).slice(0, 2), windows.slice(0, 2),
+                      windows.slice(2, 2), windows.slice(4, 2), windows.slice(6, 2), call[2] != 0);
     return input_grads;
   }
 };

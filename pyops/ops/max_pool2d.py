@@ -9,6 +9,10 @@ from pyops.ops._register import register_fake
 
 Ints = int | Sequence[int]
 
+_pool = torch.ops.pyops.max_pool2d
+_pool_with_indices = torch.ops.pyops.max_pool2d_with_indices
+_native = torch.ops.aten.max_pool2d_with_indices
+
 
 def max_pool2d(
     input: Tensor,
@@ -26,13 +30,11 @@ def max_pool2d(
     64-bit indices; the gradient is deterministic. A window that dilation puts wholly into the
     padding is -inf as in torch, and passes no gradient (torch adds it to some other element).
     """
-    pool = (
-        torch.ops.pyops.max_pool2d_with_indices if return_indices else torch.ops.pyops.max_pool2d
-    )
+    pool = _pool_with_indices if return_indices else _pool
+    # Every argument that the dispatcher must parse costs as much as a small tensor's pooling.
+    if padding == 0 and dilation == 1 and not ceil_mode:
+        return pool(input, kernel_size) if stride is None else pool(input, kernel_size, stride)
     return pool(input, kernel_size, () if stride is None else stride, padding, dilation, ceil_mode)
-
-
-_native = torch.ops.aten.max_pool2d_with_indices
 
 
 @register_fake("max_pool2d")
@@ -52,9 +54,7 @@ def _(input: Tensor, *windows: object) -> tuple[Tensor, Tensor]:
 
 
 @register_fake("max_pool2d_backward")
-def _(
-    grad: Tensor, argmax: Tensor, input_size: Sequence[int], *windows: object
-) -> Tensor:
+def _(grad: Tensor, argmax: Tensor, input_size: Sequence[int], *windows: object) -> Tensor:
     shape = (*grad.shape[:-2], *input_size)
     return torch.empty(
         shape,
