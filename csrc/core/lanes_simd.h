@@ -1,0 +1,161 @@
+// Lane-wise work on Vec<A>: choosing, integer lanes in memory, (de)interleaving. Comparing two
+// registers gives integer lanes as wide as the values and `mask ? a : b` picks by them; those are
+// the compiler's own vector operators, so that one text serves every instruction set.
+#pragma once
+
+#include <cstring>
+#include <type_traits>
+#include <utility>
+
+#include "core/simd.h"
+
+namespace pyops::PYOPS_ISA_NAMESPACE {
+
+template <class A>
+using Lanes = decltype(Vec<A>::zero().v > Vec<A>::zero().v);
+
+// The element of Lanes<A>.
+template <class A>
+using lane_t = std::conditional_t<sizeof(A) == 8, int64_t, int32_t>;
+
+template <class A>
+Lanes<A> load_lanes(const lane_t<A>* p) {
+  Lanes<A> x;
+  std::memcpy(&x, p, sizeof x);
+  return x;
+}
+
+// Whether a lane is not zero.
+template <class L>
+bool any(L mask) {
+#if defined(__AVX512F__)
+  return _mm512_test_epi64_mask((__m512i)mask, (__m512i)mask) != 0;
+#else
+  return _mm256_testz_si256((__m256i)mask, (__m256i)mask) == 0;
+#endif
+}
+
+// 0, 1, 2, …
+template <class A>
+Lanes<A> lane_numbers() {
+  return []<int... i>(std::integer_sequence<int, i...>) {
+    return Lanes<A>{i...};
+  }(std::make_integer_sequence<int, Vec<A>::kWidth>{});
+}
+
+#if defined(__AVX512F__)
+
+// Lanes kept in memory as bytes: the first n, the others are zero or not stored.
+template <class A>
+Lanes<A> load_lanes(const uint8_t* p, int n) {
+  const auto first = static_cast<__mmask16>(Vec<A>::first(n));
+  if constexpr (sizeof(A) == 4) {
+    return (Lanes<A>)_mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(first, p));
+  } else {
+    return (Lanes<A>)_mm512_cvtepu8_epi64(_mm_maskz_loadu_epi8(first, p));
+  }
+}
+template <class A>
+void store_lanes(Lanes<A> x, uint8_t* p, int n) {
+  if constexpr (sizeof(A) == 4) {
+    _mm512_mask_cvtepi32_storeu_epi8(p, Vec<A>::first(n), (__m512i)x);
+  } else {
+    _mm512_mask_cvtepi64_storeu_epi8(p, Vec<A>::first(n), (__m512i)x);
+  }
+}
+
+#else  // AVX2
+
+template <class A>
+Lanes<A> load_lanes(const uint8_t* p, int n) {
+  constexpr int kV = Vec<A>::kWidth;
+  uint64_t bytes = 0;
+  if (n == kV) {
+    std::memcpy(&bytes, p, kV);
+  } else {
+    for (int i = 0; i < n; ++i) bytes |= uint64_t{p[i]} << 8 * i;
+  }
+  const __m128i packed = _mm_cvtsi64_si128(static_cast<long long>(bytes));
+  if constexpr (sizeof(A) == 4) {
+    return (Lanes<A>)_mm256_cvtepu8_epi32(packed);
+  } else {
+    return (Lanes<A>)_mm256_cvtepu8_epi64(packed);
+  }
+}
+template <class A>
+void store_lanes(Lanes<A> x, uint8_t* p, int n) {
+  if constexpr (sizeof(A) == 4) {
+    const __m128i low = _mm256_castsi256_si128((__m256i)x);
+    const __m128i words = _mm_packus_epi32(low, _mm256_extracti128_si256((__m256i)x, 1));
+    const auto bytes = static_cast<uint64_t>(_mm_cvtsi128_si64(_mm_packus_epi16(words, words)));
+    if (n == 8) return void(std::memcpy(p, &bytes, 8));
+    for (int i = 0; i < n; ++i) p[i] = static_cast<uint8_t>(bytes >> 8 * i);
+  } else {
+    for (int i = 0; i < n; ++i) p[i] = static_cast<uint8_t>(x[i]);
+  }
+}
+
+#endif
+
+// The same for lanes kept in memory as 64-bit integers.
+template <class A>
+struct WideLanes {
+  typedef int64_t type __attribute__((vector_size(8 * Vec<A>::kWidth)));
+};
+
+template <class A>
+Lanes<A> load_lanes(const int64_t* p, int n) {
+  typename WideLanes<A>::type wide{};
+  if (n == Vec<A>::kWidth) {
+    std::memcpy(&wide, p, sizeof wide);
+  } else {
+    for (int i = 0; i < n; ++i) wide[i] = p[i];
+  }
+  return __builtin_convertvector(wide, Lanes<A>);
+}
+template <class A>
+void store_lanes(Lanes<A> x, int64_t* p, int n) {
+  const auto wide = __builtin_convertvector(x, typename WideLanes<A>::type);
+  if (n == Vec<A>::kWidth) return void(std::memcpy(p, &wide, sizeof wide));
+  for (int i = 0; i < n; ++i) p[i] = wide[i];
+}
+
+template <class A>
+struct VecPair {
+  Vec<A> first, second;
+};
+
+// The elements 0, 2, 4, … and 1, 3, 5, … of a followed by b.
+template <class A>
+VecPair<A> deinterleave(Vec<A> a, Vec<A> b) {
+  return [&]<int... i>(std::integer_sequence<int, i...>) {
+    return VecPair<A>{{__builtin_shufflevector(a.v, b.v, (2 * i)...)},
+                      {__builtin_shufflevector(a.v, b.v, (2 * i + 1)...)}};
+  }(std::make_integer_sequence<int, Vec<A>::kWidth>{});
+}
+
+// p[0], p[2], … and p[1], p[3], …
+template <class T>
+auto load_deinterleaved(const T* p) {
+  using V = Vec<acc_t<T>>;
+  return deinterleave(V::load(p), V::load(p + V::kWidth));
+}
+// Two bfloat16 make one lane: the odd one is its upper half as it is, the even one a shift away.
+inline VecPair<float> load_deinterleaved(const BFloat16* p) {
+  Lanes<float> pairs;
+  std::memcpy(&pairs, p, sizeof pairs);
+  const Lanes<float> even = pairs << 16, odd = pairs & static_cast<int>(0xffff0000);
+  return {{(decltype(Vec<float>::v))even}, {(decltype(Vec<float>::v))odd}};
+}
+
+// a0, b0, a1, b1, …: the inverse.
+template <class A>
+VecPair<A> interleave(Vec<A> a, Vec<A> b) {
+  constexpr int kV = Vec<A>::kWidth;
+  return [&]<int... i>(std::integer_sequence<int, i...>) {
+    return VecPair<A>{{__builtin_shufflevector(a.v, b.v, (i / 2 + i % 2 * kV)...)},
+                      {__builtin_shufflevector(a.v, b.v, (kV / 2 + i / 2 + i % 2 * kV)...)}};
+  }(std::make_integer_sequence<int, kV>{});
+}
+
+}  // namespace pyops::PYOPS_ISA_NAMESPACE

@@ -1,0 +1,390 @@
+#include "max_pool2d/max_pool2d.h"
+
+#include <limits>
+
+#include "core/torch.h"
+
+namespace pyops {
+namespace {
+
+// The vector kernels count positions of a plane in lanes as wide as a float.
+template <class Params>
+bool plane_fits_lanes(const Params& p) {
+  return p.h.size * p.w.size <= std::numeric_limits<int32_t>::max();
+}
+constexpr const char* kPlaneFitsLanes = "planes of fewer than 2^31 elements";
+
+// Gathering asks every window that covers an element; when there are many, scattering is cheaper.
+bool suits_gather(const MaxPool2dBackwardParams& p) {
+  const int64_t windows = ((p.h.kernel - 1) / p.h.stride + 1) * ((p.w.kernel - 1) / p.w.stride + 1);
+  return windows <= 25 && plane_fits_lanes(p);
+}
+constexpr const char* kSuitsGather = "at most 25 windows over an element, planes below 2^31";
+
+constexpr Candidate<MaxPool2dParams> kForward[] = {
+    {"max_pool2d_forward_avx512", Isa::kAvx512, kAnyFloat, max_pool2d_forward_avx512,
+     plane_fits_lanes, kPlaneFitsLanes},
+    {"max_pool2d_forward_avx2", Isa::kAvx2, kAnyFloat, max_pool2d_forward_avx2, plane_fits_lanes,
+     kPlaneFitsLanes},
+    {"max_pool2d_forward_scalar", Isa::kScalar, kAnyFloat, max_pool2d_forward_scalar},
+};
+constexpr Candidate<MaxPool2dBackwardParams> kBackward[] = {
+    {"max_pool2d_backward_avx512", Isa::kAvx512, kAnyFloat, max_pool2d_backward_avx512,
+     suits_gather, kSuitsGather},
+    {"max_pool2d_backward_avx2", Isa::kAvx2, kAnyFloat, max_pool2d_backward_avx2, suits_gather,
+     kSuitsGather},
+    {"max_pool2d_backward_scalar", Isa::kScalar, kAnyFloat, max_pool2d_backward_scalar},
+};
+[[maybe_unused]] const bool listed =
+    list_table("max_pool2d_forward", kForward) && list_table("max_pool2d_backward", kBackward);
+
+using at::IntArrayRef;
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+using TensorPair = std::tuple<Tensor, Tensor>;
+
+// An int[2] argument: one value serves both axes, none stands for `otherwise`.
+struct Pair {
+  int64_t h, w;
+};
+
+Pair pair_of(const char* name, IntArrayRef values, std::optional<Pair> otherwise = std::nullopt) {
+  if (values.empty() && otherwise) return *otherwise;
+  TORCH_CHECK(values.size() == 1 || values.size() == 2, "max_pool2d: ", name,
+              " must be one int or two, got ", values);
+  for (const int64_t value : values) {
+    TORCH_CHECK(value <= std::numeric_limits<int>::max(), "max_pool2d: ", name,
+                " must fit 32 bits, got ", values);
+  }
+  return {values[0], values.back()};
+}
+
+// Both axes of a call, without the input's size.
+struct Windows {
+  Pair kernel, stride, padding, dilation;
+
+  Windows(IntArrayRef kernel_size, IntArrayRef stride_, IntArrayRef padding_, IntArrayRef dilation_)
+      : kernel(pair_of("kernel_size", kernel_size)),
+        stride(pair_of("stride", stride_, kernel)),
+        padding(pair_of("padding", padding_)),
+        dilation(pair_of("dilation", dilation_)) {
+    const auto above = [](const char* name, const Pair& pair, int64_t least) {
+      TORCH_CHECK(pair.h >= least && pair.w >= least, "max_pool2d: ", name, " must be at least ",
+                  least, ", got (", pair.h, ", ", pair.w, ")");
+    };
+    above("kernel_size", kernel, 1);
+    above("stride", stride, 1);
+    above("padding", padding, 0);
+    above("dilation", dilation, 1);
+    TORCH_CHECK(padding.h <= kernel.h / 2 && padding.w <= kernel.w / 2,
+                "max_pool2d: padding must be at most half of kernel_size (", kernel.h, ", ",
+                kernel.w, "), got (", padding.h, ", ", padding.w, ")");
+  }
+
+  PoolAxis h(int64_t size) const { return {size, kernel.h, stride.h, padding.h, dilation.h}; }
+  PoolAxis w(int64_t size) const { return {size, kernel.w, stride.w, padding.w, dilation.w}; }
+};
+
+// Whether a byte can name every tap.
+bool fits_taps(const Windows& windows) { return windows.kernel.h * windows.kernel.w <= 256; }
+
+void check_input(const Tensor& x, const Windows& windows, bool ceil_mode) {
+  TORCH_CHECK(x.dim() == 3 || x.dim() == 4,
+              "max_pool2d: input must be (N, C, H, W) or (C, H, W), got ", x.sym_sizes());
+  if (x.unsafeGetTensorImpl()->has_symbolic_sizes_strides()) return;  // the fake kernel checks
+  const auto sizes = x.sizes().slice(x.dim() - 3);
+  TORCH_CHECK(sizes[0] != 0 && sizes[1] != 0 && sizes[2] != 0,
+              "max_pool2d: input must have no empty dimension besides the batch, got ", x.sizes());
+  const int64_t oh = windows.h(sizes[1]).output_size(ceil_mode);
+  const int64_t ow = windows.w(sizes[2]).output_size(ceil_mode);
+  TORCH_CHECK(oh >= 1 && ow >= 1, "max_pool2d: the output must have at least one element, but ",
+              "input ", x.sizes(), " gives (", oh, ", ", ow, ")");
+}
+
+bool is_channels_last(const Tensor& x) {
+  return x.dim() == 4 && x.suggest_memory_format() == at::MemoryFormat::ChannelsLast;
+}
+at::MemoryFormat format_of(bool channels_last) {
+  return channels_last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
+}
+
+TensorPair forward_cpu(Argmax argmax, const Tensor& x, const Windows& windows, bool ceil_mode) {
+  check_input(x, windows, ceil_mode);
+  TORCH_CHECK(argmax != Argmax::kTap || fits_taps(windows),
+              "max_pool2d_with_taps: kernel_size must have at most 256 taps, got (",
+              windows.kernel.h, ", ", windows.kernel.w, ")");
+  const bool channels_last = is_channels_last(x);
+  const auto format = format_of(channels_last);
+  const Tensor xc = x.contiguous(format);
+  MaxPool2dParams params{.dtype = dtype_of(x),
+                         .argmax = argmax,
+                         .channels_last = channels_last,
+                         .n = x.dim() == 4 ? x.size(0) : 1,
+                         .c = x.size(-3),
+                         .h = windows.h(x.size(-2)),
+                         .w = windows.w(x.size(-1)),
+                         .oh = 0,
+                         .ow = 0,
+                         .x = xc.const_data_ptr(),
+                         .y = nullptr,
+                         .where = nullptr};
+  params.oh = params.h.output_size(ceil_mode);
+  params.ow = params.w.output_size(ceil_mode);
+  c10::SmallVector<int64_t, 4> shape(x.sizes());
+  shape[x.dim() - 2] = params.oh;
+  shape[x.dim() - 1] = params.ow;
+  const Tensor y = at::empty(shape, x.options(), format);
+  const auto where_type = argmax == Argmax::kTap ? at::kByte : at::kLong;
+  const Tensor where =
+      argmax == Argmax::kNone ? Tensor() : at::empty(shape, x.options().dtype(where_type), format);
+  params.y = y.mutable_data_ptr();
+  params.where = where.defined() ? where.mutable_data_ptr() : nullptr;
+  if (y.numel() != 0) choose("max_pool2d", kForward, params, {x}).run(params);
+  return {y, where};
+}
+
+Tensor max_pool2d_cpu(const Tensor& x, IntArrayRef kernel, IntArrayRef stride, IntArrayRef padding,
+                      IntArrayRef dilation, bool ceil_mode) {
+  return std::get<0>(forward_cpu(Argmax::kNone, x, {kernel, stride, padding, dilation}, ceil_mode));
+}
+
+template <Argmax kArgmax>
+TensorPair max_pool2d_with_argmax_cpu(const Tensor& x, IntArrayRef kernel, IntArrayRef stride,
+                                      IntArrayRef padding, IntArrayRef dilation, bool ceil_mode) {
+  return forward_cpu(kArgmax, x, {kernel, stride, padding, dilation}, ceil_mode);
+}
+
+Tensor max_pool2d_backward_cpu(const Tensor& grad, const Tensor& where, IntArrayRef input_size,
+                               IntArrayRef kernel, IntArrayRef stride, IntArrayRef padding,
+                               IntArrayRef dilation, bool channels_last) {
+  const auto format = channels_last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
+  const Windows windows(kernel, stride, padding, dilation);
+  TORCH_CHECK(where.sizes() == grad.sizes(), "max_pool2d_backward: argmax must have grad's shape ",
+              grad.sizes(), ", got ", where.sizes());
+  TORCH_CHECK(where.scalar_type() == at::kByte || where.scalar_type() == at::kLong,
+              "max_pool2d_backward: argmax must be taps (uint8) or indices (int64), got ",
+              where.scalar_type());
+  c10::SmallVector<int64_t, 4> shape(grad.sizes());
+  shape[grad.dim() - 2] = input_size[0];
+  shape[grad.dim() - 1] = input_size[1];
+  const Tensor g = grad.contiguous(format), wc = where.contiguous(format);
+  const Tensor grad_x = at::empty(shape, grad.options(), format);
+  const MaxPool2dBackwardParams params{
+      .dtype = dtype_of(grad),
+      .argmax = where.scalar_type() == at::kByte ? Argmax::kTap : Argmax::kIndex,
+      .channels_last = channels_last,
+      .n = grad.dim() == 4 ? grad.size(0) : 1,
+      .c = grad.size(-3),
+      .h = windows.h(input_size[0]),
+      .w = windows.w(input_size[1]),
+      .oh = grad.size(-2),
+      .ow = grad.size(-1),
+      .grad_y = g.const_data_ptr(),
+      .where = wc.const_data_ptr(),
+      .grad_x = grad_x.mutable_data_ptr()};
+  if (grad_x.numel() != 0) {
+    choose("max_pool2d_backward", kBackward, params, {grad, where}).run(params);
+  }
+  return grad_x;
+}
+
+Tensor call_forward(const Tensor& x, IntArrayRef kernel, IntArrayRef stride, IntArrayRef padding,
+                    IntArrayRef dilation, bool ceil_mode) {
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("pyops::max_pool2d", "")
+                             .typed<decltype(max_pool2d_cpu)>();
+  const at::AutoDispatchBelowADInplaceOrView below;
+  return op.call(x, kernel, stride, padding, dilation, ceil_mode);
+}
+
+template <Argmax kArgmax>
+TensorPair call_forward_with_argmax(const Tensor& x, IntArrayRef kernel, IntArrayRef stride,
+                                    IntArrayRef padding, IntArrayRef dilation, bool ceil_mode) {
+  static const auto op =
+      c10::Dispatcher::singleton()
+          .findSchemaOrThrow(kArgmax == Argmax::kTap ? "pyops::max_pool2d_with_taps"
+                                                     : "pyops::max_pool2d_with_indices",
+                             "")
+          .template typed<decltype(max_pool2d_with_argmax_cpu<kArgmax>)>();
+  const at::AutoDispatchBelowADInplaceOrView below;
+  return op.call(x, kernel, stride, padding, dilation, ceil_mode);
+}
+
+// Input position of the first tap of every window along one axis, whose length is `like`'s `dim`.
+Tensor window_starts(const Tensor& like, int64_t dim, int64_t stride, int64_t padding) {
+  const auto count = at::arange(like.sym_size(dim), like.options().dtype(at::kLong));
+  return (dim == -2 ? count.unsqueeze(-1) : count) * stride - padding;
+}
+
+// Whether the windows hold an element, or lie in the padding alone as dilation makes possible.
+Tensor windows_inside(const Tensor& starts, const PoolAxis& axis, const c10::SymInt& size) {
+  const Tensor begin = at::where(starts < 0, starts.remainder(axis.dilation), starts);
+  return (begin < starts + axis.extent()).logical_and(begin < size);
+}
+
+// The same gradient as differentiable operations: a sum scattered to the saved positions.
+Tensor differentiable_backward(const Tensor& grad, const Tensor& where,
+                               c10::SymIntArrayRef input_size, const Windows& windows,
+                               bool channels_last) {
+  const PoolAxis h = windows.h(0), w = windows.w(0);
+  const c10::SymInt &height = input_size[0], &width = input_size[1];
+  const Tensor rows = window_starts(where, -2, h.stride, h.padding);
+  const Tensor columns = window_starts(where, -1, w.stride, w.padding);
+  const Tensor inside =
+      windows_inside(rows, h, height).logical_and(windows_inside(columns, w, width));
+  Tensor index = where.to(at::kLong);
+  if (where.scalar_type() == at::kByte) {
+    const Tensor row = rows + index.floor_divide(w.kernel) * h.dilation;
+    index = row * width + columns + index.remainder(w.kernel) * w.dilation;
+  }
+  auto shape = grad.sym_sizes().vec();
+  shape[shape.size() - 2] = height;
+  shape[shape.size() - 1] = width;
+  const Tensor planes = at::zeros_symint(shape, grad.options()).flatten(-2);
+  const Tensor grad_x =
+      planes.scatter_add(-1, index.where(inside, 0).flatten(-2), grad.where(inside, 0).flatten(-2));
+  return grad_x.view_symint(shape).contiguous(format_of(channels_last));
+}
+
+Tensor call_backward(const Tensor& grad, const Tensor& where, c10::SymIntArrayRef input_size,
+                     IntArrayRef kernel, IntArrayRef stride, IntArrayRef padding,
+                     IntArrayRef dilation, bool channels_last) {
+  static const auto op =
+      c10::Dispatcher::singleton()
+          .findSchemaOrThrow("pyops::max_pool2d_backward", "")
+          .typed<Tensor(const Tensor&, const Tensor&, c10::SymIntArrayRef, IntArrayRef, IntArrayRef,
+                        IntArrayRef, IntArrayRef, bool)>();
+  return op.call(grad, where, input_size, kernel, stride, padding, dilation, channels_last);
+}
+
+Tensor max_pool2d_backward_autograd(const Tensor& grad, const Tensor& where,
+                                    c10::SymIntArrayRef input_size, IntArrayRef kernel,
+                                    IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation,
+                                    bool channels_last) {
+  if (native_reason({grad}) != nullptr || needs_grad({grad})) {
+    return differentiable_backward(grad, where, input_size, {kernel, stride, padding, dilation},
+                                   channels_last);
+  }
+  const at::AutoDispatchBelowADInplaceOrView below;
+  return call_backward(grad, where, input_size, kernel, stride, padding, dilation, channels_last);
+}
+
+// What the backward needs besides the argmax: the input's height and width, whether channels are
+// last, kernel, stride, padding, dilation.
+std::vector<c10::SymInt> pack_call(const Tensor& x, const Windows& w) {
+  std::vector<c10::SymInt> call{x.sym_size(-2), x.sym_size(-1), int64_t{is_channels_last(x)}};
+  for (const Pair& pair : {w.kernel, w.stride, w.padding, w.dilation}) {
+    call.insert(call.end(), {pair.h, pair.w});
+  }
+  return call;
+}
+
+template <Argmax kArgmax>
+struct MaxPool2dFunction : torch::autograd::Function<MaxPool2dFunction<kArgmax>> {
+  static variable_list forward(AutogradContext* ctx, const Tensor& x, IntArrayRef kernel,
+                               IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation,
+                               bool ceil_mode) {
+    const auto [y, where] =
+        call_forward_with_argmax<kArgmax>(x, kernel, stride, padding, dilation, ceil_mode);
+    ctx->mark_non_differentiable({where});
+    ctx->set_materialize_grads(false);
+    ctx->save_for_backward({where});
+    // One entry: each costs a hash and an allocation, which shows on small tensors.
+    ctx->saved_data["call"] = pack_call(x, {kernel, stride, padding, dilation});
+    return {y, where};
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    variable_list input_grads(6);  // one for each argument; the input alone has one
+    if (!grads[0].defined()) return input_grads;
+    const auto call = ctx->saved_data["call"].toSymIntVector();
+    std::array<int64_t, 8> w;
+    std::transform(call.begin() + 3, call.end(), w.begin(),
+                   [](const auto& i) { return i.guard_int(__FILE__, __LINE__); });
+    const IntArrayRef windows(w);
+    input_grads[0] =
+        call_backward(grads[0], ctx->get_saved_variables()[0],
+                      c10::SymIntArrayRef(call).slice(0, 2), windows.slice(0, 2),
+                      windows.slice(2, 2), windows.slice(4, 2), windows.slice(6, 2), call[2] != 0);
+    return input_grads;
+  }
+};
+
+Tensor max_pool2d_native(const Tensor& x, IntArrayRef kernel, IntArrayRef stride,
+                         IntArrayRef padding, IntArrayRef dilation, bool ceil_mode) {
+  return at::max_pool2d(x, kernel, stride, padding, dilation, ceil_mode);
+}
+
+TensorPair max_pool2d_with_indices_native(const Tensor& x, IntArrayRef kernel, IntArrayRef stride,
+                                          IntArrayRef padding, IntArrayRef dilation,
+                                          bool ceil_mode) {
+  return at::max_pool2d_with_indices(x, kernel, stride, padding, dilation, ceil_mode);
+}
+
+template <Argmax kArgmax>
+TensorPair max_pool2d_with_argmax_autograd(const Tensor& x, IntArrayRef kernel, IntArrayRef stride,
+                                           IntArrayRef padding, IntArrayRef dilation,
+                                           bool ceil_mode) {
+  if constexpr (kArgmax == Argmax::kIndex) {
+    if (goes_native("max_pool2d_with_indices", {x})) {
+      return max_pool2d_with_indices_native(x, kernel, stride, padding, dilation, ceil_mode);
+    }
+  } else {
+    const char* reason = native_reason({x});
+    TORCH_CHECK_NOT_IMPLEMENTED(reason == nullptr, "max_pool2d_with_taps: PyTorch has no such ",
+                                "operator to hand over to (", reason, "), call max_pool2d");
+  }
+  check_input(x, {kernel, stride, padding, dilation}, ceil_mode);
+  if (!needs_grad({x})) {
+    return call_forward_with_argmax<kArgmax>(x, kernel, stride, padding, dilation, ceil_mode);
+  }
+  const auto outputs =
+      MaxPool2dFunction<kArgmax>::apply(x, kernel, stride, padding, dilation, ceil_mode);
+  return {outputs[0], outputs[1]};
+}
+
+Tensor max_pool2d_autograd(const Tensor& x, IntArrayRef kernel, IntArrayRef stride,
+                           IntArrayRef padding, IntArrayRef dilation, bool ceil_mode) {
+  if (goes_native("max_pool2d", {x})) {
+    return max_pool2d_native(x, kernel, stride, padding, dilation, ceil_mode);
+  }
+  const Windows windows(kernel, stride, padding, dilation);
+  check_input(x, windows, ceil_mode);
+  if (!needs_grad({x})) return call_forward(x, kernel, stride, padding, dilation, ceil_mode);
+  const auto apply = [&]<Argmax kArgmax>() {
+    return MaxPool2dFunction<kArgmax>::apply(x, kernel, stride, padding, dilation, ceil_mode)[0];
+  };
+  return fits_taps(windows) ? apply.operator()<Argmax::kTap>() : apply.operator()<Argmax::kIndex>();
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(pyops, m) {
+  const std::string arguments =
+      "(Tensor input, int[2] kernel_size, int[2] stride=[], int[2] padding=0, "
+      "int[2] dilation=1, bool ceil_mode=False) -> ";
+  m.def(("max_pool2d" + arguments + "Tensor").c_str());
+  m.def(("max_pool2d_with_indices" + arguments + "(Tensor, Tensor)").c_str());
+  m.def(("max_pool2d_with_taps" + arguments + "(Tensor, Tensor)").c_str());
+  m.def(
+      "max_pool2d_backward(Tensor grad, Tensor argmax, SymInt[2] input_size, int[2] kernel_size, "
+      "int[2] stride, int[2] padding, int[2] dilation, bool channels_last) -> Tensor");
+}
+TORCH_LIBRARY_IMPL(pyops, CPU, m) {
+  m.impl("max_pool2d", max_pool2d_cpu);
+  m.impl("max_pool2d_with_indices", max_pool2d_with_argmax_cpu<Argmax::kIndex>);
+  m.impl("max_pool2d_with_taps", max_pool2d_with_argmax_cpu<Argmax::kTap>);
+  m.impl("max_pool2d_backward", max_pool2d_backward_cpu);
+}
+TORCH_LIBRARY_IMPL(pyops, Autograd, m) {
+  m.impl("max_pool2d", max_pool2d_autograd);
+  m.impl("max_pool2d_with_indices", max_pool2d_with_argmax_autograd<Argmax::kIndex>);
+  m.impl("max_pool2d_with_taps", max_pool2d_with_argmax_autograd<Argmax::kTap>);
+  m.impl("max_pool2d_backward", max_pool2d_backward_autograd);
+}
+TORCH_LIBRARY_IMPL(pyops, FuncTorchBatched, m) {
+  m.impl("max_pool2d", max_pool2d_native);
+  m.impl("max_pool2d_with_indices", max_pool2d_with_indices_native);
+}
+
+}  // namespace pyops

@@ -1,0 +1,64 @@
+"""max_pool2d."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from pyops.ops._register import register_fake
+
+Ints = int | Sequence[int]
+
+_pool = torch.ops.pyops.max_pool2d
+_pool_with_indices = torch.ops.pyops.max_pool2d_with_indices
+_native = torch.ops.aten.max_pool2d_with_indices
+
+
+def max_pool2d(
+    input: Tensor,
+    kernel_size: Ints,
+    stride: Ints | None = None,
+    padding: Ints = 0,
+    dilation: Ints = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Maximum of every window, as `torch.nn.functional.max_pool2d`, indices included.
+
+    input (N, C, H, W) or (C, H, W) -> (N, C, OH, OW) or (C, OH, OW), in the input's memory format;
+    float64, float32, bfloat16, float16. Training saves one byte per output, neither the input nor
+    64-bit indices; the gradient is deterministic. A window that dilation puts wholly into the
+    padding is -inf as in torch, and passes no gradient (torch adds it to some other element).
+    """
+    pool = _pool_with_indices if return_indices else _pool
+    # Every argument that the dispatcher must parse costs as much as a small tensor's pooling.
+    if padding == 0 and dilation == 1 and not ceil_mode:
+        return pool(input, kernel_size) if stride is None else pool(input, kernel_size, stride)
+    return pool(input, kernel_size, () if stride is None else stride, padding, dilation, ceil_mode)
+
+
+@register_fake("max_pool2d")
+def _(input: Tensor, *windows: object) -> Tensor:
+    return _native(input, *windows)[0]
+
+
+@register_fake("max_pool2d_with_indices")
+def _(input: Tensor, *windows: object) -> tuple[Tensor, Tensor]:
+    return _native(input, *windows)
+
+
+@register_fake("max_pool2d_with_taps")
+def _(input: Tensor, *windows: object) -> tuple[Tensor, Tensor]:
+    output, indices = _native(input, *windows)
+    return output, torch.empty_like(indices, dtype=torch.uint8)
+
+
+@register_fake("max_pool2d_backward")
+def _(grad: Tensor, argmax: Tensor, input_size: Sequence[int], *windows: object) -> Tensor:
+    shape = (*grad.shape[:-2], *input_size)
+    return torch.empty(
+        shape,
+        dtype=grad.dtype,
+        device=grad.device,
+        memory_format=torch.channels_last if windows[-1] else torch.contiguous_format,
+    )
