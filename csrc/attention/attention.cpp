@@ -280,7 +280,7 @@ struct AttentionFunction : torch::autograd::Function<AttentionFunction> {
         saved[7], ctx->saved_data["dropout_p"].toDouble(), ctx->saved_data["is_causal"].toBool(),
         ctx->saved_data["scale"].toOptional<double>(),
         {ctx->needs_input_grad(0), ctx->needs_input_grad(1), ctx->needs_input_grad(2),
-         ctx->needs_input_grad(3)});
+         saved[3].defined() && ctx->needs_input_grad(3)});
     return result;
   }
 };
