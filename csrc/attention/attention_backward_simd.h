@@ -14,6 +14,7 @@
 
 namespace pyops::PYOPS_ISA_NAMESPACE {
 
+template <class Product>
 struct BackwardBlocking {
   int64_t pairs;   // of batch and key/value head
   int64_t units;   // groups of pairs that may run at the same time
@@ -32,35 +33,39 @@ struct BackwardBlocking {
     block_keys = std::min(kMaxBlockKeys, share);
     key_blocks = ceil_div(p.keys, block_keys);
     splits = std::min(splits, key_blocks);
-    // 8 panels: two tiles of 112×256 scores (224 KiB) and everything packed stay in a 1 MiB L2.
-    block_rows = std::min<int64_t>(8 * Tile::kRows, round_up(p.queries, Tile::kRows));
-    query_columns = round_up(p.dim, Tile::kCols);
+    // Two tiles of 112×256 scores (224 KiB) and everything packed stay in a 1 MiB L2.
+    constexpr int64_t kPanels = 8;
+    block_rows = std::min(kPanels * Product::kRows, round_up(p.queries, Product::kRows));
+    query_columns = round_up(p.dim, Product::kCols);
   }
 };
 
-template <class T>
+template <class T, class Product>
 class BackwardWorker {
  public:
-  BackwardWorker(const AttentionBackwardParams& p, const BackwardBlocking& blocking, float* sums_q)
+  using Blocking = BackwardBlocking<Product>;
+
+  BackwardWorker(const AttentionBackwardParams& p, const Blocking& blocking, float* sums_q)
       : p_(p),
         blocking_(blocking),
         columns_(blocking.query_columns),
-        value_columns_(round_up(p.value_dim, Tile::kCols)),
+        value_columns_(round_up(p.value_dim, Product::kCols)),
         ld_(blocking.block_keys),
         sums_q_(sums_q),
         mask_(p.mask),
         dropout_(p.seed, p.dropout_p),
         dropout_factors_(kMaxBlockKeys),
-        keys_right_(ld_ * p.dim),
-        keys_summed_(ld_ * columns_),
-        values_right_(ld_ * p.value_dim),
-        queries_left_(blocking.block_rows * p.dim),
-        queries_summed_(blocking.block_rows * columns_),
-        grads_left_(blocking.block_rows * p.value_dim),
-        grads_summed_(blocking.block_rows * value_columns_),
+        keys_right_(Product::right_elements(ld_, p.dim)),
+        keys_summed_(Product::right_elements(p.dim, ld_)),
+        values_right_(Product::right_elements(ld_, p.value_dim)),
+        queries_left_(Product::left_elements(blocking.block_rows, p.dim)),
+        queries_summed_(Product::right_elements(p.dim, blocking.block_rows)),
+        grads_left_(Product::left_elements(blocking.block_rows, p.value_dim)),
+        grads_summed_(Product::right_elements(p.value_dim, blocking.block_rows)),
+        left_(std::max(Product::left_elements(blocking.block_rows, ld_),
+                       Product::left_elements(ld_, blocking.block_rows))),
         weights_(blocking.block_rows * ld_),
         grad_scores_(blocking.block_rows * ld_),
-        left_(blocking.block_rows * (ld_ + Tile::kRows)),
         sums_k_(ld_ * columns_),
         sums_v_(ld_ * value_columns_) {}
 
@@ -85,10 +90,15 @@ class BackwardWorker {
   }
 
  private:
+  using Packed = typename Product::Packed;
+  using Element = typename Product::Element;
+
   void hold(int64_t b, int64_t kv_head, int64_t s0, int64_t keys) {
-    keys_ = pack_right(by_rows<T>(p_.k, b, kv_head, s0, keys), p_.dim, keys_right_.get());
-    values_ = pack_right(by_rows<T>(p_.v, b, kv_head, s0, keys), p_.value_dim, values_right_.get());
-    keys_for_q_ = pack_right(by_columns<T>(p_.k, b, kv_head, s0, p_.dim), keys, keys_summed_.get());
+    keys_ = product_.pack_right(by_rows<T>(p_.k, b, kv_head, s0, keys), p_.dim, keys_right_.get());
+    values_ = product_.pack_right(by_rows<T>(p_.v, b, kv_head, s0, keys), p_.value_dim,
+                                  values_right_.get());
+    keys_for_q_ =
+        product_.pack_right(by_columns<T>(p_.k, b, kv_head, s0, p_.dim), keys, keys_summed_.get());
     std::fill_n(sums_k_.get(), keys * columns_, 0.0f);
     std::fill_n(sums_v_.get(), keys * value_columns_, 0.0f);
   }
@@ -97,27 +107,29 @@ class BackwardWorker {
   void meet(int64_t b, int64_t h, int64_t l0, int64_t s0, int64_t keys, float* sums_q) {
     const int64_t rows = std::min(blocking_.block_rows, p_.queries - l0);
     if (visible_keys(p_.is_causal, l0 + rows - 1, s0, keys) == 0) return;
-    const Packed queries = pack_left(by_rows<T>(p_.q, b, h, l0, rows), p_.dim, queries_left_.get());
-    const Packed grads =
-        pack_left(by_rows<T>(p_.grad_out, b, h, l0, rows), p_.value_dim, grads_left_.get());
-    multiply_tile(rows, keys, p_.dim, queries, keys_, weights_.get(), ld_, false);
-    multiply_tile(rows, keys, p_.value_dim, grads, values_, grad_scores_.get(), ld_, false);
+    const Packed queries =
+        product_.pack_left(by_rows<T>(p_.q, b, h, l0, rows), p_.dim, queries_left_.get());
+    const Packed grads = product_.pack_left(by_rows<T>(p_.grad_out, b, h, l0, rows), p_.value_dim,
+                                            grads_left_.get());
+    product_.multiply(rows, keys, p_.dim, queries, keys_, weights_.get(), ld_, false);
+    product_.multiply(rows, keys, p_.value_dim, grads, values_, grad_scores_.get(), ld_, false);
     for (int64_t r = 0; r < rows; ++r) row(b, h, l0 + r, s0, keys, r * ld_);
 
-    const Packed q = pack_right(by_columns<T>(p_.q, b, h, l0, p_.dim), rows, queries_summed_.get());
-    const Packed g =
-        pack_right(by_columns<T>(p_.grad_out, b, h, l0, p_.value_dim), rows, grads_summed_.get());
-    multiply_tile(keys, p_.value_dim, rows, transposed(weights_.get(), keys, rows), g,
-                  sums_v_.get(), value_columns_, true);
-    multiply_tile(keys, p_.dim, rows, transposed(grad_scores_.get(), keys, rows), q, sums_k_.get(),
-                  columns_, true);
+    const Packed q =
+        product_.pack_right(by_columns<T>(p_.q, b, h, l0, p_.dim), rows, queries_summed_.get());
+    const Packed g = product_.pack_right(by_columns<T>(p_.grad_out, b, h, l0, p_.value_dim), rows,
+                                         grads_summed_.get());
+    product_.multiply(keys, p_.value_dim, rows, transposed(weights_.get(), keys, rows), g,
+                      sums_v_.get(), value_columns_, true);
+    product_.multiply(keys, p_.dim, rows, transposed(grad_scores_.get(), keys, rows), q,
+                      sums_k_.get(), columns_, true);
     const StridedOperand<float> grad_scores{grad_scores_.get(), rows, ld_, 1};
-    multiply_tile(rows, p_.dim, keys, pack_left(grad_scores, keys, left_.get()), keys_for_q_,
-                  sums_q, columns_, true);
+    product_.multiply(rows, p_.dim, keys, product_.pack_left(grad_scores, keys, left_.get()),
+                      keys_for_q_, sums_q, columns_, true);
   }
 
   Packed transposed(const float* tile, int64_t keys, int64_t rows) {
-    return pack_left(StridedOperand<float>{tile, keys, 1, ld_}, rows, left_.get());
+    return product_.pack_left(StridedOperand<float>{tile, keys, 1, ld_}, rows, left_.get());
   }
 
   // One row of the tiles: scores become the dropped-out softmax, dP becomes dS.
@@ -166,16 +178,18 @@ class BackwardWorker {
                     const float* sums, int64_t ld, int64_t columns, double scale);
 
   const AttentionBackwardParams& p_;
-  const BackwardBlocking& blocking_;
+  const Blocking& blocking_;
   const int64_t columns_, value_columns_;  // D and E in whole panels
   const int64_t ld_;                       // of the score tiles
   float* sums_q_;                          // (splits, B, H, L, columns_)
+  Product product_;
   MaskRows<T> mask_;
   const Dropout dropout_;
   Scratch<float> dropout_factors_;
-  Scratch<float> keys_right_, keys_summed_, values_right_;
-  Scratch<float> queries_left_, queries_summed_, grads_left_, grads_summed_;
-  Scratch<float> weights_, grad_scores_, left_, sums_k_, sums_v_;
+  Scratch<Element> keys_right_, keys_summed_, values_right_;
+  Scratch<Element> queries_left_, queries_summed_, grads_left_, grads_summed_;
+  Scratch<Element> left_;  // whatever is left of a product with a tile of scores
+  Scratch<float> weights_, grad_scores_, sums_k_, sums_v_;
   Packed keys_{}, values_{}, keys_for_q_{};
 };
 
@@ -197,21 +211,23 @@ T* row_of(const Rows& t, int64_t b, int64_t h, int64_t row) {
   return static_cast<T*>(t.data) + b * t.b + h * t.h + row * t.row;
 }
 
-template <class T>
-void BackwardWorker<T>::write(const Rows& to, int64_t b, int64_t h, int64_t row0, int64_t rows,
-                              const float* sums, int64_t ld, int64_t columns, double scale) {
+template <class T, class Product>
+void BackwardWorker<T, Product>::write(const Rows& to, int64_t b, int64_t h, int64_t row0,
+                                       int64_t rows, const float* sums, int64_t ld, int64_t columns,
+                                       double scale) {
   for (int64_t i = 0; i < rows; ++i) {
     write_row(sums + i * ld, 1, 0, columns, scale, row_of<T>(to, b, h, row0 + i));
   }
 }
 
-template <class T>
+template <class T, class Engine>
 void attention_backward(const AttentionBackwardParams& p) {
-  const BackwardBlocking blocking(p);
+  using Product = TileProduct<Engine>;
+  const BackwardBlocking<Product> blocking(p);
   const int64_t rows = p.batch * p.heads * p.queries;
   Scratch<float> sums_q(blocking.splits * rows * blocking.query_columns);
   parallel_for(0, blocking.units * blocking.splits, 1, [&](int64_t begin, int64_t end) {
-    BackwardWorker<T> worker(p, blocking, sums_q.get());
+    BackwardWorker<T, Product> worker(p, blocking, sums_q.get());
     const int64_t pairs = blocking.pairs / blocking.units;
     for (int64_t task = begin; task < end; ++task) {
       const int64_t unit = task / blocking.splits, split = task % blocking.splits;

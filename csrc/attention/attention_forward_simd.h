@@ -10,6 +10,7 @@
 
 namespace pyops::PYOPS_ISA_NAMESPACE {
 
+template <class Product>
 struct ForwardBlocking {
   int64_t block_rows, row_blocks, block_keys, key_blocks;
   int64_t held_blocks;  // packed key blocks a thread keeps: all of a head's, or one
@@ -19,34 +20,39 @@ struct ForwardBlocking {
     constexpr int64_t kPanels = 16;
     // What a thread may hold packed; beyond this, packing again costs less than the memory.
     constexpr int64_t kHeldBytes = int64_t{8} << 20;
-    const int64_t panels = ceil_div(p.queries, Tile::kRows), heads = p.batch * p.heads;
-    row_blocks = std::min(panels, std::max(ceil_div(panels, kPanels),
-                                           ceil_div(num_threads(), std::max<int64_t>(heads, 1))));
-    block_rows = ceil_div(panels, std::max<int64_t>(row_blocks, 1)) * Tile::kRows;
-    row_blocks = ceil_div(p.queries, std::max<int64_t>(block_rows, 1));
+    const int64_t panels = ceil_div(p.queries, Product::kRows), heads = p.batch * p.heads;
+    row_blocks = std::min(
+        panels, std::max(ceil_div(panels, kPanels), ceil_div(int64_t{num_threads()}, heads)));
+    block_rows = ceil_div(panels, row_blocks) * Product::kRows;
+    row_blocks = ceil_div(p.queries, block_rows);
     block_keys = std::min(kMaxBlockKeys, round_up(p.keys, Dropout::kKeys));
-    key_blocks = p.keys == 0 ? 0 : ceil_div(p.keys, block_keys);
-    const int64_t bytes = key_blocks * block_keys * (p.dim + p.value_dim) * 4;
-    held_blocks = bytes <= kHeldBytes ? std::max<int64_t>(key_blocks, 1) : 1;
+    key_blocks = ceil_div(p.keys, block_keys);
+    const int64_t bytes = p.keys * (p.dim + p.value_dim) * static_cast<int64_t>(sizeof(float));
+    held_blocks = bytes <= kHeldBytes ? key_blocks : 1;
   }
 };
 
 // The workspace of one thread, and what it does with it.
-template <class T>
+template <class T, class Product>
 class ForwardWorker {
  public:
-  ForwardWorker(const AttentionParams& p, const ForwardBlocking& blocking)
+  using Blocking = ForwardBlocking<Product>;
+
+  ForwardWorker(const AttentionParams& p, const Blocking& blocking)
       : p_(p),
         blocking_(blocking),
-        value_columns_(round_up(p.value_dim, Tile::kCols)),
+        value_columns_(round_up(p.value_dim, Product::kCols)),
         mask_(p.mask),
         dropout_(p.seed, p.dropout_p),
         dropout_factors_(kMaxBlockKeys),
-        queries_(blocking.block_rows * p.dim),
-        keys_(blocking.held_blocks * blocking.block_keys * p.dim),
-        values_(blocking.held_blocks * blocking.block_keys * value_columns_),
-        tile_(Tile::kRows * blocking.block_keys),
-        weights_(Tile::kRows * blocking.block_keys),
+        queries_(Product::left_elements(blocking.block_rows, p.dim)),
+        one_query_(Product::left_elements(1, p.dim)),
+        keys_stride_(Product::right_elements(blocking.block_keys, p.dim)),
+        values_stride_(Product::right_elements(p.value_dim, blocking.block_keys)),
+        keys_(blocking.held_blocks * keys_stride_),
+        values_(blocking.held_blocks * values_stride_),
+        weights_(Product::left_elements(Product::kRows, blocking.block_keys)),
+        tile_(Product::kRows * blocking.block_keys),
         sums_(blocking.block_rows * value_columns_),
         softmax_(blocking.block_rows) {}
 
@@ -58,7 +64,8 @@ class ForwardWorker {
       head_ = b * p_.kv_heads + kv_head;
       packed_blocks_ = 0;
     }
-    pack_left(by_rows<T>(p_.q, b, h, l0, rows), p_.dim, queries_.get());
+    const Packed queries =
+        product_.pack_left(by_rows<T>(p_.q, b, h, l0, rows), p_.dim, queries_.get());
     std::fill_n(sums_.get(), rows * value_columns_, 0.0f);
     std::fill_n(softmax_.get(), rows, OnlineSoftmax<float>{});
     for (int64_t block = 0; block < blocking_.key_blocks; ++block) {
@@ -66,45 +73,60 @@ class ForwardWorker {
       const int64_t keys = std::min(blocking_.block_keys, p_.keys - s0);
       if (visible_keys(p_.is_causal, l0 + rows - 1, s0, keys) == 0) break;
       hold(b, kv_head, block, s0, keys);
-      const int64_t height = rows_at_once(l0, s0, keys);
-      for (int64_t i = 0; i < rows; i += height) {
-        attend(b, h, l0, i, std::min(height, rows - i), s0, keys);
+      if (panels_may_share(b, kv_head, l0, s0, keys)) {
+        for (int64_t i = 0; i < rows; i += Product::kRows) {
+          attend(b, h, l0, i, std::min(Product::kRows, rows - i), s0, keys,
+                 Product::from_row(queries, i));
+        }
+      } else {
+        for (int64_t i = 0; i < rows; ++i) {
+          attend(b, h, l0, i, 1, s0, keys,
+                 product_.pack_left(by_rows<T>(p_.q, b, h, l0 + i, 1), p_.dim, one_query_.get()));
+        }
       }
     }
     write(b, h, l0, rows);
   }
 
  private:
+  using Packed = typename Product::Packed;
+  using Element = typename Product::Element;
+
   void hold(int64_t b, int64_t kv_head, int64_t block, int64_t s0, int64_t keys) {
-    const int64_t slot = block % blocking_.held_blocks * blocking_.block_keys;
-    held_keys_ = {keys_.get() + slot * p_.dim, p_.dim};
-    held_values_ = {values_.get() + slot * value_columns_, keys};
+    const int64_t slot = block % blocking_.held_blocks;
+    Element* keys_at = keys_.get() + slot * keys_stride_;
+    Element* values_at = values_.get() + slot * values_stride_;
+    held_keys_ = {keys_at, p_.dim};
+    held_values_ = {values_at, keys};
     if (blocking_.held_blocks == blocking_.key_blocks && block < packed_blocks_) return;
-    pack_right(by_rows<T>(p_.k, b, kv_head, s0, keys), p_.dim, keys_.get() + slot * p_.dim);
-    pack_right(by_columns<T>(p_.v, b, kv_head, s0, p_.value_dim), keys,
-               values_.get() + slot * value_columns_);
+    product_.pack_right(by_rows<T>(p_.k, b, kv_head, s0, keys), p_.dim, keys_at);
+    product_.pack_right(by_columns<T>(p_.v, b, kv_head, s0, p_.value_dim), keys, values_at);
     packed_blocks_ = block + 1;
   }
 
   // Rows of a panel share their keys up to the last row's diagonal, with weights of 0 above it. A
   // NaN or an infinity among the values must not come through those: such a block goes row by row.
-  int64_t rows_at_once(int64_t l0, int64_t s0, int64_t keys) const {
-    if (visible_keys(p_.is_causal, l0, s0, keys) == keys) return Tile::kRows;
+  bool panels_may_share(int64_t b, int64_t kv_head, int64_t l0, int64_t s0, int64_t keys) const {
+    if (visible_keys(p_.is_causal, l0, s0, keys) == keys) return true;
     using V = Vec<float>;
     V zero = V::zero();
-    for (int64_t i = 0; i < keys * value_columns_; i += V::kWidth) {
-      zero = V::fma(V::load(held_values_.data + i), V::zero(), zero);
+    const auto values = by_columns<T>(p_.v, b, kv_head, s0, p_.value_dim);
+    for (int64_t s = 0; s < keys; ++s) {
+      for (int64_t e = 0; e < p_.value_dim; e += V::kWidth) {
+        const int n = static_cast<int>(std::min<int64_t>(V::kWidth, p_.value_dim - e));
+        zero = V::fma(values.load(s * p_.v.row + e, n), V::zero(), zero);
+      }
     }
-    return zero.sum() == 0 ? Tile::kRows : 1;
+    return zero.sum() == 0;
   }
 
-  // Rows [i, i + rows) of the block, within one panel, meet the keys held.
-  void attend(int64_t b, int64_t h, int64_t l0, int64_t i, int64_t rows, int64_t s0, int64_t keys) {
+  // Rows [i, i + rows) of the block, `queries`, within one panel, meet the keys held.
+  void attend(int64_t b, int64_t h, int64_t l0, int64_t i, int64_t rows, int64_t s0, int64_t keys,
+              const Packed& queries) {
     const int64_t depth = visible_keys(p_.is_causal, l0 + i + rows - 1, s0, keys);
     if (depth == 0) return;
-    const int64_t panel = i / Tile::kRows * Tile::kRows, ld = blocking_.block_keys;
-    const Packed queries{queries_.get() + panel * p_.dim + (i - panel), p_.dim};
-    multiply_tile(rows, depth, p_.dim, queries, held_keys_, tile_.get(), ld, false);
+    const int64_t ld = blocking_.block_keys;
+    product_.multiply(rows, depth, p_.dim, queries, held_keys_, tile_.get(), ld, false);
     const int64_t width = round_up(depth, Vec<float>::kWidth);
     for (int64_t r = 0; r < rows; ++r) {
       const int64_t l = l0 + i + r;
@@ -115,8 +137,8 @@ class ForwardWorker {
         drop(tile_.get() + r * ld, (b * p_.heads + h) * p_.queries + l, s0, width);
     }
     const StridedOperand<float> weights{tile_.get(), rows, ld, 1};
-    multiply_tile(rows, p_.value_dim, depth, pack_left(weights, depth, weights_.get()),
-                  held_values_, sums_.get() + i * value_columns_, value_columns_, true);
+    product_.multiply(rows, p_.value_dim, depth, product_.pack_left(weights, depth, weights_.get()),
+                      held_values_, sums_.get() + i * value_columns_, value_columns_, true);
   }
 
   void soften(float* x, OnlineSoftmax<float>& softmax, float* sums, const float* mask,
@@ -157,25 +179,31 @@ class ForwardWorker {
   }
 
   const AttentionParams& p_;
-  const ForwardBlocking& blocking_;
+  const Blocking& blocking_;
   const int64_t value_columns_;  // E in whole panels
+  Product product_;
   MaskRows<T> mask_;
   const Dropout dropout_;
-  Scratch<float> dropout_factors_, queries_, keys_, values_, tile_, weights_, sums_;
+  Scratch<float> dropout_factors_;
+  Scratch<Element> queries_, one_query_;
+  const int64_t keys_stride_, values_stride_;  // of packed key blocks
+  Scratch<Element> keys_, values_, weights_;
+  Scratch<float> tile_, sums_;
   Scratch<OnlineSoftmax<float>> softmax_;
   Packed held_keys_{}, held_values_{};
   int64_t head_ = -1, packed_blocks_ = 0;
 };
 
-template <class T>
+template <class T, class Engine>
 void attention_forward(const AttentionParams& p) {
-  const ForwardBlocking blocking(p);
+  using Product = TileProduct<Engine>;
+  const ForwardBlocking<Product> blocking(p);
   const int64_t tasks = p.batch * p.heads * blocking.row_blocks;
   // Below 2^18 multiply-adds a second thread costs more than it brings.
-  const int64_t work = blocking.block_rows * std::max<int64_t>(p.keys, 1) * (p.dim + p.value_dim);
+  const int64_t work = blocking.block_rows * p.keys * (p.dim + p.value_dim);
   const int64_t grain = std::max<int64_t>(1, (int64_t{1} << 18) / std::max<int64_t>(work, 1));
   parallel_for(0, tasks, grain, [&](int64_t begin, int64_t end) {
-    ForwardWorker<T> worker(p, blocking);
+    ForwardWorker<T, Product> worker(p, blocking);
     for (int64_t task = begin; task < end; ++task) {
       // Causal blocks grow with the row: taken from both ends, every share weighs the same.
       const int64_t turn = task % blocking.row_blocks, head = task / blocking.row_blocks;

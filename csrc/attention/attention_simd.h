@@ -15,11 +15,13 @@ void dispatch_float32_based(Dtype dtype, F&& f) {
 }
 
 inline void attention_forward(const AttentionParams& params) {
-  dispatch_float32_based(params.dtype, [&](auto t) { attention_forward<decltype(t)>(params); });
+  dispatch_float32_based(
+      params.dtype, [&](auto t) { attention_forward<decltype(t), VectorEngine<float>>(params); });
 }
 
 inline void attention_backward(const AttentionBackwardParams& params) {
-  dispatch_float32_based(params.dtype, [&](auto t) { attention_backward<decltype(t)>(params); });
+  dispatch_float32_based(
+      params.dtype, [&](auto t) { attention_backward<decltype(t), VectorEngine<float>>(params); });
 }
 
 }  // namespace pyops::PYOPS_ISA_NAMESPACE

@@ -10,45 +10,78 @@
 
 namespace pyops::PYOPS_ISA_NAMESPACE {
 
-using Tile = RegisterTile<float>;
-using Packed = PackedOperand<float>;
-
 // Keys per tile: a panel of query rows with 256 scores (14 KiB) stays in L1 until its exponentials
-// meet the values, and rescaling a row costs little beside 256 keys. A multiple of Dropout::kKeys.
+// meet the values, and rescaling a row costs little beside 256 keys.
 inline constexpr int64_t kMaxBlockKeys = 256;
-static_assert(kMaxBlockKeys % Dropout::kKeys == 0 && kMaxBlockKeys % Tile::kCols == 0);
+static_assert(kMaxBlockKeys % Dropout::kKeys == 0);
 
 inline int64_t round_up(int64_t n, int64_t multiple) { return ceil_div(n, multiple) * multiple; }
 
-// Panels of `operand`, all of them, each with its whole depth: left factors in panels of kRows,
-// right ones in panels of kCols.
-template <class Operand>
-Packed pack_left(const Operand& operand, int64_t depth, float* packed) {
-  for (int64_t i = 0; i < operand.extent; i += Tile::kRows) {
-    operand.template pack<Tile::kRows>(i, 0, depth, packed + i * depth);
-  }
-  return {packed, depth};
-}
-template <class Operand>
-Packed pack_right(const Operand& operand, int64_t depth, float* packed) {
-  for (int64_t j = 0; j < operand.extent; j += Tile::kCols) {
-    operand.template pack<Tile::kCols>(j, 0, depth, packed + j * depth);
-  }
-  return {packed, depth};
-}
+// The two tile products behind every direction, by one engine (gemm/): operands are packed in
+// panels, each with its whole depth, and multiplied as often as they are needed. Dropout::kKeys is
+// a multiple of every engine's columns.
+template <class Engine>
+class TileProduct {
+ public:
+  using Element = typename Engine::Element;
+  static constexpr int64_t kRows = Engine::kRows, kCols = Engine::kCols;
+  static_assert(Dropout::kKeys % kCols == 0);
 
-// c (m×n, whole vectors of columns) = or += a·b over the first `depth` of the summed dimension.
-inline void multiply_tile(int64_t m, int64_t n, int64_t depth, const Packed& a, const Packed& b,
-                          float* c, int64_t ldc, bool add) {
-  for (int64_t j = 0; j < n; j += Tile::kCols) {
-    const int cols = static_cast<int>(std::min<int64_t>(Tile::kCols, n - j));
-    for (int64_t i = 0; i < m; i += Tile::kRows) {
-      const int rows = static_cast<int>(std::min<int64_t>(Tile::kRows, m - i));
-      multiply_panels_for<float>(rows, cols)(depth, a.data + i * a.depth, b.data + j * b.depth,
-                                             c + i * ldc + j, ldc, add);
+  struct Packed {
+    const Element* data;
+    int64_t depth;
+  };
+
+  // What packing takes at most.
+  static int64_t left_elements(int64_t extent, int64_t depth) {
+    return ceil_div(extent, kRows) * Engine::panel_elements(kRows, depth);
+  }
+  static int64_t right_elements(int64_t extent, int64_t depth) {
+    return ceil_div(extent, kCols) * Engine::panel_elements(kCols, depth);
+  }
+
+  template <class Operand>
+  Packed pack_left(const Operand& operand, int64_t depth, Element* packed) {
+    Element* panel = packed;
+    for (int64_t i = 0; i < operand.extent; i += kRows) {
+      engine_.pack_a(operand, i, 0, depth, panel);
+      panel += Engine::panel_elements(kRows, depth);
+    }
+    return {packed, depth};
+  }
+  template <class Operand>
+  Packed pack_right(const Operand& operand, int64_t depth, Element* packed) {
+    Element* panel = packed;
+    for (int64_t j = 0; j < operand.extent; j += kCols) {
+      engine_.pack_b(operand, j, 0, depth, panel);
+      panel += Engine::panel_elements(kCols, depth);
+    }
+    return {packed, depth};
+  }
+
+  // Left panels from row i on, a multiple of kRows.
+  static Packed from_row(const Packed& left, int64_t i) {
+    return {left.data + i / kRows * Engine::panel_elements(kRows, left.depth), left.depth};
+  }
+
+  // c (m×n, whole vectors of columns) = or += a·b over the first `depth` of the summed dimension.
+  void multiply(int64_t m, int64_t n, int64_t depth, const Packed& a, const Packed& b, float* c,
+                int64_t ldc, bool add) {
+    const int64_t a_panel = Engine::panel_elements(kRows, a.depth);
+    const int64_t b_panel = Engine::panel_elements(kCols, b.depth);
+    for (int64_t j = 0; j < n; j += kCols) {
+      const int cols = static_cast<int>(std::min(kCols, n - j));
+      for (int64_t i = 0; i < m; i += kRows) {
+        const int rows = static_cast<int>(std::min(kRows, m - i));
+        engine_.multiply(rows, cols, depth, a.data + i / kRows * a_panel,
+                         b.data + j / kCols * b_panel, c + i * ldc + j, ldc, add);
+      }
     }
   }
-}
+
+ private:
+  Engine engine_;
+};
 
 // A (b, h) slice as an operand, its rows or its columns along the unsummed dimension.
 template <class T>
@@ -113,8 +146,8 @@ inline Vec<float> finish_scores(float* x, float scale, const float* mask, int64_
   const V factor = V::set1(scale);
   for (int64_t j = 0; j < visible; j += V::kWidth) {
     const int n = static_cast<int>(std::min<int64_t>(V::kWidth, visible - j));
-    V score = V::load(x + j) * factor;
-    if (mask != nullptr) score = score + V::load(mask + j, n);
+    V score = V::load(x + j);
+    score = mask == nullptr ? score * factor : V::fma(score, factor, V::load(mask + j, n));
     score.store(x + j);
     if (n < V::kWidth) {
       std::fill(x + visible, x + j + V::kWidth, -INFINITY);
