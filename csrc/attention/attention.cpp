@@ -101,8 +101,10 @@ Forward forward_cpu(const Tensor& query, const Tensor& key, const Tensor& value,
   Tensor out = query_layout ? at::empty_like(q)
                             : at::empty({q.size(0), q.size(1), q.size(2), v.size(3)}, q.options());
   const auto rows = q.sizes().slice(0, 3);
-  Tensor row_max = at::zeros(rows, accumulator_options(q)), row_scale = at::zeros_like(row_max);
-  if (row_max.numel() == 0 || k.size(2) == 0) return {out.zero_(), row_max, row_scale};
+  Tensor row_max = at::empty(rows, accumulator_options(q)), row_scale = at::empty_like(row_max);
+  if (row_max.numel() == 0 || k.size(2) == 0) {
+    return {out.zero_(), row_max.zero_(), row_scale.zero_()};
+  }
   const AttentionParams params{{shape_of(q, k, v, seed, dropout_p, is_causal, scale)},
                                mask_of(mask),
                                rows_of(q),

@@ -107,7 +107,10 @@ class MaskRows {
     if (mask_.kind == MaskKind::kNone) return nullptr;
     if (mask_.kind == MaskKind::kBool) {
       const auto* from = static_cast<const bool*>(mask_.data) + at;
-      return converted(from, keys, [](bool seen) { return seen ? 0.0f : -INFINITY; });
+      // 0 for true, -inf for false, in integers: so it becomes vector code.
+      return converted(from, keys, [](bool seen) {
+        return bits_float((static_cast<uint32_t>(seen) - 1u) & 0xff800000u);
+      });
     }
     const auto to_float = [](auto x) { return static_cast<float>(x); };
     if (mask_.dtype != Dtype::kFloat32) {
@@ -121,10 +124,11 @@ class MaskRows {
   template <class M, class Convert>
   const float* converted(const M* from, int64_t keys, Convert convert) {
     if (from == held_ && keys <= held_keys_) return row_.get();
+    float* row = row_.get();
     if (mask_.key == 1) {
-      for (int64_t j = 0; j < keys; ++j) row_[j] = convert(from[j]);
+      for (int64_t j = 0; j < keys; ++j) row[j] = convert(from[j]);
     } else {
-      for (int64_t j = 0; j < keys; ++j) row_[j] = convert(from[j * mask_.key]);
+      for (int64_t j = 0; j < keys; ++j) row[j] = convert(from[j * mask_.key]);
     }
     held_ = from;
     held_keys_ = keys;

@@ -52,8 +52,6 @@ void check_tensors(const Inputs& x) {
   TORCH_CHECK(type == at::kBool || type == at::kFloat || type == q.scalar_type(), kName,
               ": attn_mask must be bool, float or of the query's dtype ", q.scalar_type(), ", got ",
               type);
-  TORCH_CHECK_INDEX(mask->dim() >= 2, kName, ": attn_mask must have at least 2 dimensions, got ",
-                    mask->dim());
 }
 
 // At least `rank` dimensions, missing ones in front.
@@ -157,8 +155,9 @@ Tensor attention(const Tensor& query, const Tensor& key, const Tensor& value,
                  const OptionalTensor& attn_mask, double dropout_p, bool is_causal,
                  std::optional<double> scale, bool enable_gqa) {
   const Inputs given{query, key, value, attn_mask};
-  const bool float_mask = attn_mask && attn_mask->scalar_type() != at::kBool;
-  if (goes_native(kName, {query, key, value, float_mask ? *attn_mask : Tensor()})) {
+  const Tensor float_mask =
+      attn_mask && attn_mask->is_floating_point() ? *attn_mask : Tensor();  // others have no say
+  if (goes_native(kName, {query, key, value, float_mask})) {
     return native(given, dropout_p, is_causal, scale, enable_gqa);
   }
   check_tensors(given);

@@ -81,7 +81,10 @@ def _(
     scale: float | None,
     wanted: list[bool],
 ) -> tuple[Tensor | None, ...]:
-    grads = [_empty_like_rows(x) if want else None for x, want in zip((query, key, value), wanted)]
+    grads = [
+        _empty_like_rows(x) if want else None
+        for x, want in zip((query, key, value), wanted[:3], strict=True)
+    ]
     grad_mask = mask.new_empty(mask.shape) if mask is not None and wanted[3] else None
     return (*grads, grad_mask)
 
