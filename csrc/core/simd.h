@@ -288,8 +288,8 @@ inline void transpose(Vec<float> (&r)[8]) {
 }
 #endif
 
-// e^x to 1 ulp (Cody-Waite reduction, degree-6 polynomial); exact 0 and inf beyond the range,
-// NaN stays NaN.
+// e^x to 1 ulp (Cody-Waite reduction, minimax polynomial of degree 6); exact 0 and inf beyond the
+// range, NaN stays NaN.
 inline Vec<float> exp(Vec<float> x) {
   using V = Vec<float>;
   // max and min return their second operand for NaN, so a NaN passes through.
@@ -297,11 +297,11 @@ inline Vec<float> exp(Vec<float> x) {
   const V n = V::round(clamped * V::set1(1.44269504088896341f));
   V r = V::fma(n, V::set1(-0.693145751953125f), clamped);
   r = V::fma(n, V::set1(-1.42860677e-6f), r);
-  V p = V::set1(1.3888889e-3f);
-  p = V::fma(p, r, V::set1(8.3333338e-3f));
-  p = V::fma(p, r, V::set1(4.1666668e-2f));
-  p = V::fma(p, r, V::set1(1.6666667e-1f));
-  p = V::fma(p, r, V::set1(0.5f));
+  V p = V::set1(1.3814596e-3f);
+  p = V::fma(p, r, V::set1(8.3687175e-3f));
+  p = V::fma(p, r, V::set1(4.1668390e-2f));
+  p = V::fma(p, r, V::set1(1.6666521e-1f));
+  p = V::fma(p, r, V::set1(0.49999994f));
   p = V::fma(p * r, r, r) + V::set1(1.0f);
   return V::ldexp(p, n);
 }
