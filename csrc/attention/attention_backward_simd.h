@@ -104,9 +104,10 @@ class BackwardWorker {
   }
 
   // The block of query rows from l0 on against the keys held.
-  void meet(int64_t b, int64_t h, int64_t l0, int64_t s0, int64_t keys, float* sums_q) {
+  void meet(int64_t b, int64_t h, int64_t l0, int64_t s0, int64_t held_keys, float* sums_q) {
     const int64_t rows = std::min(blocking_.block_rows, p_.queries - l0);
-    if (visible_keys(p_.is_causal, l0 + rows - 1, s0, keys) == 0) return;
+    const int64_t keys = visible_keys(p_.is_causal, l0 + rows - 1, s0, held_keys);
+    if (keys == 0) return;
     const Packed queries =
         product_.pack_left(by_rows<T>(p_.q, b, h, l0, rows), p_.dim, queries_left_.get());
     const Packed grads = product_.pack_left(by_rows<T>(p_.grad_out, b, h, l0, rows), p_.value_dim,

@@ -46,7 +46,6 @@ class ForwardWorker {
         dropout_(p.seed, p.dropout_p),
         dropout_factors_(kMaxBlockKeys),
         queries_(Product::left_elements(blocking.block_rows, p.dim)),
-        one_query_(Product::left_elements(1, p.dim)),
         keys_stride_(Product::right_elements(blocking.block_keys, p.dim)),
         values_stride_(Product::right_elements(p.value_dim, blocking.block_keys)),
         keys_(blocking.held_blocks * keys_stride_),
@@ -72,6 +71,10 @@ class ForwardWorker {
       const int64_t s0 = block * blocking_.block_keys;
       const int64_t keys = std::min(blocking_.block_keys, p_.keys - s0);
       if (visible_keys(p_.is_causal, l0 + rows - 1, s0, keys) == 0) break;
+      if (rows <= kFewRows) {
+        for (int64_t i = 0; i < rows; ++i) attend_alone(b, h, l0, i, s0, keys);
+        continue;
+      }
       hold(b, kv_head, block, s0, keys);
       if (panels_may_share(b, kv_head, l0, s0, keys)) {
         for (int64_t i = 0; i < rows; i += Product::kRows) {
@@ -79,10 +82,7 @@ class ForwardWorker {
                  Product::from_row(queries, i));
         }
       } else {
-        for (int64_t i = 0; i < rows; ++i) {
-          attend(b, h, l0, i, 1, s0, keys,
-                 product_.pack_left(by_rows<T>(p_.q, b, h, l0 + i, 1), p_.dim, one_query_.get()));
-        }
+        for (int64_t i = 0; i < rows; ++i) attend_alone(b, h, l0, i, s0, keys);
       }
     }
     write(b, h, l0, rows);
@@ -91,6 +91,8 @@ class ForwardWorker {
  private:
   using Packed = typename Product::Packed;
   using Element = typename Product::Element;
+  // So few rows read the keys and values where they lie: packing them costs more.
+  static constexpr int64_t kFewRows = 4;
 
   void hold(int64_t b, int64_t kv_head, int64_t block, int64_t s0, int64_t keys) {
     const int64_t slot = block % blocking_.held_blocks;
@@ -141,6 +143,54 @@ class ForwardWorker {
                       held_values_, sums_.get() + i * value_columns_, value_columns_, true);
   }
 
+  // Row i of the block meets keys as they lie in memory, and none that it does not see.
+  void attend_alone(int64_t b, int64_t h, int64_t l0, int64_t i, int64_t s0, int64_t keys) {
+    using V = Vec<float>;
+    const int64_t kv_head = h / (p_.heads / p_.kv_heads), l = l0 + i;
+    const int64_t visible = visible_keys(p_.is_causal, l, s0, keys);
+    if (visible == 0) return;
+    const auto q = by_rows<T>(p_.q, b, h, l, 1), k = by_rows<T>(p_.k, b, kv_head, s0, keys);
+    float* x = tile_.get();
+    for (int64_t s = 0; s < visible; ++s) {
+      V sum = V::zero();
+      for (int64_t d = 0; d < p_.dim; d += V::kWidth) {
+        const int n = static_cast<int>(std::min<int64_t>(V::kWidth, p_.dim - d));
+        sum = V::fma(q.load_row(0, d, n), k.load_row(s, d, n), sum);
+      }
+      x[s] = sum.sum();
+    }
+    float* sums = sums_.get() + i * value_columns_;
+    const int64_t width = round_up(visible, V::kWidth);
+    soften(x, softmax_[i], sums, mask_.row(b, h, l, s0, keys), visible, width);
+    if (p_.dropout_p > 0) drop(x, (b * p_.heads + h) * p_.queries + l, s0, width);
+    add_values(x, by_rows<T>(p_.v, b, kv_head, s0, visible), sums);
+  }
+
+  // sums += weights·values, four vectors of columns at a time.
+  void add_values(const float* weights, const StridedOperand<T>& values, float* sums) const {
+    using V = Vec<float>;
+    constexpr int kVecs = 4;
+    for (int64_t e0 = 0; e0 < p_.value_dim; e0 += kVecs * V::kWidth) {
+      int columns[kVecs];
+      V sum[kVecs];
+      for (int v = 0; v < kVecs; ++v) {
+        const int64_t left = p_.value_dim - e0 - v * V::kWidth;
+        columns[v] = static_cast<int>(std::clamp<int64_t>(left, 0, V::kWidth));
+        sum[v] = V::zero();
+      }
+      for (int64_t s = 0; s < values.extent; ++s) {
+        const V weight = V::set1(weights[s]);
+        for (int v = 0; v < kVecs; ++v) {
+          sum[v] = V::fma(weight, values.load_row(s, e0 + v * V::kWidth, columns[v]), sum[v]);
+        }
+      }
+      for (int v = 0; v < kVecs && columns[v] > 0; ++v) {
+        float* to = sums + e0 + v * V::kWidth;
+        (sum[v] + V::load(to)).store(to);
+      }
+    }
+  }
+
   void soften(float* x, OnlineSoftmax<float>& softmax, float* sums, const float* mask,
               int64_t visible, int64_t width) const {
     using V = Vec<float>;
@@ -185,7 +235,7 @@ class ForwardWorker {
   MaskRows<T> mask_;
   const Dropout dropout_;
   Scratch<float> dropout_factors_;
-  Scratch<Element> queries_, one_query_;
+  Scratch<Element> queries_;
   const int64_t keys_stride_, values_stride_;  // of packed key blocks
   Scratch<Element> keys_, values_, weights_;
   Scratch<float> tile_, sums_;

@@ -30,7 +30,7 @@ def scaled_dot_product_attention(
 
     Flash attention: Dao 2023, https://arxiv.org/abs/2307.08691.
     """
-    return torch.ops.pyops.scaled_dot_product_attention(
+    return torch.ops.pyops.scaled_dot_product_attention.default(
         query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
     )
 
