@@ -1,0 +1,325 @@
+#include "attention/attention.h"
+
+#include <cmath>
+#include <limits>
+
+#include "core/torch.h"
+
+namespace pyops {
+namespace {
+
+constexpr DtypeSet kFloat32Based = kFloat32 | kHalfTypes;
+constexpr Candidate<AttentionParams> kForward[] = {
+    {"attention_forward_avx512", Isa::kAvx512, kFloat32Based, attention_forward_avx512},
+    {"attention_forward_avx2", Isa::kAvx2, kFloat32Based, attention_forward_avx2},
+    {"attention_forward_scalar", Isa::kScalar, kAnyFloat, attention_forward_scalar},
+};
+constexpr Candidate<AttentionBackwardParams> kBackward[] = {
+    {"attention_backward_avx512", Isa::kAvx512, kFloat32Based, attention_backward_avx512},
+    {"attention_backward_avx2", Isa::kAvx2, kFloat32Based, attention_backward_avx2},
+    {"attention_backward_scalar", Isa::kScalar, kAnyFloat, attention_backward_scalar},
+};
+[[maybe_unused]] const bool listed =
+    list_table("attention_forward", kForward) && list_table("attention_backward", kBackward);
+
+using Forward = std::tuple<Tensor, Tensor, Tensor>;            // out, row_max, row_scale
+using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor>;  // of q, k, v, mask
+
+template <class Signature>
+c10::TypedOperatorHandle<Signature> find_op(const char* name) {
+  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
+}
+
+double scale_or_default(std::optional<double> scale, int64_t dim) {
+  // Without a dimension the scores are zero whatever the scale; it must only be finite.
+  return dim == 0 ? 1 : scale.value_or(1 / std::sqrt(static_cast<double>(dim)));
+}
+
+// A mask of truth values has no derivative and no dtype that could keep the call from us.
+Tensor float_mask(const OptionalTensor& mask) {
+  return mask && mask->is_floating_point() ? *mask : Tensor();
+}
+
+Tensor contiguous_rows(const Tensor& t) {
+  return t.stride(-1) == 1 || t.size(-1) <= 1 ? t : t.contiguous();
+}
+
+// The layout of x where that leaves rows contiguous.
+Tensor empty_like_rows(const Tensor& x) {
+  Tensor t = at::empty_like(x);
+  return t.stride(-1) == 1 || t.size(-1) <= 1 ? t : at::empty(x.sizes(), x.options());
+}
+
+ConstRows rows_of(const Tensor& t) {
+  return {t.const_data_ptr(), t.stride(0), t.stride(1), t.stride(2)};
+}
+Rows mutable_rows_of(const Tensor& t) {
+  return {t.mutable_data_ptr(), t.stride(0), t.stride(1), t.stride(2)};
+}
+
+int64_t broadcast_stride(const Tensor& t, int64_t dim) {
+  return t.size(dim) == 1 ? 0 : t.stride(dim);
+}
+
+AttentionMask mask_of(const OptionalTensor& mask) {
+  if (!mask) return {};
+  const bool is_bool = mask->scalar_type() == at::kBool;
+  return {.kind = is_bool ? MaskKind::kBool : MaskKind::kFloat,
+          .dtype = is_bool ? Dtype::kFloat32 : dtype_of(*mask),
+          .data = mask->const_data_ptr(),
+          .b = broadcast_stride(*mask, 0),
+          .h = broadcast_stride(*mask, 1),
+          .row = broadcast_stride(*mask, 2),
+          .key = broadcast_stride(*mask, 3)};
+}
+
+AttentionShape shape_of(const Tensor& q, const Tensor& k, const Tensor& v,
+                        const OptionalTensor& seed, double dropout_p, bool is_causal,
+                        std::optional<double> scale) {
+  return {.dtype = dtype_of(q),
+          .batch = q.size(0),
+          .heads = q.size(1),
+          .kv_heads = k.size(1),
+          .queries = q.size(2),
+          .keys = k.size(2),
+          .dim = q.size(3),
+          .value_dim = v.size(3),
+          .scale = scale_or_default(scale, q.size(3)),
+          .is_causal = is_causal,
+          .dropout_p = dropout_p,
+          .seed = seed ? static_cast<uint64_t>(seed->item<int64_t>()) : 0};
+}
+
+at::TensorOptions accumulator_options(const Tensor& t) {
+  return t.options().dtype(t.scalar_type() == at::kDouble ? at::kDouble : at::kFloat);
+}
+
+Forward forward_cpu(const Tensor& query, const Tensor& key, const Tensor& value,
+                    const OptionalTensor& mask, const OptionalTensor& seed, double dropout_p,
+                    bool is_causal, std::optional<double> scale, bool query_layout) {
+  const Tensor q = contiguous_rows(query), k = contiguous_rows(key), v = contiguous_rows(value);
+  Tensor out = query_layout ? at::empty_like(q)
+                            : at::empty({q.size(0), q.size(1), q.size(2), v.size(3)}, q.options());
+  const auto rows = q.sizes().slice(0, 3);
+  Tensor row_max = at::empty(rows, accumulator_options(q)), row_scale = at::empty_like(row_max);
+  if (row_max.numel() == 0 || k.size(2) == 0) {
+    return {out.zero_(), row_max.zero_(), row_scale.zero_()};
+  }
+  const AttentionParams params{{shape_of(q, k, v, seed, dropout_p, is_causal, scale)},
+                               mask_of(mask),
+                               rows_of(q),
+                               rows_of(k),
+                               rows_of(v),
+                               mutable_rows_of(out),
+                               row_max.mutable_data_ptr(),
+                               row_scale.mutable_data_ptr()};
+  choose("scaled_dot_product_attention", kForward, params,
+         {query, key, value, value_or_undefined(mask)})
+      .run(params);
+  return {out, row_max, row_scale};
+}
+
+// A mask's gradient is summed in the accumulator type, in the mask's own shape.
+AttentionMaskGradient gradient_of(const Tensor& sum) {
+  if (!sum.defined()) return {};
+  return {sum.mutable_data_ptr(), broadcast_stride(sum, 0), broadcast_stride(sum, 1),
+          broadcast_stride(sum, 2), broadcast_stride(sum, 3)};
+}
+
+Gradients backward_cpu(const Tensor& grad_out, const Tensor& query, const Tensor& key,
+                       const Tensor& value, const OptionalTensor& mask, const OptionalTensor& seed,
+                       const Tensor& out, const Tensor& row_max, const Tensor& row_scale,
+                       double dropout_p, bool is_causal, std::optional<double> scale,
+                       std::array<bool, 4> wanted) {
+  const Tensor q = contiguous_rows(query), k = contiguous_rows(key), v = contiguous_rows(value);
+  const Tensor g = contiguous_rows(grad_out), o = contiguous_rows(out);
+  const Tensor max = row_max.contiguous(), inverse = row_scale.contiguous();
+  Tensor grad_q = empty_like_rows(q), grad_k = empty_like_rows(k), grad_v = empty_like_rows(v);
+  const Tensor sum_mask = wanted[3] ? at::zeros(mask->sizes(), accumulator_options(q)) : Tensor();
+  if (row_max.numel() == 0 || k.size(2) == 0) {
+    for (const Tensor& t : {grad_q, grad_k, grad_v}) t.zero_();
+  } else {
+    const AttentionBackwardParams params{{shape_of(q, k, v, seed, dropout_p, is_causal, scale)},
+                                         mask_of(mask),
+                                         rows_of(q),
+                                         rows_of(k),
+                                         rows_of(v),
+                                         rows_of(o),
+                                         rows_of(g),
+                                         max.const_data_ptr(),
+                                         inverse.const_data_ptr(),
+                                         mutable_rows_of(grad_q),
+                                         mutable_rows_of(grad_k),
+                                         mutable_rows_of(grad_v),
+                                         gradient_of(sum_mask)};
+    choose("scaled_dot_product_attention_backward", kBackward, params, {q, k, v}).run(params);
+  }
+  return {wanted[0] ? grad_q : Tensor(), wanted[1] ? grad_k : Tensor(),
+          wanted[2] ? grad_v : Tensor(), wanted[3] ? sum_mask.to(mask->scalar_type()) : Tensor()};
+}
+
+Tensor dropout_cpu(const Tensor& seed, double p, at::IntArrayRef size) {
+  Tensor kept = at::empty(size, seed.options().dtype(at::kBool));
+  if (kept.numel() == 0) return kept;
+  attention_dropout_scalar(static_cast<uint64_t>(seed.item<int64_t>()), p,
+                           kept.numel() / size.back(), size.back(), kept.mutable_data_ptr<bool>());
+  return kept;
+}
+
+Tensor dropout_factors(const Tensor& seed, double p, const Tensor& like) {
+  static const auto op =
+      find_op<Tensor(const Tensor&, double, c10::SymIntArrayRef)>("pyops::attention_dropout");
+  const Tensor kept = op.call(seed, p, like.sym_sizes());
+  return kept.to(like.scalar_type()) * (p < 1 ? 1 / (1 - p) : 0);
+}
+
+Gradients call_backward(const Tensor& grad_out, const Tensor& q, const Tensor& k, const Tensor& v,
+                        const OptionalTensor& mask, const OptionalTensor& seed, const Tensor& out,
+                        const Tensor& row_max, const Tensor& row_scale, double dropout_p,
+                        bool is_causal, std::optional<double> scale, std::array<bool, 4> wanted) {
+  static const auto op = find_op<decltype(backward_cpu)>("pyops::attention_backward");
+  return op.call(grad_out, q, k, v, mask, seed, out, row_max, row_scale, dropout_p, is_causal,
+                 scale, wanted);
+}
+
+// The same gradients as differentiable operations, from the inputs alone; only this path, the
+// second order, holds matrices of size L×S. Heads that share a key head get a dimension of their
+// own: (B, G, H/G, L, D).
+Gradients differentiable_backward(const Tensor& grad_out, const Tensor& query, const Tensor& key,
+                                  const Tensor& value, const OptionalTensor& mask,
+                                  const OptionalTensor& seed, double dropout_p, bool is_causal,
+                                  std::optional<double> scale, std::array<bool, 4> wanted) {
+  const auto compute = query.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+  const c10::SymInt groups = key.sym_size(1);
+  const c10::SymInt shared = groups == 0 ? c10::SymInt(1) : query.sym_size(1) / groups;
+  const auto grouped = [&](const Tensor& t) {
+    return t.to(compute).unflatten_symint(1, {groups, shared});
+  };
+  const Tensor q = grouped(query), g = grouped(grad_out);
+  const Tensor k = key.to(compute).unsqueeze(2), v = value.to(compute).unsqueeze(2);
+  const double factor = scale_or_default(scale, query.size(3));
+
+  Tensor scores = (q.matmul(k.mT()) * factor).flatten(1, 2);
+  if (mask && mask->scalar_type() == at::kBool) {
+    scores = scores.masked_fill(mask->logical_not(), -std::numeric_limits<double>::infinity());
+  } else if (mask) {
+    scores = scores + mask->to(compute);
+  }
+  if (is_causal) {
+    const Tensor seen =
+        at::ones_symint({query.sym_size(2), key.sym_size(2)}, query.options().dtype(at::kBool))
+            .tril();
+    scores = scores.masked_fill(seen.logical_not(), -std::numeric_limits<double>::infinity());
+  }
+  const Tensor p = at::_safe_softmax(scores, -1);
+  const bool drops = seed.has_value();
+  const Tensor kept = drops ? dropout_factors(*seed, dropout_p, p) : Tensor();
+  const Tensor dropped = grouped(drops ? p * kept : p);
+  const Tensor grad_dropped = g.matmul(v.mT()).flatten(1, 2);
+  const Tensor grad_p = drops ? grad_dropped * kept : grad_dropped;
+  const Tensor grad_scores = p * (grad_p - (p * grad_p).sum(-1, /*keepdim=*/true));
+  const Tensor grouped_scores = grouped(grad_scores);
+  const auto dtype = query.scalar_type();
+  return {
+      wanted[0] ? (grouped_scores.matmul(k) * factor).flatten(1, 2).to(dtype) : Tensor(),
+      wanted[1] ? (grouped_scores.mT().matmul(q) * factor).sum(2).to(dtype) : Tensor(),
+      wanted[2] ? dropped.mT().matmul(g).sum(2).to(dtype) : Tensor(),
+      wanted[3] ? at::sum_to(grad_scores, mask->sym_sizes()).to(mask->scalar_type()) : Tensor()};
+}
+
+Gradients backward_autograd(const Tensor& grad_out, const Tensor& q, const Tensor& k,
+                            const Tensor& v, const OptionalTensor& mask, const OptionalTensor& seed,
+                            const Tensor& out, const Tensor& row_max, const Tensor& row_scale,
+                            double dropout_p, bool is_causal, std::optional<double> scale,
+                            std::array<bool, 4> wanted) {
+  const Tensor m = float_mask(mask);
+  if (native_reason({grad_out, q, k, v, m}) != nullptr || needs_grad({grad_out, q, k, v, m})) {
+    return differentiable_backward(grad_out, q, k, v, mask, seed, dropout_p, is_causal, scale,
+                                   wanted);
+  }
+  const at::AutoDispatchBelowADInplaceOrView below;
+  return call_backward(grad_out, q, k, v, mask, seed, out, row_max, row_scale, dropout_p, is_causal,
+                       scale, wanted);
+}
+
+Forward call_forward(const Tensor& q, const Tensor& k, const Tensor& v, const OptionalTensor& mask,
+                     const OptionalTensor& seed, double dropout_p, bool is_causal,
+                     std::optional<double> scale, bool query_layout) {
+  static const auto op = find_op<decltype(forward_cpu)>("pyops::attention_forward");
+  return op.call(q, k, v, mask, seed, dropout_p, is_causal, scale, query_layout);
+}
+
+struct AttentionFunction : torch::autograd::Function<AttentionFunction> {
+  static torch::autograd::variable_list forward(torch::autograd::AutogradContext* ctx,
+                                                const Tensor& q, const Tensor& k, const Tensor& v,
+                                                const OptionalTensor& mask,
+                                                const OptionalTensor& seed, double dropout_p,
+                                                bool is_causal, std::optional<double> scale,
+                                                bool query_layout) {
+    const at::AutoDispatchBelowADInplaceOrView below;
+    auto [out, row_max, row_scale] =
+        call_forward(q, k, v, mask, seed, dropout_p, is_causal, scale, query_layout);
+    ctx->save_for_backward(
+        {q, k, v, value_or_undefined(mask), value_or_undefined(seed), out, row_max, row_scale});
+    ctx->saved_data["dropout_p"] = dropout_p;
+    ctx->saved_data["is_causal"] = is_causal;
+    ctx->saved_data["scale"] = scale;
+    ctx->mark_non_differentiable({row_max, row_scale});
+    ctx->set_materialize_grads(false);
+    return {out, row_max, row_scale};
+  }
+
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx,
+                                                 torch::autograd::variable_list grads) {
+    torch::autograd::variable_list result(9);
+    if (!grads[0].defined()) return result;
+    const auto saved = ctx->get_saved_variables();
+    const auto optional = [&](size_t i) {
+      return saved[i].defined() ? OptionalTensor(saved[i]) : std::nullopt;
+    };
+    std::tie(result[0], result[1], result[2], result[3]) = call_backward(
+        grads[0], saved[0], saved[1], saved[2], optional(3), optional(4), saved[5], saved[6],
+        saved[7], ctx->saved_data["dropout_p"].toDouble(), ctx->saved_data["is_causal"].toBool(),
+        ctx->saved_data["scale"].toOptional<double>(),
+        {ctx->needs_input_grad(0), ctx->needs_input_grad(1), ctx->needs_input_grad(2),
+         saved[3].defined() && ctx->needs_input_grad(3)});
+    return result;
+  }
+};
+
+Forward forward_autograd(const Tensor& q, const Tensor& k, const Tensor& v,
+                         const OptionalTensor& mask, const OptionalTensor& seed, double dropout_p,
+                         bool is_causal, std::optional<double> scale, bool query_layout) {
+  if (needs_grad({q, k, v, float_mask(mask)})) {
+    const auto result =
+        AttentionFunction::apply(q, k, v, mask, seed, dropout_p, is_causal, scale, query_layout);
+    return {result[0], result[1], result[2]};
+  }
+  const at::AutoDispatchBelowADInplaceOrView below;
+  return call_forward(q, k, v, mask, seed, dropout_p, is_causal, scale, query_layout);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(pyops, m) {
+  m.def(
+      "attention_forward(Tensor query, Tensor key, Tensor value, Tensor? mask, Tensor? seed, "
+      "float dropout_p, bool is_causal, float? scale, bool query_layout) "
+      "-> (Tensor, Tensor, Tensor)");
+  m.def(
+      "attention_backward(Tensor grad, Tensor query, Tensor key, Tensor value, Tensor? mask, "
+      "Tensor? seed, Tensor out, Tensor row_max, Tensor row_scale, float dropout_p, "
+      "bool is_causal, float? scale, bool[4] wanted) -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def("attention_dropout(Tensor seed, float p, SymInt[] size) -> Tensor");
+}
+TORCH_LIBRARY_IMPL(pyops, CPU, m) {
+  m.impl("attention_forward", forward_cpu);
+  m.impl("attention_backward", backward_cpu);
+  m.impl("attention_dropout", dropout_cpu);
+}
+TORCH_LIBRARY_IMPL(pyops, Autograd, m) {
+  m.impl("attention_forward", forward_autograd);
+  m.impl("attention_backward", backward_autograd);
+}
+
+}  // namespace pyops

@@ -1,0 +1,248 @@
+// The gradients of flash attention: a block of keys meets every block of queries, the softmax is
+// recomputed from row_max and row_scale, and five tile products share it:
+//   P = softmax(q·kᵀ)   dP = dout·vᵀ   dS = P∘(dP - rowsum(dout∘out))
+//   dv += Pᵀ·dout   dk += dSᵀ·q   dq += dS·k
+//
+// dk and dv of a key block belong to one task. dq is summed over the key blocks, so where heads are
+// too few for the threads the key blocks are dealt out to several tasks, each with a dq of its own,
+// added up in order afterwards: no atomics, the same result run after run.
+#pragma once
+
+#include <numeric>
+
+#include "attention/attention_tile_simd.h"
+
+namespace pyops::PYOPS_ISA_NAMESPACE {
+
+template <class Product>
+struct BackwardBlocking {
+  int64_t pairs;   // of batch and key/value head
+  int64_t units;   // groups of pairs that may run at the same time
+  int64_t splits;  // tasks a unit's key blocks are dealt out to
+  int64_t block_rows, block_keys, key_blocks, query_columns;
+
+  explicit BackwardBlocking(const AttentionBackwardParams& p) : pairs(p.batch * p.kv_heads) {
+    const AttentionMaskGradient& m = p.grad_mask;
+    const bool shared =
+        m.data != nullptr && ((p.batch > 1 && m.b == 0) || (p.kv_heads > 1 && m.h == 0));
+    units = shared ? 1 : pairs;
+    const int64_t threads = num_threads();
+    splits = threads / std::gcd(threads, units);
+    if (m.data != nullptr && m.key == 0) splits = 1;
+    const int64_t share = round_up(ceil_div(p.keys, splits), Dropout::kKeys);
+    block_keys = std::min(kMaxBlockKeys, share);
+    key_blocks = ceil_div(p.keys, block_keys);
+    splits = std::min(splits, key_blocks);
+    // Two tiles of 112×256 scores (224 KiB) and everything packed stay in a 1 MiB L2.
+    constexpr int64_t kPanels = 8;
+    block_rows = std::min(kPanels * Product::kRows, round_up(p.queries, Product::kRows));
+    query_columns = round_up(p.dim, Product::kCols);
+  }
+};
+
+template <class T, class Product>
+class BackwardWorker {
+ public:
+  using Blocking = BackwardBlocking<Product>;
+
+  BackwardWorker(const AttentionBackwardParams& p, const Blocking& blocking, float* sums_q)
+      : p_(p),
+        blocking_(blocking),
+        columns_(blocking.query_columns),
+        value_columns_(round_up(p.value_dim, Product::kCols)),
+        ld_(blocking.block_keys),
+        sums_q_(sums_q),
+        mask_(p.mask),
+        dropout_(p.seed, p.dropout_p),
+        dropout_factors_(kMaxBlockKeys),
+        keys_right_(Product::right_elements(ld_, p.dim)),
+        keys_summed_(Product::right_elements(p.dim, ld_)),
+        values_right_(Product::right_elements(ld_, p.value_dim)),
+        queries_left_(Product::left_elements(blocking.block_rows, p.dim)),
+        queries_summed_(Product::right_elements(p.dim, blocking.block_rows)),
+        grads_left_(Product::left_elements(blocking.block_rows, p.value_dim)),
+        grads_summed_(Product::right_elements(p.value_dim, blocking.block_rows)),
+        left_(std::max(Product::left_elements(blocking.block_rows, ld_),
+                       Product::left_elements(ld_, blocking.block_rows))),
+        weights_(blocking.block_rows * ld_),
+        grad_scores_(blocking.block_rows * ld_),
+        sums_k_(ld_ * columns_),
+        sums_v_(ld_ * value_columns_) {}
+
+  // Every split-th key block of one (b, key/value head) with the query heads that share it.
+  void run(int64_t pair, int64_t split) {
+    const int64_t b = pair / p_.kv_heads, kv_head = pair % p_.kv_heads;
+    const int64_t group = p_.heads / p_.kv_heads;
+    float* sums_q =
+        sums_q_ + ((split * p_.batch + b) * p_.heads + kv_head * group) * p_.queries * columns_;
+    std::fill_n(sums_q, group * p_.queries * columns_, 0.0f);
+    for (int64_t block = split; block < blocking_.key_blocks; block += blocking_.splits) {
+      const int64_t s0 = block * ld_, keys = std::min(ld_, p_.keys - s0);
+      hold(b, kv_head, s0, keys);
+      for (int64_t i = 0; i < group; ++i) {
+        for (int64_t l0 = 0; l0 < p_.queries; l0 += blocking_.block_rows) {
+          meet(b, kv_head * group + i, l0, s0, keys, sums_q + (i * p_.queries + l0) * columns_);
+        }
+      }
+      write(p_.grad_k, b, kv_head, s0, keys, sums_k_.get(), columns_, p_.dim, p_.scale);
+      write(p_.grad_v, b, kv_head, s0, keys, sums_v_.get(), value_columns_, p_.value_dim, 1);
+    }
+  }
+
+ private:
+  using Packed = typename Product::Packed;
+  using Element = typename Product::Element;
+
+  void hold(int64_t b, int64_t kv_head, int64_t s0, int64_t keys) {
+    keys_ = product_.pack_right(by_rows<T>(p_.k, b, kv_head, s0, keys), p_.dim, keys_right_.get());
+    values_ = product_.pack_right(by_rows<T>(p_.v, b, kv_head, s0, keys), p_.value_dim,
+                                  values_right_.get());
+    keys_for_q_ =
+        product_.pack_right(by_columns<T>(p_.k, b, kv_head, s0, p_.dim), keys, keys_summed_.get());
+    std::fill_n(sums_k_.get(), keys * columns_, 0.0f);
+    std::fill_n(sums_v_.get(), keys * value_columns_, 0.0f);
+  }
+
+  // The block of query rows from l0 on against the keys held.
+  void meet(int64_t b, int64_t h, int64_t l0, int64_t s0, int64_t held_keys, float* sums_q) {
+    const int64_t rows = std::min(blocking_.block_rows, p_.queries - l0);
+    const int64_t keys = visible_keys(p_.is_causal, l0 + rows - 1, s0, held_keys);
+    if (keys == 0) return;
+    const Packed queries =
+        product_.pack_left(by_rows<T>(p_.q, b, h, l0, rows), p_.dim, queries_left_.get());
+    const Packed grads = product_.pack_left(by_rows<T>(p_.grad_out, b, h, l0, rows), p_.value_dim,
+                                            grads_left_.get());
+    product_.multiply(rows, keys, p_.dim, queries, keys_, weights_.get(), ld_, false);
+    product_.multiply(rows, keys, p_.value_dim, grads, values_, grad_scores_.get(), ld_, false);
+    for (int64_t r = 0; r < rows; ++r) row(b, h, l0 + r, s0, keys, r * ld_);
+
+    const Packed q =
+        product_.pack_right(by_columns<T>(p_.q, b, h, l0, p_.dim), rows, queries_summed_.get());
+    const Packed g = product_.pack_right(by_columns<T>(p_.grad_out, b, h, l0, p_.value_dim), rows,
+                                         grads_summed_.get());
+    product_.multiply(keys, p_.value_dim, rows, transposed(weights_.get(), keys, rows), g,
+                      sums_v_.get(), value_columns_, true);
+    product_.multiply(keys, p_.dim, rows, transposed(grad_scores_.get(), keys, rows), q,
+                      sums_k_.get(), columns_, true);
+    const StridedOperand<float> grad_scores{grad_scores_.get(), rows, ld_, 1};
+    product_.multiply(rows, p_.dim, keys, product_.pack_left(grad_scores, keys, left_.get()),
+                      keys_for_q_, sums_q, columns_, true);
+  }
+
+  Packed transposed(const float* tile, int64_t keys, int64_t rows) {
+    return product_.pack_left(StridedOperand<float>{tile, keys, 1, ld_}, rows, left_.get());
+  }
+
+  // One row of the tiles: scores become the dropped-out softmax, dP becomes dS.
+  void row(int64_t b, int64_t h, int64_t l, int64_t s0, int64_t keys, int64_t at) {
+    using V = Vec<float>;
+    float *x = weights_.get() + at, *grad = grad_scores_.get() + at;
+    const int64_t width = round_up(keys, V::kWidth), index = (b * p_.heads + h) * p_.queries + l;
+    finish_scores(x, static_cast<float>(p_.scale), mask_.row(b, h, l, s0, keys),
+                  visible_keys(p_.is_causal, l, s0, keys), width);
+    const V max = V::set1(static_cast<const float*>(p_.row_max)[index]);
+    const V scale = V::set1(static_cast<const float*>(p_.row_scale)[index]);
+    const V delta = V::set1(grad_dot_out(b, h, l));
+    const bool drops = p_.dropout_p > 0;
+    if (drops) dropout_row(dropout_, index, s0, width, dropout_factors_.get());
+    for (int64_t j = 0; j < width; j += V::kWidth) {
+      const V weight = exp(V::load(x + j) - max) * scale, grad_weight = V::load(grad + j);
+      const V factor = drops ? V::load(dropout_factors_.get() + j) : V::set1(1.0f);
+      (weight * factor).store(x + j);
+      (weight * (grad_weight * factor - delta)).store(grad + j);
+    }
+    if (p_.grad_mask.data != nullptr) add_to_mask(b, h, l, s0, keys, grad);
+  }
+
+  float grad_dot_out(int64_t b, int64_t h, int64_t l) const {
+    using V = Vec<float>;
+    const auto grad = by_rows<T>(p_.grad_out, b, h, l, 1), out = by_rows<T>(p_.out, b, h, l, 1);
+    V sum = V::zero();
+    for (int64_t e = 0; e < p_.value_dim; e += V::kWidth) {
+      const int n = static_cast<int>(std::min<int64_t>(V::kWidth, p_.value_dim - e));
+      sum = V::fma(grad.load(e, n), out.load(e, n), sum);
+    }
+    return sum.sum();
+  }
+
+  void add_to_mask(int64_t b, int64_t h, int64_t l, int64_t s0, int64_t keys, const float* grad) {
+    const AttentionMaskGradient& m = p_.grad_mask;
+    float* sum = static_cast<float*>(m.data) + b * m.b + h * m.h + l * m.row + s0 * m.key;
+    if (m.key == 0) {
+      for (int64_t j = 0; j < keys; ++j) *sum += grad[j];
+    } else {
+      for (int64_t j = 0; j < keys; ++j) sum[j] += grad[j];
+    }
+  }
+
+  static void write(const Rows& to, int64_t b, int64_t h, int64_t row0, int64_t rows,
+                    const float* sums, int64_t ld, int64_t columns, double scale);
+
+  const AttentionBackwardParams& p_;
+  const Blocking& blocking_;
+  const int64_t columns_, value_columns_;  // D and E in whole panels
+  const int64_t ld_;                       // of the score tiles
+  float* sums_q_;                          // (splits, B, H, L, columns_)
+  Product product_;
+  MaskRows<T> mask_;
+  const Dropout dropout_;
+  Scratch<float> dropout_factors_;
+  Scratch<Element> keys_right_, keys_summed_, values_right_;
+  Scratch<Element> queries_left_, queries_summed_, grads_left_, grads_summed_;
+  Scratch<Element> left_;  // whatever is left of a product with a tile of scores
+  Scratch<float> weights_, grad_scores_, sums_k_, sums_v_;
+  Packed keys_{}, values_{}, keys_for_q_{};
+};
+
+// scale·sums, one row: `splits` of them, `stride` apart, are added up in order.
+template <class T>
+void write_row(const float* sums, int64_t splits, int64_t stride, int64_t columns, double scale,
+               T* out) {
+  using V = Vec<float>;
+  for (int64_t j = 0; j < columns; j += V::kWidth) {
+    const int n = static_cast<int>(std::min<int64_t>(V::kWidth, columns - j));
+    V sum = V::load(sums + j);
+    for (int64_t split = 1; split < splits; ++split) sum = sum + V::load(sums + split * stride + j);
+    (sum * V::set1(static_cast<float>(scale))).store(out + j, n);
+  }
+}
+
+template <class T>
+T* row_of(const Rows& t, int64_t b, int64_t h, int64_t row) {
+  return static_cast<T*>(t.data) + b * t.b + h * t.h + row * t.row;
+}
+
+template <class T, class Product>
+void BackwardWorker<T, Product>::write(const Rows& to, int64_t b, int64_t h, int64_t row0,
+                                       int64_t rows, const float* sums, int64_t ld, int64_t columns,
+                                       double scale) {
+  for (int64_t i = 0; i < rows; ++i) {
+    write_row(sums + i * ld, 1, 0, columns, scale, row_of<T>(to, b, h, row0 + i));
+  }
+}
+
+template <class T, class Engine>
+void attention_backward(const AttentionBackwardParams& p) {
+  using Product = TileProduct<Engine>;
+  const BackwardBlocking<Product> blocking(p);
+  const int64_t rows = p.batch * p.heads * p.queries;
+  Scratch<float> sums_q(blocking.splits * rows * blocking.query_columns);
+  parallel_for(0, blocking.units * blocking.splits, 1, [&](int64_t begin, int64_t end) {
+    BackwardWorker<T, Product> worker(p, blocking, sums_q.get());
+    const int64_t pairs = blocking.pairs / blocking.units;
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t unit = task / blocking.splits, split = task % blocking.splits;
+      for (int64_t i = 0; i < pairs; ++i) worker.run(unit * pairs + i, split);
+    }
+  });
+  parallel_for(0, rows, 64, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t l = i % p.queries, head = i / p.queries;
+      write_row(sums_q.get() + i * blocking.query_columns, blocking.splits,
+                rows * blocking.query_columns, p.dim, p.scale,
+                row_of<T>(p.grad_q, head / p.heads, head % p.heads, l));
+    }
+  });
+}
+
+}  // namespace pyops::PYOPS_ISA_NAMESPACE

@@ -1,0 +1,266 @@
+// Flash attention (Dao 2023): for a block of query rows, keys pass by in blocks; scores, their
+// exponentials and the product with the values stay in the cache, and what was summed so far is
+// rescaled when a row's maximum rises.
+//
+// A thread takes consecutive query blocks of one head after another, so it packs a head's keys and
+// values once and uses them for all of its query blocks.
+#pragma once
+
+#include "attention/attention_tile_simd.h"
+
+namespace pyops::PYOPS_ISA_NAMESPACE {
+
+template <class Product>
+struct ForwardBlocking {
+  int64_t block_rows, row_blocks, block_keys, key_blocks;
+  int64_t held_blocks;  // packed key blocks a thread keeps: all of a head's, or one
+
+  explicit ForwardBlocking(const AttentionParams& p) {
+    // 16 panels share every packed key block that comes from L2 or beyond.
+    constexpr int64_t kPanels = 16;
+    // What a thread may hold packed; beyond this, packing again costs less than the memory.
+    constexpr int64_t kHeldBytes = int64_t{8} << 20;
+    const int64_t panels = ceil_div(p.queries, Product::kRows), heads = p.batch * p.heads;
+    row_blocks = std::min(
+        panels, std::max(ceil_div(panels, kPanels), ceil_div(int64_t{num_threads()}, heads)));
+    block_rows = ceil_div(panels, row_blocks) * Product::kRows;
+    row_blocks = ceil_div(p.queries, block_rows);
+    block_keys = std::min(kMaxBlockKeys, round_up(p.keys, Dropout::kKeys));
+    key_blocks = ceil_div(p.keys, block_keys);
+    const int64_t bytes = p.keys * (p.dim + p.value_dim) * static_cast<int64_t>(sizeof(float));
+    held_blocks = bytes <= kHeldBytes ? key_blocks : 1;
+  }
+};
+
+// The workspace of one thread, and what it does with it.
+template <class T, class Product>
+class ForwardWorker {
+ public:
+  using Blocking = ForwardBlocking<Product>;
+
+  ForwardWorker(const AttentionParams& p, const Blocking& blocking)
+      : p_(p),
+        blocking_(blocking),
+        value_columns_(round_up(p.value_dim, Product::kCols)),
+        mask_(p.mask),
+        dropout_(p.seed, p.dropout_p),
+        dropout_factors_(kMaxBlockKeys),
+        queries_(Product::left_elements(blocking.block_rows, p.dim)),
+        keys_stride_(Product::right_elements(blocking.block_keys, p.dim)),
+        values_stride_(Product::right_elements(p.value_dim, blocking.block_keys)),
+        keys_(blocking.held_blocks * keys_stride_),
+        values_(blocking.held_blocks * values_stride_),
+        weights_(Product::left_elements(Product::kRows, blocking.block_keys)),
+        tile_(Product::kRows * blocking.block_keys),
+        sums_(blocking.block_rows * value_columns_),
+        softmax_(blocking.block_rows) {}
+
+  // Query rows [l0, l0 + block_rows) of head h.
+  void run(int64_t b, int64_t h, int64_t l0) {
+    const int64_t rows = std::min(blocking_.block_rows, p_.queries - l0);
+    const int64_t kv_head = h / (p_.heads / p_.kv_heads);
+    if (head_ != b * p_.kv_heads + kv_head) {
+      head_ = b * p_.kv_heads + kv_head;
+      packed_blocks_ = 0;
+    }
+    const Packed queries =
+        product_.pack_left(by_rows<T>(p_.q, b, h, l0, rows), p_.dim, queries_.get());
+    std::fill_n(sums_.get(), rows * value_columns_, 0.0f);
+    std::fill_n(softmax_.get(), rows, OnlineSoftmax<float>{});
+    for (int64_t block = 0; block < blocking_.key_blocks; ++block) {
+      const int64_t s0 = block * blocking_.block_keys;
+      const int64_t keys = std::min(blocking_.block_keys, p_.keys - s0);
+      if (visible_keys(p_.is_causal, l0 + rows - 1, s0, keys) == 0) break;
+      if (rows <= kFewRows) {
+        for (int64_t i = 0; i < rows; ++i) attend_alone(b, h, l0, i, s0, keys);
+        continue;
+      }
+      hold(b, kv_head, block, s0, keys);
+      if (panels_may_share(b, kv_head, l0, s0, keys)) {
+        for (int64_t i = 0; i < rows; i += Product::kRows) {
+          attend(b, h, l0, i, std::min(Product::kRows, rows - i), s0, keys,
+                 Product::from_row(queries, i));
+        }
+      } else {
+        for (int64_t i = 0; i < rows; ++i) attend_alone(b, h, l0, i, s0, keys);
+      }
+    }
+    write(b, h, l0, rows);
+  }
+
+ private:
+  using Packed = typename Product::Packed;
+  using Element = typename Product::Element;
+  // So few rows read the keys and values where they lie: packing them costs more.
+  static constexpr int64_t kFewRows = 4;
+
+  void hold(int64_t b, int64_t kv_head, int64_t block, int64_t s0, int64_t keys) {
+    const int64_t slot = block % blocking_.held_blocks;
+    Element* keys_at = keys_.get() + slot * keys_stride_;
+    Element* values_at = values_.get() + slot * values_stride_;
+    held_keys_ = {keys_at, p_.dim};
+    held_values_ = {values_at, keys};
+    if (blocking_.held_blocks == blocking_.key_blocks && block < packed_blocks_) return;
+    product_.pack_right(by_rows<T>(p_.k, b, kv_head, s0, keys), p_.dim, keys_at);
+    product_.pack_right(by_columns<T>(p_.v, b, kv_head, s0, p_.value_dim), keys, values_at);
+    packed_blocks_ = block + 1;
+  }
+
+  // Rows of a panel share their keys up to the last row's diagonal, with weights of 0 above it. A
+  // NaN or an infinity among the values must not come through those: such a block goes row by row.
+  bool panels_may_share(int64_t b, int64_t kv_head, int64_t l0, int64_t s0, int64_t keys) const {
+    if (visible_keys(p_.is_causal, l0, s0, keys) == keys) return true;
+    using V = Vec<float>;
+    V zero = V::zero();
+    const auto values = by_columns<T>(p_.v, b, kv_head, s0, p_.value_dim);
+    for (int64_t s = 0; s < keys; ++s) {
+      for (int64_t e = 0; e < p_.value_dim; e += V::kWidth) {
+        const int n = static_cast<int>(std::min<int64_t>(V::kWidth, p_.value_dim - e));
+        zero = V::fma(values.load(s * p_.v.row + e, n), V::zero(), zero);
+      }
+    }
+    return zero.sum() == 0;
+  }
+
+  // Rows [i, i + rows) of the block, `queries`, within one panel, meet the keys held.
+  void attend(int64_t b, int64_t h, int64_t l0, int64_t i, int64_t rows, int64_t s0, int64_t keys,
+              const Packed& queries) {
+    const int64_t depth = visible_keys(p_.is_causal, l0 + i + rows - 1, s0, keys);
+    if (depth == 0) return;
+    const int64_t ld = blocking_.block_keys;
+    product_.multiply(rows, depth, p_.dim, queries, held_keys_, tile_.get(), ld, false);
+    const int64_t width = round_up(depth, Vec<float>::kWidth);
+    for (int64_t r = 0; r < rows; ++r) {
+      const int64_t l = l0 + i + r;
+      const int64_t visible = visible_keys(p_.is_causal, l, s0, keys);
+      soften(tile_.get() + r * ld, softmax_[i + r], sums_.get() + (i + r) * value_columns_,
+             mask_.row(b, h, l, s0, keys), visible, width);
+      if (p_.dropout_p > 0)
+        drop(tile_.get() + r * ld, (b * p_.heads + h) * p_.queries + l, s0, width);
+    }
+    const StridedOperand<float> weights{tile_.get(), rows, ld, 1};
+    product_.multiply(rows, p_.value_dim, depth, product_.pack_left(weights, depth, weights_.get()),
+                      held_values_, sums_.get() + i * value_columns_, value_columns_, true);
+  }
+
+  // Row i of the block meets keys as they lie in memory, and none that it does not see.
+  void attend_alone(int64_t b, int64_t h, int64_t l0, int64_t i, int64_t s0, int64_t keys) {
+    using V = Vec<float>;
+    const int64_t kv_head = h / (p_.heads / p_.kv_heads), l = l0 + i;
+    const int64_t visible = visible_keys(p_.is_causal, l, s0, keys);
+    if (visible == 0) return;
+    const auto q = by_rows<T>(p_.q, b, h, l, 1), k = by_rows<T>(p_.k, b, kv_head, s0, keys);
+    float* x = tile_.get();
+    for (int64_t s = 0; s < visible; ++s) {
+      V sum = V::zero();
+      for (int64_t d = 0; d < p_.dim; d += V::kWidth) {
+        const int n = static_cast<int>(std::min<int64_t>(V::kWidth, p_.dim - d));
+        sum = V::fma(q.load_row(0, d, n), k.load_row(s, d, n), sum);
+      }
+      x[s] = sum.sum();
+    }
+    float* sums = sums_.get() + i * value_columns_;
+    const int64_t width = round_up(visible, V::kWidth);
+    soften(x, softmax_[i], sums, mask_.row(b, h, l, s0, keys), visible, width);
+    if (p_.dropout_p > 0) drop(x, (b * p_.heads + h) * p_.queries + l, s0, width);
+    add_values(x, by_rows<T>(p_.v, b, kv_head, s0, visible), sums);
+  }
+
+  // sums += weights·values, four vectors of columns at a time.
+  void add_values(const float* weights, const StridedOperand<T>& values, float* sums) const {
+    using V = Vec<float>;
+    constexpr int kVecs = 4;
+    for (int64_t e0 = 0; e0 < p_.value_dim; e0 += kVecs * V::kWidth) {
+      int columns[kVecs];
+      V sum[kVecs];
+      for (int v = 0; v < kVecs; ++v) {
+        const int64_t left = p_.value_dim - e0 - v * V::kWidth;
+        columns[v] = static_cast<int>(std::clamp<int64_t>(left, 0, V::kWidth));
+        sum[v] = V::zero();
+      }
+      for (int64_t s = 0; s < values.extent; ++s) {
+        const V weight = V::set1(weights[s]);
+        for (int v = 0; v < kVecs; ++v) {
+          sum[v] = V::fma(weight, values.load_row(s, e0 + v * V::kWidth, columns[v]), sum[v]);
+        }
+      }
+      for (int v = 0; v < kVecs && columns[v] > 0; ++v) {
+        float* to = sums + e0 + v * V::kWidth;
+        (sum[v] + V::load(to)).store(to);
+      }
+    }
+  }
+
+  void soften(float* x, OnlineSoftmax<float>& softmax, float* sums, const float* mask,
+              int64_t visible, int64_t width) const {
+    using V = Vec<float>;
+    const auto scale = static_cast<float>(p_.scale);
+    const float factor =
+        softmax.raise_max(finish_scores(x, scale, mask, visible, width).reduce_max());
+    softmax.sum += exponentials(x, softmax.max, width);
+    if (factor == 1) return;
+    for (int64_t e = 0; e < value_columns_; e += V::kWidth) {
+      (V::load(sums + e) * V::set1(factor)).store(sums + e);
+    }
+  }
+
+  void drop(float* x, int64_t row, int64_t s0, int64_t width) const {
+    using V = Vec<float>;
+    dropout_row(dropout_, row, s0, width, dropout_factors_.get());
+    for (int64_t j = 0; j < width; j += V::kWidth) {
+      (V::load(x + j) * V::load(dropout_factors_.get() + j)).store(x + j);
+    }
+  }
+
+  void write(int64_t b, int64_t h, int64_t l0, int64_t rows) const {
+    using V = Vec<float>;
+    const int64_t first = (b * p_.heads + h) * p_.queries + l0;
+    for (int64_t i = 0; i < rows; ++i) {
+      const float scale = softmax_[i].row_scale();
+      static_cast<float*>(p_.row_max)[first + i] = softmax_[i].max;
+      static_cast<float*>(p_.row_scale)[first + i] = scale;
+      const float* sums = sums_.get() + i * value_columns_;
+      T* out = static_cast<T*>(p_.out.data) + b * p_.out.b + h * p_.out.h + (l0 + i) * p_.out.row;
+      for (int64_t e = 0; e < p_.value_dim; e += V::kWidth) {
+        const int n = static_cast<int>(std::min<int64_t>(V::kWidth, p_.value_dim - e));
+        (V::load(sums + e) * V::set1(scale)).store(out + e, n);
+      }
+    }
+  }
+
+  const AttentionParams& p_;
+  const Blocking& blocking_;
+  const int64_t value_columns_;  // E in whole panels
+  Product product_;
+  MaskRows<T> mask_;
+  const Dropout dropout_;
+  Scratch<float> dropout_factors_;
+  Scratch<Element> queries_;
+  const int64_t keys_stride_, values_stride_;  // of packed key blocks
+  Scratch<Element> keys_, values_, weights_;
+  Scratch<float> tile_, sums_;
+  Scratch<OnlineSoftmax<float>> softmax_;
+  Packed held_keys_{}, held_values_{};
+  int64_t head_ = -1, packed_blocks_ = 0;
+};
+
+template <class T, class Engine>
+void attention_forward(const AttentionParams& p) {
+  using Product = TileProduct<Engine>;
+  const ForwardBlocking<Product> blocking(p);
+  const int64_t tasks = p.batch * p.heads * blocking.row_blocks;
+  // Below 2^18 multiply-adds a second thread costs more than it brings.
+  const int64_t work = blocking.block_rows * p.keys * (p.dim + p.value_dim);
+  const int64_t grain = std::max<int64_t>(1, (int64_t{1} << 18) / std::max<int64_t>(work, 1));
+  parallel_for(0, tasks, grain, [&](int64_t begin, int64_t end) {
+    ForwardWorker<T, Product> worker(p, blocking);
+    for (int64_t task = begin; task < end; ++task) {
+      // Causal blocks grow with the row: taken from both ends, every share weighs the same.
+      const int64_t turn = task % blocking.row_blocks, head = task / blocking.row_blocks;
+      const int64_t block = turn % 2 == 0 ? turn / 2 : blocking.row_blocks - 1 - turn / 2;
+      worker.run(head / p.heads, head % p.heads, block * blocking.block_rows);
+    }
+  });
+}
+
+}  // namespace pyops::PYOPS_ISA_NAMESPACE

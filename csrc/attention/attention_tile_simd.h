@@ -1,0 +1,185 @@
+// What forward and backward share: products of packed tiles, and the rows of a score tile.
+//
+// In a score tile queries are rows and keys are columns, as in the mask and the dropout pattern, so
+// both are read a vector of keys at a time.
+#pragma once
+
+#include "attention/attention.h"
+#include "attention/attention_softmax.h"
+#include "gemm/gemm_simd.h"
+
+namespace pyops::PYOPS_ISA_NAMESPACE {
+
+// Keys per tile: a panel of query rows with 256 scores (14 KiB) stays in L1 until its exponentials
+// meet the values, and rescaling a row costs little beside 256 keys.
+inline constexpr int64_t kMaxBlockKeys = 256;
+static_assert(kMaxBlockKeys % Dropout::kKeys == 0);
+
+inline int64_t round_up(int64_t n, int64_t multiple) { return ceil_div(n, multiple) * multiple; }
+
+// The two tile products behind every direction, by one engine (gemm/): operands are packed in
+// panels, each with its whole depth, and multiplied as often as they are needed. Dropout::kKeys is
+// a multiple of every engine's columns.
+template <class Engine>
+class TileProduct {
+ public:
+  using Element = typename Engine::Element;
+  static constexpr int64_t kRows = Engine::kRows, kCols = Engine::kCols;
+  static_assert(Dropout::kKeys % kCols == 0);
+
+  struct Packed {
+    const Element* data;
+    int64_t depth;
+  };
+
+  // What packing takes at most.
+  static int64_t left_elements(int64_t extent, int64_t depth) {
+    return ceil_div(extent, kRows) * Engine::panel_elements(kRows, depth);
+  }
+  static int64_t right_elements(int64_t extent, int64_t depth) {
+    return ceil_div(extent, kCols) * Engine::panel_elements(kCols, depth);
+  }
+
+  template <class Operand>
+  Packed pack_left(const Operand& operand, int64_t depth, Element* packed) {
+    Element* panel = packed;
+    for (int64_t i = 0; i < operand.extent; i += kRows) {
+      engine_.pack_a(operand, i, 0, depth, panel);
+      panel += Engine::panel_elements(kRows, depth);
+    }
+    return {packed, depth};
+  }
+  template <class Operand>
+  Packed pack_right(const Operand& operand, int64_t depth, Element* packed) {
+    Element* panel = packed;
+    for (int64_t j = 0; j < operand.extent; j += kCols) {
+      engine_.pack_b(operand, j, 0, depth, panel);
+      panel += Engine::panel_elements(kCols, depth);
+    }
+    return {packed, depth};
+  }
+
+  // Left panels from row i on, a multiple of kRows.
+  static Packed from_row(const Packed& left, int64_t i) {
+    return {left.data + i / kRows * Engine::panel_elements(kRows, left.depth), left.depth};
+  }
+
+  // c (m×n, whole vectors of columns) = or += a·b over the first `depth` of the summed dimension.
+  void multiply(int64_t m, int64_t n, int64_t depth, const Packed& a, const Packed& b, float* c,
+                int64_t ldc, bool add) {
+    const int64_t a_panel = Engine::panel_elements(kRows, a.depth);
+    const int64_t b_panel = Engine::panel_elements(kCols, b.depth);
+    for (int64_t j = 0; j < n; j += kCols) {
+      const int cols = static_cast<int>(std::min(kCols, n - j));
+      for (int64_t i = 0; i < m; i += kRows) {
+        const int rows = static_cast<int>(std::min(kRows, m - i));
+        engine_.multiply(rows, cols, depth, a.data + i / kRows * a_panel,
+                         b.data + j / kCols * b_panel, c + i * ldc + j, ldc, add);
+      }
+    }
+  }
+
+ private:
+  Engine engine_;
+};
+
+// A (b, h) slice as an operand, its rows or its columns along the unsummed dimension.
+template <class T>
+StridedOperand<T> by_rows(const ConstRows& t, int64_t b, int64_t h, int64_t row, int64_t rows) {
+  return {static_cast<const T*>(t.data) + b * t.b + h * t.h + row * t.row, rows, t.row, 1};
+}
+template <class T>
+StridedOperand<T> by_columns(const ConstRows& t, int64_t b, int64_t h, int64_t row,
+                             int64_t columns) {
+  return {static_cast<const T*>(t.data) + b * t.b + h * t.h + row * t.row, columns, 1, t.row};
+}
+
+// Mask rows as contiguous float32 to be added: the mask itself where it is that already, else a
+// copy of one row, kept while the same row is asked for (a mask without a query dimension).
+template <class T>
+class MaskRows {
+ public:
+  explicit MaskRows(const AttentionMask& mask) : mask_(mask), row_(kMaxBlockKeys) {}
+
+  // Null without a mask.
+  const float* row(int64_t b, int64_t h, int64_t l, int64_t s0, int64_t keys) {
+    const int64_t at = b * mask_.b + h * mask_.h + l * mask_.row + s0 * mask_.key;
+    if (mask_.kind == MaskKind::kNone) return nullptr;
+    if (mask_.kind == MaskKind::kBool) {
+      const auto* from = static_cast<const bool*>(mask_.data) + at;
+      // 0 for true, -inf for false, in integers: so it becomes vector code.
+      return converted(from, keys, [](bool seen) {
+        return bits_float((static_cast<uint32_t>(seen) - 1u) & 0xff800000u);
+      });
+    }
+    const auto to_float = [](auto x) { return static_cast<float>(x); };
+    if (mask_.dtype != Dtype::kFloat32) {
+      return converted(static_cast<const T*>(mask_.data) + at, keys, to_float);
+    }
+    const auto* from = static_cast<const float*>(mask_.data) + at;
+    return mask_.key == 1 ? from : converted(from, keys, to_float);
+  }
+
+ private:
+  template <class M, class Convert>
+  const float* converted(const M* from, int64_t keys, Convert convert) {
+    if (from == held_ && keys <= held_keys_) return row_.get();
+    float* row = row_.get();
+    if (mask_.key == 1) {
+      for (int64_t j = 0; j < keys; ++j) row[j] = convert(from[j]);
+    } else {
+      for (int64_t j = 0; j < keys; ++j) row[j] = convert(from[j * mask_.key]);
+    }
+    held_ = from;
+    held_keys_ = keys;
+    return row_.get();
+  }
+
+  const AttentionMask& mask_;
+  Scratch<float> row_;
+  const void* held_ = nullptr;
+  int64_t held_keys_ = 0;
+};
+
+// x[0, visible) becomes scale·x + mask and x[visible, width) -inf; the maximum lane by lane, NaN
+// aside. `width` is a multiple of the vector width.
+inline Vec<float> finish_scores(float* x, float scale, const float* mask, int64_t visible,
+                                int64_t width) {
+  using V = Vec<float>;
+  V max = V::set1(lowest<float>());
+  const V factor = V::set1(scale);
+  for (int64_t j = 0; j < visible; j += V::kWidth) {
+    const int n = static_cast<int>(std::min<int64_t>(V::kWidth, visible - j));
+    V score = V::load(x + j);
+    score = mask == nullptr ? score * factor : V::fma(score, factor, V::load(mask + j, n));
+    score.store(x + j);
+    if (n < V::kWidth) {
+      std::fill(x + visible, x + j + V::kWidth, -INFINITY);
+      score = V::load(x + j);
+    }
+    max = V::max(max, score);
+  }
+  std::fill(x + std::min(width, round_up(visible, V::kWidth)), x + width, -INFINITY);
+  return max;
+}
+
+// x = e^(x - max); their sum.
+inline float exponentials(float* x, float max, int64_t width) {
+  using V = Vec<float>;
+  V sum = V::zero();
+  const V m = V::set1(max);
+  for (int64_t j = 0; j < width; j += V::kWidth) {
+    const V weight = exp(V::load(x + j) - m);
+    weight.store(x + j);
+    sum = sum + weight;
+  }
+  return sum.sum();
+}
+
+// Dropout factors of keys [s0, s0 + keys) of one row, at most kMaxBlockKeys.
+inline void dropout_row(const Dropout& dropout, int64_t row, int64_t s0, int64_t keys,
+                        float* factors) {
+  for (int64_t j = 0; j < keys; j += Dropout::kKeys) dropout.factors(row, s0 + j, factors + j);
+}
+
+}  // namespace pyops::PYOPS_ISA_NAMESPACE

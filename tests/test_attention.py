@@ -1,0 +1,400 @@
+"""scaled_dot_product_attention."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.testing import assert_close
+
+import pyops
+from suite import DTYPES, ISAS, Case, OpSuite, Randn, Reject, results
+
+sdpa = pyops.functional.scaled_dot_product_attention
+
+
+def native(**arguments):
+    """Native's choice; its composite inside transforms, which the fused kernel does not know."""
+    transformed = torch._C._functorch.peek_interpreter_stack() is not None
+    if transformed or torch.autograd.forward_ad._current_level >= 0:
+        with sdpa_kernel(SDPBackend.MATH):
+            return F.scaled_dot_product_attention(**arguments)
+    return F.scaled_dot_product_attention(**arguments)
+
+
+def seen(*shape):
+    """A boolean mask, four fifths true, no row without a key."""
+    mask = torch.rand(shape, generator=torch.Generator().manual_seed(0)) > 1 / 5
+    mask[..., 0] = True
+    return mask
+
+
+def case(name, b=2, h=3, l=37, s=41, d=16, e=None, g=None, **arguments):  # noqa: E741
+    """Half-size queries, so that no score's last bit outweighs the sums that are on trial; what the
+    exponential makes of a score's rounding is still that of a longer sum, hence `terms`."""
+    g, e = g or h, d if e is None else e
+    query, key, value = Randn(b, h, l, d, scale=0.5), Randn(b, g, s, d), Randn(b, g, s, e)
+    return Case(name, query=query, key=key, value=value, terms=2**20, **arguments)
+
+
+class TestAttention(OpSuite):
+    op, reference = staticmethod(sdpa), staticmethod(native)
+    cases = [
+        case("float mask", b=1, h=2, l=3, s=4, d=4, attn_mask=Randn(3, 4)),
+        case("plain"),
+        case("causal, more keys", b=1, l=5, s=7, d=4, is_causal=True),
+        case("causal, more queries", l=41, s=37, is_causal=True),
+        case("grouped heads", b=1, h=4, g=2, l=3, s=4, d=4, enable_gqa=True),
+        case("grouped, causal, mask", h=6, g=2, attn_mask=seen(6, 37, 41), enable_gqa=True),
+        case("value dimension, scale", b=1, h=2, l=5, s=7, d=3, e=6, scale=-0.7),
+        case("boolean mask", attn_mask=seen(37, 41)),
+        case("key padding", attn_mask=seen(2, 1, 1, 41)),
+        case("mask of heads", attn_mask=Randn(3, 37, 41)),
+        case("mask of batches", attn_mask=Randn(2, 1, 37, 41)),
+        case("mask of keys", attn_mask=Randn(2, 1, 1, 41)),
+        case("mask of everything", attn_mask=Randn(2, 3, 37, 41)),
+        case("one query", l=1, s=300, d=17),
+        case("long and narrow", h=2, l=300, s=1000, d=3),
+        case("long and causal", h=2, l=300, s=310, d=8, is_causal=True),
+        case("odd dimension", b=1, l=65, s=127, d=77),
+        Case("two", query=Randn(37, 16, scale=0.5), key=Randn(41, 16), value=Randn(41, 16)),
+        Case(
+            "three",
+            query=Randn(2, 37, 16, scale=0.5),
+            key=Randn(2, 41, 16),
+            value=Randn(2, 41, 16),
+            terms=2**20,
+        ),
+        Case(
+            "five dimensions",
+            query=Randn(2, 2, 3, 37, 16, scale=0.5),
+            key=Randn(2, 2, 3, 41, 16),
+            value=Randn(2, 2, 3, 41, 16),
+            attn_mask=Randn(2, 1, 1, 37, 41),
+        ),
+        Case(
+            "broadcast",
+            query=Randn(37, 16, scale=0.5),
+            key=Randn(2, 1, 41, 16),
+            value=Randn(1, 3, 41, 16),
+            terms=2**20,
+        ),
+        case("no batch", b=0),
+        case("no queries", l=0),
+        case("no keys", s=0),
+        case("no value", e=0),
+        case("several blocks", h=1, l=260, s=520, d=8),
+    ]
+    rejects = [
+        Reject("must have at least 2 dimensions", query=Randn(4)),
+        Reject(
+            "key and value must have the query's dtype", key=Randn(1, 2, 4, 4, dtype=torch.float64)
+        ),
+        Reject(r"key must be \(…, S, D\) with the query's D=4", key=Randn(1, 2, 4, 5)),
+        Reject(
+            "the batch dimensions .* must broadcast", key=Randn(3, 2, 4, 4), query=Randn(2, 2, 3, 4)
+        ),
+        Reject("the batch dimensions .* must broadcast", key=Randn(1, 3, 4, 4)),
+        Reject(r"attn_mask must broadcast to \(B, H, L, S\)=\[1, 2, 3, 4\]", attn_mask=Randn(3, 5)),
+        Reject("attn_mask must be bool, float or", attn_mask=Randn(3, 4, dtype=torch.float64)),
+        Reject("attn_mask must be bool, float or", attn_mask=torch.ones(3, 4, dtype=torch.int32)),
+        Reject(r"dropout_p must lie in \[0, 1\], got 1.5", dropout_p=1.5),
+        Reject(r"dropout_p must lie in \[0, 1\], got -0.5", attn_mask=None, dropout_p=-0.5),
+        Reject("heads of key and value must divide", query=Randn(1, 3, 3, 4), enable_gqa=True),
+    ]
+
+
+def draw(b, h, l, s, d, *, g=None, e=None, dtype=torch.float32, grad=True):  # noqa: E741
+    generator = torch.Generator().manual_seed(l * 1000 + s)
+    shapes = (b, h, l, d), (b, g or h, s, d), (b, g or h, s, e or d)
+    tensors = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
+    return dict(
+        zip(
+            ("query", "key", "value"),
+            (t.to(dtype).requires_grad_(grad) for t in tensors),
+            strict=True,
+        )
+    )
+
+
+LENGTHS = [1, 13, 14, 15, 63, 64, 65, 127, 255, 256, 257]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("s", LENGTHS)
+class TestRetrieval:
+    """Scores so far apart that the softmax selects one key: every index shows, tolerance 0."""
+
+    @pytest.fixture
+    def isas(self):
+        return [isa for isa in ISAS if ISAS.index(isa) <= ISAS.index(pyops._C.isa_detected())]
+
+    @pytest.mark.parametrize("l", LENGTHS[::2])
+    def test_selects(self, l, s, dtype, isas):  # noqa: E741
+        generator = torch.Generator().manual_seed(l * 1000 + s)
+        chosen = torch.randint(s, (2, l), generator=generator)
+        bits = torch.arange(9)
+        code = ((torch.arange(s)[:, None] >> bits & 1) * 2 - 1).to(dtype)
+        key = code.expand(1, 2, s, 9)
+        query = (512 * code[chosen])[None]
+        value = torch.randint(-9, 9, (1, 2, s, 5), generator=generator).to(dtype)
+        grad = torch.randint(-2, 3, (1, 2, l, 5), generator=generator).to(dtype)
+        index = chosen[None, :, :, None].expand(1, 2, l, 5)
+        for isa in isas:
+            leaf = value.clone().requires_grad_()
+            with pyops.isa_cap(isa):
+                out = sdpa(query, key, leaf, scale=1.0)
+                out.backward(grad)
+            assert torch.equal(out, value.gather(2, index)), isa
+            assert torch.equal(leaf.grad, torch.zeros_like(value).scatter_add(2, index, grad)), isa
+
+
+def wide(dtype):
+    """A float32 mask goes with every dtype but float64, where native misreads it."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+class TestSoftmaxRows:
+    """Rows at the edge of what a softmax can do; `place` as everywhere."""
+
+    pytest_generate_tests = OpSuite.pytest_generate_tests
+    cases = rejects = ()
+    dtypes = DTYPES
+    place = OpSuite.place
+
+    def judge(self, **arguments):
+        ours, theirs = results(sdpa, arguments), results(native, arguments)
+        dtype = arguments["query"].dtype
+        tolerance = {torch.float64: 1e-12, torch.float32: 1e-5}.get(dtype, 3e-2)
+        for name in theirs:
+            assert_close(ours[name], theirs[name], rtol=tolerance, atol=tolerance, equal_nan=True)
+        return ours
+
+    @pytest.mark.parametrize("kind", [torch.bool, torch.float32], ids=str)
+    def test_fully_masked_rows_are_zero(self, kind, dtype, place):
+        mask = torch.ones(5, 300, dtype=torch.bool)
+        mask[1] = mask[4] = False
+        if kind == torch.float32:
+            mask = torch.zeros(5, 300, dtype=wide(dtype)).masked_fill(~mask, -torch.inf)
+        ours = self.judge(**draw(1, 2, 5, 300, 8, dtype=dtype), attn_mask=mask)
+        assert not ours["output0"][:, :, [1, 4]].any()
+        assert not ours["grad_query"][:, :, [1, 4]].any()
+
+    def test_lowest_mask_is_a_uniform_row(self, dtype, place):
+        """finfo.min swallows every score, so the mean of the values remains, with its gradient."""
+        if dtype == torch.float16:
+            pytest.skip("float16's lowest number swallows no score")
+        inputs = draw(1, 2, 5, 300, 8, dtype=dtype)
+        mask = torch.zeros(5, 300, dtype=dtype)
+        mask[1] = torch.finfo(dtype).min
+        with sdpa_kernel(SDPBackend.MATH):  # the fused kernel's logsumexp cannot hold such a row
+            ours = self.judge(**inputs, attn_mask=mask)
+        mean = inputs["value"].detach().double().mean(2)
+        tolerance = 1e-2 if dtype == torch.bfloat16 else 1e-6
+        assert_close(ours["output0"][:, :, 1].double(), mean, atol=tolerance, rtol=tolerance)
+
+    @pytest.mark.parametrize("size", [100.0, 1e4])
+    def test_scores_beyond_the_exponential(self, size, dtype, place):
+        inputs = draw(1, 2, 9, 300, 8, dtype=dtype, grad=False)
+        inputs["query"] = inputs["query"].sign() * size
+        inputs["key"] = inputs["key"].sign()
+        self.judge(**inputs)
+
+    @pytest.mark.parametrize("bad", [torch.nan, torch.inf], ids=str)
+    @pytest.mark.parametrize("where", ["key", "value"])
+    def test_causal_hides_nonfinite_keys(self, where, bad, dtype, place):
+        """Queries before a bad key do not see it, wherever tiles end."""
+        for at in (7, 130, 299):
+            inputs = draw(1, 2, 300, 300, 8, dtype=dtype, grad=False)
+            clean = sdpa(**inputs, is_causal=True)
+            inputs[where][:, :, at] = bad
+            out = sdpa(**inputs, is_causal=True)
+            assert_close(out[:, :, :at], clean[:, :, :at])
+            assert not out[:, :, at].isfinite().all()
+
+    @pytest.mark.parametrize("where", ["key", "value"])
+    def test_masks_let_nan_through_as_native(self, where, dtype, place):
+        inputs = draw(1, 2, 5, 7, 8, dtype=dtype, grad=False)
+        inputs[where][:, :, 2] = torch.nan
+        mask = torch.ones(5, 7, dtype=torch.bool)
+        mask[:, 2] = False
+        for m in (mask, torch.zeros(5, 7, dtype=wide(dtype)).masked_fill(~mask, -torch.inf)):
+            self.judge(**inputs, attn_mask=m)
+
+    def test_mask_and_causal_hold_both(self, dtype, place):
+        inputs = draw(1, 2, 70, 90, 8, dtype=dtype)
+        both = seen(70, 90) & torch.ones(70, 90, dtype=torch.bool).tril()
+        ours = results(sdpa, {**inputs, "attn_mask": seen(70, 90), "is_causal": True})
+        folded = results(sdpa, {**inputs, "attn_mask": both})
+        for name in ours:
+            assert torch.equal(ours[name], folded[name]), name
+
+
+def test_one_key_is_taken_whole():
+    inputs = draw(1, 2, 65, 1, 8)
+    ours = results(sdpa, inputs)
+    assert torch.equal(ours["output0"], inputs["value"].detach().expand(1, 2, 65, 8))
+    assert ours["grad_query"].abs().max() < 1e-5
+
+
+def test_grouped_heads_equal_repeated_ones():
+    inputs = draw(2, 6, 33, 70, 16, g=2)
+    repeated = {
+        n: t if n == "query" else t.detach().repeat_interleave(3, 1).requires_grad_()
+        for n, t in inputs.items()
+    }
+    ours = results(sdpa, {**inputs, "enable_gqa": True})
+    wide = results(sdpa, repeated)
+    assert torch.equal(ours["output0"], wide["output0"])
+    assert torch.equal(ours["grad_query"], wide["grad_query"])
+    for name in ("grad_key", "grad_value"):
+        assert_close(ours[name], wide[name].unflatten(1, (2, 3)).sum(2))
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1, 300), (70, 1), (2, 1, 1, 1), (1, 3, 70, 300)], ids=str)
+@pytest.mark.parametrize("threads", [1, 3])
+def test_mask_gradient_is_reduced_over_broadcast_dimensions(shape, threads):
+    inputs = draw(2, 3, 70, 300, 8)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        mask = torch.randn(shape, generator=torch.Generator().manual_seed(0), requires_grad=True)
+        ours = results(sdpa, {**inputs, "attn_mask": mask})
+        full = mask.detach().expand(2, 3, 70, 300).clone().requires_grad_()
+        wide = results(sdpa, {**inputs, "attn_mask": full})
+    finally:
+        torch.set_num_threads(before)
+    assert ours["grad_attn_mask"].shape == shape
+    reduced = wide["grad_attn_mask"].double().sum_to_size(ours["grad_attn_mask"].shape)
+    assert_close(ours["grad_attn_mask"].double(), reduced, atol=2e-5, rtol=1e-4)
+
+
+def philox(seed, counter):
+    """Philox4x32-10, as published (Salmon et al. 2011)."""
+    words, key = list(counter), [seed & 0xFFFFFFFF, seed >> 32]
+    for _ in range(10):
+        a, b = 0xD2511F53 * words[0], 0xCD9E8D57 * words[2]
+        low = 0xFFFFFFFF
+        words = [(b >> 32) ^ words[1] ^ key[0], b & low, (a >> 32) ^ words[3] ^ key[1], a & low]
+        key = [(key[0] + 0x9E3779B9) & low, (key[1] + 0xBB67AE85) & low]
+    return words
+
+
+class TestDropout:
+    pytest_generate_tests = OpSuite.pytest_generate_tests
+    cases = rejects = ()
+    dtypes = DTYPES
+    place = OpSuite.place
+
+    def test_random_bits_are_philox(self):
+        assert philox(0, [0] * 4) == [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]  # Random123
+        seed, p = 0x0123456789ABCDEF, 0.3
+        kept = torch.ops.pyops.attention_dropout(torch.tensor(seed), p, [1, 1, 3, 130])
+        for row in range(3):
+            for key in (0, 1, 15, 16, 63, 64, 129):
+                words = philox(seed, [key // 64 * 16 + key % 16, 0, row, 0])
+                assert kept[0, 0, row, key] == (words[key % 64 // 16] >= int(p * (2**32 - 1)))
+
+    def test_is_the_composite_with_this_mask(self, dtype, place):
+        """Output and every gradient, from the same seed, through every kernel."""
+        inputs = draw(2, 4, 37, 300, 8, g=2, dtype=dtype)
+        arguments = {**inputs, "dropout_p": 0.4, "enable_gqa": True, "is_causal": True}
+        torch.manual_seed(5)
+        ours = results(sdpa, arguments)
+        torch.manual_seed(5)
+        seed = torch.randint(2**63 - 1, ())
+        kept = torch.ops.pyops.attention_dropout(seed, 0.4, [2, 4, 37, 300])
+
+        def composite(dropout_p, **arguments):
+            return torch.ops.aten._scaled_dot_product_attention_math(
+                **arguments, dropout_p=dropout_p, dropout_mask=kept
+            )[0]
+
+        theirs = results(composite, arguments)
+        tolerance = {torch.float64: 1e-12, torch.float32: 1e-5}.get(dtype, 3e-2)
+        for name in theirs:
+            assert_close(ours[name], theirs[name], rtol=tolerance, atol=tolerance)
+
+    def test_drops_its_share(self):
+        seed = torch.tensor(7)
+        for p in (0.1, 0.5, 0.9):
+            kept = torch.ops.pyops.attention_dropout(seed, p, [2, 3, 200, 200]).float()
+            deviation = (p * (1 - p) / kept.numel()) ** 0.5
+            assert abs(kept.mean().item() - (1 - p)) < 5 * deviation
+            for dim in range(4):  # neighbours agree no more often than chance
+                agree = (
+                    kept.narrow(dim, 1, kept.shape[dim] - 1)
+                    == kept.narrow(dim, 0, kept.shape[dim] - 1)
+                ).double()
+                chance = p**2 + (1 - p) ** 2
+                assert abs(agree.mean().item() - chance) < 6 * (1 / agree.numel()) ** 0.5
+
+    def test_all_and_nothing(self, place):
+        inputs = draw(1, 2, 5, 7, 8)
+        everything = results(sdpa, {**inputs, "dropout_p": 1.0})
+        assert not any(t.any() for t in everything.values())
+        state = torch.get_rng_state()
+        nothing, plain = (results(sdpa, {**inputs, "dropout_p": 0.0}), results(sdpa, inputs))
+        assert torch.equal(torch.get_rng_state(), state)
+        assert all(torch.equal(nothing[n], plain[n]) for n in plain)
+
+    def test_seed_follows_the_generator(self):
+        inputs = draw(1, 2, 5, 7, 8)
+        torch.manual_seed(1)
+        first, second = (sdpa(**inputs, dropout_p=0.5) for _ in range(2))
+        torch.manual_seed(1)
+        assert torch.equal(sdpa(**inputs, dropout_p=0.5), first)
+        assert not torch.equal(first, second)
+
+    def test_second_order(self):
+        inputs = draw(1, 2, 3, 4, 3, dtype=torch.float64)
+
+        def function(query, key, value):
+            torch.manual_seed(3)
+            return sdpa(query, key, value, dropout_p=0.4)
+
+        assert torch.autograd.gradcheck(function, tuple(inputs.values()))
+        assert torch.autograd.gradgradcheck(function, tuple(inputs.values()))
+
+    def test_compiled_draws_a_new_seed_each_call(self):
+        torch._dynamo.reset()
+        inputs = draw(1, 2, 5, 70, 8)
+        compiled = torch.compile(
+            lambda **a: sdpa(**a, dropout_p=0.5), fullgraph=True, backend="aot_eager"
+        )
+        torch.manual_seed(1)
+        first, second = results(compiled, inputs), results(compiled, inputs)
+        torch.manual_seed(1)
+        eager = results(lambda **a: sdpa(**a, dropout_p=0.5), inputs)
+        assert not torch.equal(first["output0"], second["output0"])
+        for name in eager:
+            assert torch.equal(first[name], eager[name]), name
+
+
+def test_output_has_the_querys_layout_where_native_keeps_it():
+    query = torch.randn(2, 5, 3, 8).transpose(1, 2)
+    key, value = torch.randn(2, 2, 3, 7, 8)
+    mask = torch.randn(5, 7)
+    for arguments in (
+        {},
+        {"attn_mask": mask},
+        {"attn_mask": mask[None]},
+        {"attn_mask": mask.clone().requires_grad_()},
+        {"dropout_p": 0.5},
+        {"value": torch.randn(2, 3, 7, 6)},
+        {"key": key.mT.contiguous().mT},
+        {"query": query[:, :, :0]},
+        {"query": query[:1]},
+    ):
+        given = {"query": query, "key": key, "value": value} | arguments
+        assert sdpa(**given).stride() == native(**given).stride(), arguments
+
+
+def test_explain_names_the_kernel():
+    inputs = draw(1, 2, 5, 7, 8)
+    with pyops.explain() as log:
+        sdpa(**inputs).sum().backward()
+    assert [c.op for c in log.calls] == [
+        "scaled_dot_product_attention",
+        "scaled_dot_product_attention_backward",
+    ]
+    assert all(c.kernel.startswith("attention_") for c in log.calls)
