@@ -31,21 +31,30 @@ struct PreviousStates {
   }
 };
 
-// sums[j] = Σ_i rows[i, j]
+// sums[j] = Σ_i rows[i, j], in blocks of rows: the error grows with the length of each sum.
 template <class T>
 void column_sums(const acc_t<T>* rows, int64_t count, int64_t columns, void* sums) {
   using V = Vec<acc_t<T>>;
+  constexpr int64_t kBlock = 32;
   if (sums == nullptr) return;
-  parallel_for(0, ceil_div(columns, V::kWidth), fork_grain(count * V::kWidth),
-               [&](int64_t begin, int64_t end) {
-                 for (int64_t j = begin * V::kWidth; j < std::min(columns, end * V::kWidth);
-                      j += V::kWidth) {
-                   const int n = static_cast<int>(std::min<int64_t>(V::kWidth, columns - j));
-                   V sum = V::zero();
-                   for (int64_t i = 0; i < count; ++i) sum = sum + load(rows + i * columns + j, n);
-                   store(sum, static_cast<T*>(sums) + j, n);
-                 }
-               });
+  const auto sum_columns = [&](int64_t j, int n) {
+    V total = V::zero();
+    for (int64_t i0 = 0; i0 < count; i0 += kBlock) {
+      V sum = V::zero();
+      for (int64_t i = i0; i < std::min(count, i0 + kBlock); ++i) {
+        sum = sum + load(rows + i * columns + j, n);
+      }
+      total = total + sum;
+    }
+    store(total, static_cast<T*>(sums) + j, n);
+  };
+  const int64_t vectors = ceil_div(columns, V::kWidth);
+  parallel_for(0, vectors, fork_grain(count * V::kWidth), [&](int64_t begin, int64_t end) {
+    for (int64_t v = begin; v < end; ++v) {
+      const int64_t j = v * V::kWidth;
+      sum_columns(j, static_cast<int>(std::min<int64_t>(V::kWidth, columns - j)));
+    }
+  });
 }
 
 template <class Cell, class T>

@@ -89,7 +89,8 @@ RnnOutputs rnn_layer_cpu(const RnnLayer& layer) {
   check_rnn_layer(layer);
   const Tensor& input = layer.input;
   const Offsets offsets = offsets_of(layer);
-  RnnParams params{shape_of(layer, offsets)};
+  RnnParams params{};
+  static_cast<RnnShape&>(params) = shape_of(layer, offsets);
   auto sizes = c10::SmallVector<int64_t, 3>(input.sizes());
   sizes.back() = params.output;
   const int64_t width = (layer.save ? layer.kept() : layer.gates()) * params.hidden;
@@ -119,7 +120,8 @@ RnnOutputs rnn_layer_cpu(const RnnLayer& layer) {
 Gradients rnn_layer_backward_cpu(const RnnLayerBackward& layer) {
   check_rnn_layer(layer);
   const Offsets offsets = offsets_of(layer);
-  RnnBackwardParams params{shape_of(layer, offsets)};
+  RnnBackwardParams params{};
+  static_cast<RnnShape&>(params) = shape_of(layer, offsets);
   TORCH_CHECK(layer.reserve.numel() == params.rows() * layer.kept() * params.hidden &&
                   layer.y.numel() == params.rows() * params.output,
               layer.name(), ": the backward needs what a forward with save=True returned, got ",
