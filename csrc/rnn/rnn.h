@@ -11,6 +11,7 @@
 #include <cstdint>
 
 #include "core/dtype.h"
+#include "core/precision.h"
 
 namespace pyops {
 
@@ -18,12 +19,14 @@ enum class RnnCell : uint8_t { kLstm, kGru };
 
 struct RnnShape {
   Dtype dtype;
+  Precision precision;
   RnnCell cell;
   bool reverse;  // last step first
   int64_t steps, batch, input, hidden, output;
   const int64_t* offsets;  // (T + 1)
 
   int64_t rows() const { return offsets[steps]; }
+  int64_t step_rows() const { return rows() / (steps > 0 ? steps : 1); }  // on average
   int64_t size(int64_t t) const { return offsets[t + 1] - offsets[t]; }
   int64_t step(int64_t s) const { return reverse ? steps - 1 - s : s; }  // the s-th to compute
   bool projects() const { return output != hidden; }
@@ -62,9 +65,11 @@ struct RnnBackwardParams : RnnShape {
 void rnn_forward_scalar(const RnnParams& params);
 void rnn_forward_avx2(const RnnParams& params);
 void rnn_forward_avx512(const RnnParams& params);
+void rnn_forward_amx(const RnnParams& params);
 
 void rnn_backward_scalar(const RnnBackwardParams& params);
 void rnn_backward_avx2(const RnnBackwardParams& params);
 void rnn_backward_avx512(const RnnBackwardParams& params);
+void rnn_backward_amx(const RnnBackwardParams& params);
 
 }  // namespace pyops

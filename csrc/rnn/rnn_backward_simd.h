@@ -33,7 +33,7 @@ struct PreviousStates {
 
 // sums[j] = Σ_i rows[i, j], in blocks of rows: the error grows with the length of each sum.
 template <class T>
-void column_sums(const acc_t<T>* rows, int64_t count, int64_t columns, void* sums) {
+void column_sums(const T* rows, int64_t count, int64_t columns, void* sums) {
   using V = Vec<acc_t<T>>;
   constexpr int64_t kBlock = 32;
   if (sums == nullptr) return;
@@ -108,7 +108,7 @@ class RnnBackward {
 
   // The gradient of a projected output: from the loss and from the next step.
   void total_output(int64_t row, int64_t i) {
-    for_units<Acc>(p.output, [&](int64_t j, int n) {
+    for_vectors<Acc>(p.output, [&](int64_t j, int n) {
       store(grad_output(row, i, j, n), totals_.get() + row * p.output + j, n);
     });
   }
@@ -121,7 +121,7 @@ class RnnBackward {
   void units(int64_t row, int64_t before, int64_t i, const Acc* grad_out) {
     const Acc* reserve = reserve_ + row * kKept * p.hidden;
     Acc* grad_states = (Cell::kHasCell ? grad_c_ : grad_h_).get() + i * p.hidden;
-    for_units<Acc>(p.hidden, [&](int64_t j, int n) {
+    for_vectors<Acc>(p.hidden, [&](int64_t j, int n) {
       V kept[kKept], grad_x[kGates], grad_r[kGates];
       for (int k = 0; k < kKept; ++k) kept[k] = load(reserve + k * p.hidden + j, n);
       const V grad = p.projects() ? load(grad_out + j, n) : grad_output(row, i, j, n);
@@ -152,16 +152,17 @@ class RnnBackward {
   void inputs() const {
     if (p.grad_x == nullptr) return;
     const StridedOperand<T> w_ih{static_cast<const T*>(p.w_ih), p.input, 1, p.input};
-    multiply(p.rows(), p.input, gates_, StridedOperand<Acc>{from_x_.get(), p.rows(), gates_, 1},
-             w_ih, MatrixSink<T>{static_cast<T*>(p.grad_x), p.input});
+    multiply(p.rows(), p.input, gates_, from_x_.get(), w_ih,
+             MatrixSink<T>{static_cast<T*>(p.grad_x), p.input}, p.precision);
   }
 
   void weights() const {
     const int64_t rows = p.rows();
     if (p.grad_w_ih != nullptr) {
-      const StridedOperand<Acc> grad{from_x_.get(), gates_, 1, gates_};
+      const StridedOperand<T> grad{from_x_.get(), gates_, 1, gates_};
       const StridedOperand<T> x{static_cast<const T*>(p.x), p.input, 1, p.input};
-      gemm(gates_, p.input, rows, grad, x, MatrixSink<T>{static_cast<T*>(p.grad_w_ih), p.input});
+      gemm(gates_, p.input, rows, grad, x, MatrixSink<T>{static_cast<T*>(p.grad_w_ih), p.input},
+           p.precision);
     }
     if (p.grad_w_hh != nullptr) {
       Scratch<int64_t> previous(rows);
@@ -171,35 +172,39 @@ class RnnBackward {
           previous[p.offsets[t] + i] = before < 0 ? -1 - i : before;
         }
       }
-      const StridedOperand<Acc> grad{from_h(), gates_, 1, gates_};
+      const StridedOperand<T> grad{from_h(), gates_, 1, gates_};
       const PreviousStates<T> h{static_cast<const T*>(p.y), static_cast<const T*>(p.h0), p.output,
                                 previous.get()};
-      gemm(gates_, p.output, rows, grad, h, MatrixSink<T>{static_cast<T*>(p.grad_w_hh), p.output});
+      gemm(gates_, p.output, rows, grad, h, MatrixSink<T>{static_cast<T*>(p.grad_w_hh), p.output},
+           p.precision);
     }
     if (p.grad_w_hr != nullptr) {
-      const StridedOperand<Acc> grad{totals_.get(), p.output, 1, p.output};
-      const StridedOperand<Acc> out{outputs_.get(), p.hidden, 1, p.hidden};
+      const StridedOperand<T> grad{totals_.get(), p.output, 1, p.output};
+      const StridedOperand<T> out{outputs_.get(), p.hidden, 1, p.hidden};
       gemm(p.output, p.hidden, rows, grad, out,
-           MatrixSink<T>{static_cast<T*>(p.grad_w_hr), p.hidden});
+           MatrixSink<T>{static_cast<T*>(p.grad_w_hr), p.hidden}, p.precision);
     }
   }
 
   // Gradients of what came through W_hh; an LSTM's are those of what came through W_ih.
-  const Acc* from_h() const { return Cell::kHasCell ? from_x_.get() : from_h_.get(); }
+  const T* from_h() const { return Cell::kHasCell ? from_x_.get() : from_h_.get(); }
 
   const RnnBackwardParams& p;
   const int64_t gates_ = kGates * p.hidden;
   const Acc* const reserve_ = static_cast<const Acc*>(p.reserve);
   Scratch<Acc> grad_h_{p.batch * p.output}, grad_c_{Cell::kHasCell ? p.batch * p.hidden : 0};
-  Scratch<Acc> from_x_{p.rows() * gates_}, from_h_{Cell::kHasCell ? 0 : p.rows() * gates_};
-  Scratch<Acc> totals_{p.projects() ? p.rows() * p.output : 0};
-  Scratch<Acc> outputs_{p.projects() ? p.rows() * p.hidden : 0};
+  Scratch<T> from_x_{p.rows() * gates_}, from_h_{Cell::kHasCell ? 0 : p.rows() * gates_};
+  Scratch<T> totals_{p.projects() ? p.rows() * p.output : 0};
+  Scratch<T> outputs_{p.projects() ? p.rows() * p.hidden : 0};
   const StepProduct<T> to_h_{
-      p.output, gates_, {static_cast<const T*>(p.w_hh), p.output, 1, p.output}, p.steps == 1};
+      p.output, gates_,        {static_cast<const T*>(p.w_hh), p.output, 1, p.output},
+      p.steps,  p.step_rows(), p.precision};
   const StepProduct<T> projection_{p.projects() ? p.hidden : 0,
                                    p.output,
                                    {static_cast<const T*>(p.w_hr), p.hidden, 1, p.hidden},
-                                   p.steps == 1};
+                                   p.steps,
+                                   p.step_rows(),
+                                   p.precision};
 };
 
 template <template <class, class> class Pass, class Params>

@@ -9,11 +9,13 @@ namespace pyops {
 namespace {
 
 constexpr Candidate<RnnParams> kForward[] = {
+    {"rnn_forward_amx", Isa::kAmx, kFloat32 | kHalfTypes, rnn_forward_amx},
     {"rnn_forward_avx512", Isa::kAvx512, kAnyFloat, rnn_forward_avx512},
     {"rnn_forward_avx2", Isa::kAvx2, kAnyFloat, rnn_forward_avx2},
     {"rnn_forward_scalar", Isa::kScalar, kAnyFloat, rnn_forward_scalar},
 };
 constexpr Candidate<RnnBackwardParams> kBackward[] = {
+    {"rnn_backward_amx", Isa::kAmx, kFloat32 | kHalfTypes, rnn_backward_amx},
     {"rnn_backward_avx512", Isa::kAvx512, kAnyFloat, rnn_backward_avx512},
     {"rnn_backward_avx2", Isa::kAvx2, kAnyFloat, rnn_backward_avx2},
     {"rnn_backward_scalar", Isa::kScalar, kAnyFloat, rnn_backward_scalar},
@@ -63,6 +65,7 @@ Offsets offsets_of(const RnnLayer& layer) {
 
 RnnShape shape_of(const RnnLayer& layer, const Offsets& offsets) {
   return {.dtype = dtype_of(layer.input),
+          .precision = float32_precision(at::Float32Op::RNN),
           .cell = layer.c0 ? RnnCell::kLstm : RnnCell::kGru,
           .reverse = layer.reverse,
           .steps = static_cast<int64_t>(offsets.size()) - 1,

@@ -30,29 +30,6 @@ inline Vec<double> tanh(Vec<double> x) {
   return lanewise(x, [](double v) { return ::tanh(v); });
 }
 
-// f(j, n) for each vector of units, the last one partial.
-template <class Acc, class F>
-void for_units(int64_t hidden, const F& f) {
-  for (int64_t j = 0; j < hidden; j += Vec<Acc>::kWidth) {
-    f(j, static_cast<int>(std::min<int64_t>(Vec<Acc>::kWidth, hidden - j)));
-  }
-}
-
-// A copy in the type arithmetic is done in; zeros for null.
-template <class T>
-void widen(const void* from, int64_t count, acc_t<T>* to) {
-  using V = Vec<acc_t<T>>;
-  const auto* values = static_cast<const T*>(from);
-  for_units<acc_t<T>>(
-      count, [&](int64_t j, int n) { store(values ? load(values + j, n) : V::zero(), to + j, n); });
-}
-template <class T>
-void narrow(const acc_t<T>* from, int64_t count, void* to) {
-  if (to == nullptr) return;
-  for_units<acc_t<T>>(
-      count, [&](int64_t j, int n) { store(load(from + j, n), static_cast<T*>(to) + j, n); });
-}
-
 // Columns of sequences before the `block`-th of `blocks` with about equally many rows each.
 inline int64_t block_border(const RnnShape& s, int64_t block, int64_t blocks) {
   if (block == blocks) return s.batch;
@@ -82,24 +59,27 @@ void for_batch_blocks(const RnnShape& s, int64_t step_work, int64_t weight_bytes
   });
 }
 
+// What the gates of one unit cost, in multiply-adds.
+inline constexpr int64_t kUnitWork = 64;
+
 template <class Cell, class T>
 class RnnForward {
  public:
   explicit RnnForward(const RnnParams& params) : p(params) {
-    widen<T>(p.h0, p.batch * p.output, h_.get());
+    std::copy_n(static_cast<const T*>(p.h0), p.batch * p.output, h_.get());
     if (Cell::kHasCell) widen<T>(p.c0, p.batch * p.hidden, c_.get());
     widen<T>(p.b_ih, gates_, b_ih_.get());
     widen<T>(p.b_hh, gates_, b_hh_.get());
   }
 
   void run() {
-    const StridedOperand<T> x{static_cast<const T*>(p.x), p.rows(), p.input, 1};
     const StridedOperand<T> w_ih{static_cast<const T*>(p.w_ih), gates_, p.input, 1};
-    multiply(p.rows(), gates_, p.input, x, w_ih, MatrixSink<Acc>{reserve_, stride_, b_ih_.get()});
+    multiply(p.rows(), gates_, p.input, static_cast<const T*>(p.x), w_ih,
+             MatrixSink<Acc>{reserve_, stride_, b_ih_.get()}, p.precision);
     const int64_t weight = gates_ * p.output;
     for_batch_blocks(p, p.batch * weight, weight * static_cast<int64_t>(sizeof(Acc)),
                      [&](int64_t b0, int64_t b1) { sweep(b0, b1); });
-    narrow<T>(h_.get(), p.batch * p.output, p.hn);
+    std::copy_n(h_.get(), p.batch * p.output, static_cast<T*>(p.hn));
     if (Cell::kHasCell) narrow<T>(c_.get(), p.batch * p.hidden, p.cn);
   }
 
@@ -109,11 +89,12 @@ class RnnForward {
   static constexpr int kGates = Cell::kGates, kKept = Cell::kKept;
 
   void sweep(int64_t b0, int64_t b1) {
-    Scratch<Acc> product((b1 - b0) * gates_), out(p.projects() ? (b1 - b0) * p.hidden : 0);
+    Scratch<Acc> product((b1 - b0) * std::max(gates_, p.output));
+    Scratch<T> out(p.projects() ? (b1 - b0) * p.hidden : 0);
     for (int64_t s = 0; s < p.steps; ++s) {
       const int64_t t = p.step(s), rows = std::min(b1, p.size(t)) - b0;
       if (rows <= 0) continue;
-      Acc* h = h_.get() + b0 * p.output;
+      const T* h = h_.get() + b0 * p.output;
       from_h_(rows, h, MatrixSink<Acc>{product.get(), gates_, b_hh_.get()});
       const int64_t row = p.offsets[t] + b0;
       parallel_for(0, rows, fork_grain(kUnitWork * p.hidden), [&](int64_t begin, int64_t end) {
@@ -122,53 +103,56 @@ class RnnForward {
         }
       });
       if (p.projects()) {
-        projection_(rows, out.get(), MatrixSink<Acc>{h, p.output});
+        projection_(rows, out.get(), MatrixSink<Acc>{product.get(), p.output});
         for (int64_t i = 0; i < rows; ++i) {
-          for_units<Acc>(p.output, [&](int64_t j, int n) {
-            emit(load(h + i * p.output + j, n), row + i, b0 + i, j, n);
+          for_vectors<Acc>(p.output, [&](int64_t j, int n) {
+            emit(load(&product[i * p.output + j], n), row + i, b0 + i, j, n);
           });
         }
       }
     }
   }
 
-  void units(int64_t row, int64_t i, const Acc* product, Acc* out) {
-    Acc* reserve = reserve_ + row * stride_;
-    Acc* states = Cell::kHasCell ? c_.get() + i * p.hidden : h_.get() + i * p.output;
-    for_units<Acc>(p.hidden, [&](int64_t j, int n) {
-      V x[kGates], r[kGates], kept[kKept], state = load(states + j, n);
+  void units(int64_t row, int64_t i, const Acc* product, T* out) {
+    Acc *reserve = reserve_ + row * stride_, *cells = c_.get() + i * p.hidden;
+    const T* h = h_.get() + i * p.output;
+    for_vectors<Acc>(p.hidden, [&](int64_t j, int n) {
+      V x[kGates], r[kGates], kept[kKept];
+      V state = Cell::kHasCell ? load(cells + j, n) : load(h + j, n);
       for (int g = 0; g < kGates; ++g) {
         x[g] = load(reserve + g * p.hidden + j, n);
         r[g] = load(product + g * p.hidden + j, n);
       }
-      const V h = Cell::forward(x, r, state, kept);
-      if (Cell::kHasCell) store(state, states + j, n);
+      const V next = Cell::forward(x, r, state, kept);
+      if (Cell::kHasCell) store(state, cells + j, n);
       if (p.save) {
         for (int k = 0; k < kKept; ++k) store(kept[k], reserve + k * p.hidden + j, n);
       }
-      p.projects() ? store(h, out + j, n) : emit(h, row, i, j, n);
+      p.projects() ? store(next, out + j, n) : emit(next, row, i, j, n);
     });
   }
 
-  // The output, and the state as the output's type holds it: a sequence in two calls gives what it
-  // gives in one.
+  // The output is the state: a sequence in two calls gives what it gives in one.
   void emit(V h, int64_t row, int64_t i, int64_t j, int n) {
-    T* y = static_cast<T*>(p.y) + row * p.output + j;
-    store(h, y, n);
-    store(load(y, n), h_.get() + i * p.output + j, n);
+    store(h, static_cast<T*>(p.y) + row * p.output + j, n);
+    store(h, h_.get() + i * p.output + j, n);
   }
 
   const RnnParams& p;
   const int64_t gates_ = kGates * p.hidden, stride_ = (p.save ? kKept : kGates) * p.hidden;
   Acc* const reserve_ = static_cast<Acc*>(p.reserve);
-  Scratch<Acc> h_{p.batch * p.output}, c_{Cell::kHasCell ? p.batch * p.hidden : 0};
+  Scratch<T> h_{p.batch * p.output};
+  Scratch<Acc> c_{Cell::kHasCell ? p.batch * p.hidden : 0};
   Scratch<Acc> b_ih_{gates_}, b_hh_{gates_};
   const StepProduct<T> from_h_{
-      gates_, p.output, {static_cast<const T*>(p.w_hh), gates_, p.output, 1}, p.steps == 1};
+      gates_,  p.output,      {static_cast<const T*>(p.w_hh), gates_, p.output, 1},
+      p.steps, p.step_rows(), p.precision};
   const StepProduct<T> projection_{p.projects() ? p.output : 0,
                                    p.hidden,
                                    {static_cast<const T*>(p.w_hr), p.output, p.hidden, 1},
-                                   p.steps == 1};
+                                   p.steps,
+                                   p.step_rows(),
+                                   p.precision};
 };
 
 }  // namespace pyops::PYOPS_ISA_NAMESPACE
