@@ -37,7 +37,7 @@ void column_sums(const T* rows, int64_t count, int64_t columns, void* sums) {
   using V = Vec<acc_t<T>>;
   constexpr int64_t kBlock = 32;
   if (sums == nullptr) return;
-  const auto sum_columns = [&](int64_t j, int n) {
+  const auto sum_columns = [&](int64_t j, auto n) {
     V total = V::zero();
     for (int64_t i0 = 0; i0 < count; i0 += kBlock) {
       V sum = V::zero();
@@ -108,7 +108,7 @@ class RnnBackward {
 
   // The gradient of a projected output: from the loss and from the next step.
   void total_output(int64_t row, int64_t i) {
-    for_vectors<Acc>(p.output, [&](int64_t j, int n) {
+    for_vectors<Acc>(p.output, [&](int64_t j, auto n) {
       store(grad_output(row, i, j, n), totals_.get() + row * p.output + j, n);
     });
   }
@@ -121,7 +121,7 @@ class RnnBackward {
   void units(int64_t row, int64_t before, int64_t i, const Acc* grad_out) {
     const Acc* reserve = reserve_ + row * kKept * p.hidden;
     Acc* grad_states = (Cell::kHasCell ? grad_c_ : grad_h_).get() + i * p.hidden;
-    for_vectors<Acc>(p.hidden, [&](int64_t j, int n) {
+    for_vectors<Acc>(p.hidden, [&](int64_t j, auto n) {
       V kept[kKept], grad_x[kGates], grad_r[kGates];
       for (int k = 0; k < kKept; ++k) kept[k] = load(reserve + k * p.hidden + j, n);
       const V grad = p.projects() ? load(grad_out + j, n) : grad_output(row, i, j, n);

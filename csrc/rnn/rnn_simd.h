@@ -46,7 +46,7 @@ template <class F>
 void for_batch_blocks(const RnnShape& s, int64_t step_work, int64_t weight_bytes, const F& sweep) {
   // A block streams the whole weight each step: below eight rows that costs more than the
   // arithmetic, and beyond a 2 MiB L2 each thread would fetch all of it from the shared cache.
-  constexpr int64_t kRowsPerBlock = 8, kCacheBytes = int64_t{3} << 19;
+  constexpr int64_t kRowsPerBlock = 8;
   const int64_t threads = num_threads();
   const bool stays = weight_bytes <= kCacheBytes, forks = step_work >= 2 * kForkWork;
   int64_t blocks = std::min(threads, s.batch / (forks ? kRowsPerBlock : 1));
@@ -105,7 +105,7 @@ class RnnForward {
       if (p.projects()) {
         projection_(rows, out.get(), MatrixSink<Acc>{product.get(), p.output});
         for (int64_t i = 0; i < rows; ++i) {
-          for_vectors<Acc>(p.output, [&](int64_t j, int n) {
+          for_vectors<Acc>(p.output, [&](int64_t j, auto n) {
             emit(load(&product[i * p.output + j], n), row + i, b0 + i, j, n);
           });
         }
@@ -116,7 +116,7 @@ class RnnForward {
   void units(int64_t row, int64_t i, const Acc* product, T* out) {
     Acc *reserve = reserve_ + row * stride_, *cells = c_.get() + i * p.hidden;
     const T* h = h_.get() + i * p.output;
-    for_vectors<Acc>(p.hidden, [&](int64_t j, int n) {
+    for_vectors<Acc>(p.hidden, [&](int64_t j, auto n) {
       V x[kGates], r[kGates], kept[kKept];
       V state = Cell::kHasCell ? load(cells + j, n) : load(h + j, n);
       for (int g = 0; g < kGates; ++g) {

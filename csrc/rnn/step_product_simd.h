@@ -10,6 +10,9 @@ namespace pyops::PYOPS_ISA_NAMESPACE {
 
 inline constexpr int kFewRows = 4;
 
+// What of a core's 2 MiB L2 a weight may fill to stay there from step to step.
+inline constexpr int64_t kCacheBytes = int64_t{3} << 19;
+
 // Multiply-adds worth starting a second thread for: about 3 µs of one core.
 inline constexpr int64_t kForkWork = int64_t{1} << 17;
 
@@ -27,12 +30,13 @@ void store(V x, T* p, int n) {
   n == V::kWidth ? x.store(p) : x.store(p, n);
 }
 
-// f(j, n) for each vector of `count` numbers, the last one partial.
+// f(j, n) for each vector of `count` numbers; n is a constant but for the last, partial one.
 template <class Acc, class F>
 void for_vectors(int64_t count, const F& f) {
-  for (int64_t j = 0; j < count; j += Vec<Acc>::kWidth) {
-    f(j, static_cast<int>(std::min<int64_t>(Vec<Acc>::kWidth, count - j)));
-  }
+  constexpr int kWidth = Vec<Acc>::kWidth;
+  int64_t j = 0;
+  for (; j + kWidth <= count; j += kWidth) f(j, std::integral_constant<int, kWidth>{});
+  if (j < count) f(j, static_cast<int>(count - j));
 }
 
 // A copy in the type arithmetic is done in; zeros for null.
@@ -40,7 +44,7 @@ template <class T>
 void widen(const void* from, int64_t count, acc_t<T>* to) {
   using V = Vec<acc_t<T>>;
   const auto* values = static_cast<const T*>(from);
-  for_vectors<acc_t<T>>(count, [&](int64_t j, int n) {
+  for_vectors<acc_t<T>>(count, [&](int64_t j, auto n) {
     store(values != nullptr ? load(values + j, n) : V::zero(), to + j, n);
   });
 }
@@ -48,24 +52,25 @@ template <class T>
 void narrow(const acc_t<T>* from, int64_t count, void* to) {
   if (to == nullptr) return;
   for_vectors<acc_t<T>>(
-      count, [&](int64_t j, int n) { store(load(from + j, n), static_cast<T*>(to) + j, n); });
+      count, [&](int64_t j, auto n) { store(load(from + j, n), static_cast<T*>(to) + j, n); });
 }
 
-// tile = a·W for columns j.. of a W whose columns are adjacent in memory; a is (kRows, depth).
-template <int kRows, class Acc, class T>
-void multiply_rows(int64_t depth, const Acc* a, const StridedOperand<T>& w, int64_t j, int cols,
+// tile = a·W for the first `cols` columns of a W whose columns are adjacent in memory, where a is
+// (kRows, depth). A full panel comes with a constant `cols`.
+template <int kRows, class Acc, class T, class Columns>
+void multiply_rows(int64_t depth, const Acc* a, const StridedOperand<T>& w, Columns cols,
                    Acc* tile) {
   using V = Vec<Acc>;
   constexpr int kCols = RegisterTile<Acc>::kCols;
   // Eight independent sums hide the latency of the multiply-add.
   constexpr int kUnroll = kFewRows / kRows;
-  const int low = std::min(cols, V::kWidth), high = cols - low;
+  const int low = std::min<int>(cols, V::kWidth), high = cols - low;
   V acc[kUnroll][kRows][2];
   for (auto& rows : acc) {
     for (auto& row : rows) row[0] = row[1] = V::zero();
   }
   const auto add = [&](int64_t p, V(&sums)[kRows][2]) {
-    const T* b = w.data + p * w.p_stride + j;
+    const T* b = w.data + p * w.p_stride;
     const V b0 = load(b, low), b1 = high > 0 ? load(b + V::kWidth, high) : V::zero();
 #pragma GCC unroll 4
     for (int r = 0; r < kRows; ++r) {
@@ -110,6 +115,7 @@ void multiply_few_rows(int64_t m, int64_t n, int64_t k, const T* a, const PanelA
                        const Sink& sink) {
   using Acc = acc_t<T>;
   constexpr int kCols = RegisterTile<Acc>::kCols;
+  constexpr std::integral_constant<int, kCols> kFull;
   Scratch<Acc> wide(m * k);
   widen<T>(a, m * k, wide.get());
   with_rows(m, [&](auto rows) {
@@ -117,7 +123,11 @@ void multiply_few_rows(int64_t m, int64_t n, int64_t k, const T* a, const PanelA
       alignas(64) Acc tile[kFewRows * kCols];
       for (int64_t j = p0 * kCols; j < std::min(n, p1 * kCols); j += kCols) {
         const int cols = static_cast<int>(std::min<int64_t>(kCols, n - j));
-        multiply_rows<rows.value>(k, wide.get(), panel(j), 0, cols, tile);
+        if (cols == kCols) {
+          multiply_rows<rows.value>(k, wide.get(), panel(j), kFull, tile);
+        } else {
+          multiply_rows<rows.value>(k, wide.get(), panel(j), cols, tile);
+        }
         sink(0, j, static_cast<int>(m), cols, tile, kCols);
       }
     });
@@ -137,7 +147,7 @@ void multiply(int64_t m, int64_t n, int64_t k, const T* a, const StridedOperand<
       [&](int64_t j) { return StridedOperand<T>{w.data + j, w.extent - j, 1, w.p_stride}; }, sink);
 }
 
-// Rows times W (k deep, n wide), step after step. A single step reads W where it lies.
+// Rows times W (k deep, n wide), step after step.
 template <class T>
 class StepProduct {
  public:
@@ -150,17 +160,17 @@ class StepProduct {
         k_(k),
         w_(w),
         precision_(precision),
-        one_step_(steps == 1),
+        in_place_(steps == 1 || streams_as_it_lies(rows)),
         parts_(tile_parts(rows)),
-        packed_(one_step_ ? 0 : packed_bytes()) {
-    if (one_step_ || pack()) return;
+        packed_(in_place_ ? 0 : packed_bytes()) {
+    if (in_place_ || pack()) return;
     parts_ = 0;  // AMX cannot represent the weight
     pack();
   }
 
   template <class Sink>
   void operator()(int64_t rows, const T* a, const Sink& sink) const {
-    if (one_step_) return multiply(rows, n_, k_, a, w_, sink, precision_);
+    if (in_place_) return multiply(rows, n_, k_, a, w_, sink, precision_);
     if (parts_ == 0 && rows <= kFewRows) {
       const auto panel = [&](int64_t j) {
         constexpr int kCols = RegisterTile<Acc>::kCols;
@@ -190,12 +200,18 @@ class StepProduct {
     return f(Use<VectorEngine<Acc>>{});
   }
 
+  // Rows that lie one after the other, beyond any cache: their stream is the limit, packed or not.
+  bool streams_as_it_lies(int64_t rows) const {
+    return rows <= kFewRows && w_.p_stride == 1 &&
+           n_ * k_ * static_cast<int64_t>(sizeof(T)) > 2 * kCacheBytes;
+  }
+
   // Parts of a number in AMX tiles; 0 without them. The weight is split once, so a few rows pay.
   int tile_parts([[maybe_unused]] int64_t rows) const {
 #if defined(__AMX_TILE__)
     if constexpr (std::is_same_v<Acc, float>) {
       const int parts = bf16_parts_of<StridedOperand<T>>(precision_);
-      if (k_ >= 16 && rows >= (parts == 1 ? 1 : 8)) return parts;
+      if (k_ >= 16 && rows >= (parts == 1 ? 1 : 12)) return parts;
     }
 #endif
     return 0;
@@ -296,7 +312,7 @@ class StepProduct {
   const int64_t n_, k_;
   const StridedOperand<T> w_;
   const Precision precision_;
-  const bool one_step_;
+  const bool in_place_;
   int parts_;
   const Scratch<unsigned char> packed_;
 };
