@@ -28,10 +28,10 @@ struct Gru {
   PYOPS_HOST_DEVICE static void backward(const V (&kept)[kKept], V h, V grad_h, V& grad_state,
                                          V (&grad_x)[kGates], V (&grad_m)[kGates]) {
     const V r = kept[0], z = kept[1], n = kept[2], m = kept[3];
-    const V grad_z = grad_h * (h - n), through = grad_h - grad_h * z;
-    const V grad_n = through - through * n * n, grad_r = grad_n * m;
-    grad_m[0] = grad_x[0] = grad_r * (r - r * r);
-    grad_m[1] = grad_x[1] = grad_z * (z - z * z);
+    const V grad_z = grad_h * (h - n), grad_n = grad_h * (one<V>() - z) * tanh_slope(n);
+    const V grad_r = grad_n * m;
+    grad_m[0] = grad_x[0] = grad_r * sigmoid_slope(r);
+    grad_m[1] = grad_x[1] = grad_z * sigmoid_slope(z);
     grad_x[2] = grad_n;
     grad_m[2] = grad_n * r;
     grad_state = grad_h * z;

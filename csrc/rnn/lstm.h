@@ -36,12 +36,12 @@ struct Lstm {
   PYOPS_HOST_DEVICE static void backward(const V (&kept)[kKept], V c, V grad_h, V& grad_state,
                                          V (&grad_x)[kGates], V (&grad_r)[kGates]) {
     const V i = kept[0], f = kept[1], g = kept[2], o = kept[3], t = tanh(kept[4]);
-    const V through = grad_h * o, grad_c = grad_state + (through - through * t * t);
+    const V grad_c = grad_state + grad_h * o * tanh_slope(t);
     const V grad_i = grad_c * g, grad_f = grad_c * c, grad_g = grad_c * i, grad_o = grad_h * t;
-    grad_r[0] = grad_x[0] = grad_i * (i - i * i);
-    grad_r[1] = grad_x[1] = grad_f * (f - f * f);
-    grad_r[2] = grad_x[2] = grad_g - grad_g * g * g;
-    grad_r[3] = grad_x[3] = grad_o * (o - o * o);
+    grad_r[0] = grad_x[0] = grad_i * sigmoid_slope(i);
+    grad_r[1] = grad_x[1] = grad_f * sigmoid_slope(f);
+    grad_r[2] = grad_x[2] = grad_g * tanh_slope(g);
+    grad_r[3] = grad_x[3] = grad_o * sigmoid_slope(o);
     grad_state = grad_c * f;
   }
 };

@@ -33,6 +33,9 @@ Tensor replace_first(const Tensor& states, const Tensor& first) {
 }  // namespace
 
 RnnOutputs rnn_layer_composite(const RnnLayer& layer) {
+  const auto dtype = layer.input.scalar_type();
+  TORCH_CHECK(at::isFloatingType(dtype) || at::isComplexType(dtype), layer.name(),
+              ": input must be floating-point or complex, got ", dtype);
   const Tensor b_hh = value_or_undefined(layer.b_hh), w_hr = value_or_undefined(layer.w_hr);
   const bool lstm = layer.c0.has_value(), padded = layer.input.dim() == 3;
   const Tensor from_x = at::linear(layer.input, layer.w_ih, layer.b_ih);

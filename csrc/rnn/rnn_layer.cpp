@@ -88,7 +88,11 @@ class Contiguous {
   c10::SmallVector<Tensor, 12> copies_;
 };
 
+// Decides again what the autograd kernel decided: inference mode comes straight here.
 RnnOutputs rnn_layer_cpu(const RnnLayer& layer) {
+  if (goes_native(layer.name(), {layer.input, layer.h0, layer.w_ih, layer.w_hh})) {
+    return rnn_layer_composite(layer);
+  }
   check_rnn_layer(layer);
   const Tensor& input = layer.input;
   const Offsets offsets = offsets_of(layer);
@@ -349,6 +353,10 @@ TORCH_LIBRARY_IMPL(pyops, CPU, m) {
 TORCH_LIBRARY_IMPL(pyops, Autograd, m) {
   m.impl("rnn_layer", flat_forward<rnn_layer_autograd>);
   m.impl("rnn_layer_backward", flat_backward<rnn_layer_backward_autograd>);
+}
+// Devices and layouts without kernels of ours, where autograd does not look (inference mode).
+TORCH_LIBRARY_IMPL(pyops, CompositeExplicitAutograd, m) {
+  m.impl("rnn_layer", flat_forward<rnn_layer_composite>);
 }
 TORCH_LIBRARY_IMPL(pyops, FuncTorchBatched, m) {
   m.impl("rnn_layer", flat_forward<rnn_layer_composite>);

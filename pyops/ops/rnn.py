@@ -14,13 +14,13 @@ def lstm(*args: Any, **options: Any) -> tuple[Tensor, Tensor, Tensor]:
     lstm(input, hx, params, has_biases, num_layers, dropout, train, bidirectional, batch_first)
     lstm(data, batch_sizes, hx, params, has_biases, num_layers, dropout, train, bidirectional)
 
-    input (T, B, I), or (B, T, I) with batch_first; data (N, I), the rows of a `PackedSequence`, with
-    its batch_sizes (T). hx: h (layers*directions, B, H_out) and c (layers*directions, B, H), where
-    H_out is not H for an LSTM with projections. params: for each layer and direction w_ih (4*H, I),
-    w_hh (4*H, H_out), with has_biases b_ih and b_hh (4*H), with projections w_hr (H_out, H).
-    Returns the output (T, B, directions*H_out) or (N, directions*H_out), and h and c after the last
-    step. float64, float32, bfloat16, float16; bfloat16 and float16 carry c and the gates in float32.
-    Second derivatives and all functorch transforms work.
+    input (T, B, I), or (B, T, I) with batch_first; data (N, I) and batch_sizes (T), those of a
+    `PackedSequence`. hx: h (layers*directions, B, H_out) and c (layers*directions, B, H), where
+    H_out differs from H in an LSTM with projections. params, for each layer and direction:
+    w_ih (4*H, I), w_hh (4*H, H_out), with has_biases b_ih and b_hh (4*H), with projections
+    w_hr (H_out, H). Returns the output, (T, B, directions*H_out) or (N, directions*H_out), and h
+    and c after the last step. float64, float32, bfloat16, float16; the latter two carry c and
+    the gates in float32. Second derivatives and functorch's transforms work.
     """
     return torch.ops.pyops.lstm(*args, **options)
 
