@@ -342,24 +342,24 @@ inline Vec<float> sigmoid(Vec<float> x) {
   return V::set1(1.0f) / (V::set1(1.0f) + exp(V::zero() - x));
 }
 
-// tanh(x) = x·P(x²)/Q(x²) for |x| small would cost a second polynomial; 1 - 2/(e^2x + 1) loses all
-// digits near 0, so small arguments take the odd Taylor series to x^9 (error < 1 ulp for |x| <
-// 0.2).
+// tanh within 2 ulp: 1 - 2/(e^2x + 1) loses digits as x nears 0, so below 0.625 an odd polynomial
+// takes over (Cephes, tanhf).
 inline Vec<float> tanh(Vec<float> x) {
   using V = Vec<float>;
   const V one = V::set1(1.0f);
   const V large = one - V::set1(2.0f) / (exp(x + x) + one);
   const V x2 = x * x;
-  V p = V::set1(62.0f / 2835.0f);
-  p = V::fma(p, x2, V::set1(-17.0f / 315.0f));
-  p = V::fma(p, x2, V::set1(2.0f / 15.0f));
-  p = V::fma(p, x2, V::set1(-1.0f / 3.0f));
+  V p = V::set1(-5.70498872745e-3f);
+  p = V::fma(p, x2, V::set1(2.06390887954e-2f));
+  p = V::fma(p, x2, V::set1(-5.37397155531e-2f));
+  p = V::fma(p, x2, V::set1(1.33314422036e-1f));
+  p = V::fma(p, x2, V::set1(-3.33332819422e-1f));
   const V small = V::fma(p * x2, x, x);
 #if defined(__AVX512F__)
-  const __mmask16 is_small = _mm512_cmp_ps_mask(x2.v, _mm512_set1_ps(0.04f), _CMP_LT_OQ);
+  const __mmask16 is_small = _mm512_cmp_ps_mask(x2.v, _mm512_set1_ps(0.390625f), _CMP_LT_OQ);
   return {_mm512_mask_mov_ps(large.v, is_small, small.v)};
 #else
-  const __m256 is_small = _mm256_cmp_ps(x2.v, _mm256_set1_ps(0.04f), _CMP_LT_OQ);
+  const __m256 is_small = _mm256_cmp_ps(x2.v, _mm256_set1_ps(0.390625f), _CMP_LT_OQ);
   return {_mm256_blendv_ps(large.v, small.v, is_small)};
 #endif
 }

@@ -3,6 +3,7 @@
 #include <ATen/FuncTorchTLS.h>
 #include <c10/core/ScalarType.h>
 #include <c10/core/impl/TorchDispatchModeTLS.h>
+#include <pybind11/pybind11.h>
 #include <torch/csrc/autograd/autograd.h>
 
 namespace pyops {
@@ -140,6 +141,9 @@ void register_autocast(torch::Library& library, std::initializer_list<const char
 
 std::vector<Tensor> differentiable_grad(at::TensorList outputs, at::TensorList inputs,
                                         at::TensorList grad_outputs) {
+  // Tracers call us from Python, and the engine must not wait for threads that want its lock.
+  std::optional<pybind11::gil_scoped_release> unlocked;
+  if (PyGILState_Check()) unlocked.emplace();
   return torch::autograd::grad(outputs.vec(), inputs.vec(), grad_outputs.vec(),
                                /*retain_graph=*/true, /*create_graph=*/true, /*allow_unused=*/true);
 }

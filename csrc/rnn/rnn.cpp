@@ -1,0 +1,230 @@
+// lstm, gru and their cells as networks of layer operators. Composite, so that torch.compile and
+// torch.export see the layers.
+#include "rnn/rnn_layer.h"
+
+namespace pyops {
+namespace {
+
+// What is common to the four signatures of torch.lstm and torch.gru.
+struct Network {
+  const char* op;
+  Tensor input;  // (T, B, I), or (N, I) with batch_sizes
+  OptionalTensor batch_sizes;
+  Tensor hx, cx;  // cx: LSTM
+  at::TensorList params;
+  bool has_biases;
+  int64_t num_layers;
+  double dropout;
+  bool train, bidirectional;
+
+  bool lstm() const { return cx.defined(); }
+  int64_t directions() const { return bidirectional ? 2 : 1; }
+  int64_t hidden() const { return (lstm() ? cx : hx).size(2); }
+  int64_t output() const { return hx.size(2); }
+  bool projects() const { return lstm() && output() != hidden(); }
+  int64_t weights() const { return 2 + (has_biases ? 2 : 0) + (projects() ? 1 : 0); }
+};
+
+struct NetworkOutputs {
+  Tensor y, hn, cn;
+};
+
+void check_states(const Network& n, const char* name, const Tensor& t, int64_t batch,
+                  int64_t features, const char* legend) {
+  const int64_t count = n.num_layers * n.directions();
+  TORCH_CHECK(t.sizes() == at::IntArrayRef({count, batch, features}), n.op, ": ", name,
+              " must be (num_layers*directions, B, ", legend,
+              ")=", at::IntArrayRef({count, batch, features}), ", got ", t.sizes());
+}
+
+void check_network(const Network& n) {
+  const Tensor& x = n.input;
+  if (n.batch_sizes) {
+    const Tensor& sizes = *n.batch_sizes;
+    TORCH_CHECK(x.dim() == 2, n.op, ": packed data must be (N, I), got ", x.sizes());
+    TORCH_CHECK(sizes.dim() == 1 && sizes.scalar_type() == at::kLong && sizes.device().is_cpu(),
+                n.op, ": batch_sizes must be (T) int64 on the CPU, got ", sizes.sizes(), " ",
+                sizes.scalar_type(), " on ", sizes.device());
+    TORCH_CHECK_VALUE(sizes.size(0) > 0, n.op, ": expected a sequence length larger than 0, got 0");
+  } else {
+    TORCH_CHECK_INDEX(x.dim() == 3, n.op, ": input must be (T, B, I), got ", x.sizes());
+    TORCH_CHECK(x.size(0) > 0, n.op, ": expected a sequence length larger than 0, got 0");
+  }
+  for (const Tensor& state : n.lstm() ? std::vector{n.hx, n.cx} : std::vector{n.hx}) {
+    TORCH_CHECK_INDEX(state.dim() == 3, n.op, ": hx must be (num_layers*directions, B, H), got ",
+                      state.sizes());
+  }
+  const int64_t batch = n.batch_sizes ? n.hx.size(1) : x.size(1);
+  check_states(n, n.lstm() ? "hx[0]" : "hx", n.hx, batch, n.output(), "H_out");
+  if (n.lstm()) check_states(n, "hx[1]", n.cx, batch, n.hidden(), "H");
+  const int64_t layers = n.num_layers * n.directions();
+  TORCH_CHECK(static_cast<int64_t>(n.params.size()) == layers * n.weights(), n.op,
+              ": params must be ", n.weights(), " for each of ", layers,
+              " layers and directions, got ", n.params.size(), " in all");
+}
+
+RnnLayer layer_of(const Network& n, const Tensor& x, int64_t index) {
+  auto weight = n.params.begin() + index * n.weights();
+  RnnLayer layer;
+  layer.input = x;
+  layer.h0 = n.hx.select(0, index);
+  if (n.lstm()) layer.c0 = n.cx.select(0, index);
+  layer.w_ih = *weight++;
+  layer.w_hh = *weight++;
+  if (n.has_biases) {
+    layer.b_ih = *weight++;
+    layer.b_hh = *weight++;
+  }
+  if (n.projects()) layer.w_hr = *weight;
+  layer.batch_sizes = n.batch_sizes;
+  layer.reverse = index % n.directions() == 1;
+  return layer;
+}
+
+Tensor stack_states(std::vector<Tensor>& states) {
+  return states.size() == 1 ? states[0].unsqueeze(0) : at::stack(states);
+}
+
+NetworkOutputs run(const Network& n) {
+  check_network(n);
+  Tensor x = n.input;
+  std::vector<Tensor> hn, cn;
+  for (int64_t layer = 0; layer < n.num_layers; ++layer) {
+    std::vector<Tensor> outputs;
+    for (int64_t direction = 0; direction < n.directions(); ++direction) {
+      auto [y, h, c, reserve] = call_rnn_layer(layer_of(n, x, layer * n.directions() + direction));
+      outputs.push_back(y);
+      hn.push_back(h);
+      if (n.lstm()) cn.push_back(c);
+    }
+    x = n.bidirectional ? at::cat(outputs, -1) : outputs[0];
+    if (n.dropout != 0 && layer + 1 < n.num_layers) x = at::dropout(x, n.dropout, n.train);
+  }
+  return {x, stack_states(hn), n.lstm() ? stack_states(cn) : Tensor()};
+}
+
+// Other devices have networks of their own. What else is not ours the layers know.
+bool is_elsewhere(const char* op, const Tensor& input) {
+  if (input.device().is_cpu() || input.device().is_meta()) return false;
+  if (explaining()) record_call(op, "native", {input}, {{"every kernel of ours", "device"}});
+  return true;
+}
+
+using Lstm = std::tuple<Tensor, Tensor, Tensor>;
+using Gru = std::tuple<Tensor, Tensor>;
+
+Lstm lstm_input(const Tensor& input, at::TensorList hx, at::TensorList params, bool has_biases,
+                int64_t num_layers, double dropout, bool train, bool bidirectional,
+                bool batch_first) {
+  TORCH_CHECK(hx.size() == 2, "lstm: hx must be the two states (h, c), got ", hx.size());
+  if (is_elsewhere("lstm", input)) {
+    return at::lstm(input, hx, params, has_biases, num_layers, dropout, train, bidirectional,
+                    batch_first);
+  }
+  TORCH_CHECK_INDEX(input.dim() == 3, "lstm: input must have 3 dimensions, got ", input.sizes());
+  const auto [y, hn, cn] =
+      run({"lstm", batch_first ? input.transpose(0, 1) : input, std::nullopt, hx[0], hx[1], params,
+           has_biases, num_layers, dropout, train, bidirectional});
+  return {batch_first ? y.transpose(0, 1) : y, hn, cn};
+}
+
+Lstm lstm_data(const Tensor& data, const Tensor& batch_sizes, at::TensorList hx,
+               at::TensorList params, bool has_biases, int64_t num_layers, double dropout,
+               bool train, bool bidirectional) {
+  TORCH_CHECK(hx.size() == 2, "lstm: hx must be the two states (h, c), got ", hx.size());
+  if (is_elsewhere("lstm", data)) {
+    return at::lstm(data, batch_sizes, hx, params, has_biases, num_layers, dropout, train,
+                    bidirectional);
+  }
+  const auto [y, hn, cn] = run({"lstm", data, batch_sizes, hx[0], hx[1], params, has_biases,
+                                num_layers, dropout, train, bidirectional});
+  return {y, hn, cn};
+}
+
+Gru gru_input(const Tensor& input, const Tensor& hx, at::TensorList params, bool has_biases,
+              int64_t num_layers, double dropout, bool train, bool bidirectional,
+              bool batch_first) {
+  if (is_elsewhere("gru", input)) {
+    return at::gru(input, hx, params, has_biases, num_layers, dropout, train, bidirectional,
+                   batch_first);
+  }
+  TORCH_CHECK_INDEX(input.dim() == 3, "gru: input must have 3 dimensions, got ", input.sizes());
+  const auto [y, hn, cn] =
+      run({"gru", batch_first ? input.transpose(0, 1) : input, std::nullopt, hx, Tensor(), params,
+           has_biases, num_layers, dropout, train, bidirectional});
+  return {batch_first ? y.transpose(0, 1) : y, hn};
+}
+
+Gru gru_data(const Tensor& data, const Tensor& batch_sizes, const Tensor& hx, at::TensorList params,
+             bool has_biases, int64_t num_layers, double dropout, bool train, bool bidirectional) {
+  if (is_elsewhere("gru", data)) {
+    return at::gru(data, batch_sizes, hx, params, has_biases, num_layers, dropout, train,
+                   bidirectional);
+  }
+  const auto [y, hn, cn] = run({"gru", data, batch_sizes, hx, Tensor(), params, has_biases,
+                                num_layers, dropout, train, bidirectional});
+  return {y, hn};
+}
+
+// One step: a layer without a dimension of time.
+RnnOutputs run_cell(const char* op, const RnnLayer& cell) {
+  TORCH_CHECK_INDEX(cell.input.dim() >= 2, op, ": input must be (B, I), got ", cell.input.sizes());
+  TORCH_CHECK(cell.input.dim() == 2, op, ": input must be (B, I), got ", cell.input.sizes());
+  return call_rnn_layer(cell);
+}
+
+Gru lstm_cell(const Tensor& input, at::TensorList hx, const Tensor& w_ih, const Tensor& w_hh,
+              const OptionalTensor& b_ih, const OptionalTensor& b_hh) {
+  TORCH_CHECK(hx.size() == 2, "lstm_cell: hx must be the two states (h, c), got ", hx.size());
+  if (is_elsewhere("lstm_cell", input)) {
+    return at::lstm_cell(input, hx, w_ih, w_hh, b_ih, b_hh);
+  }
+  RnnOutputs out = run_cell("lstm_cell", {input, hx[0], hx[1], w_ih, w_hh, b_ih, b_hh});
+  return {std::get<0>(out), std::get<2>(out)};
+}
+
+Tensor gru_cell(const Tensor& input, const Tensor& hx, const Tensor& w_ih, const Tensor& w_hh,
+                const OptionalTensor& b_ih, const OptionalTensor& b_hh) {
+  if (is_elsewhere("gru_cell", input)) return at::gru_cell(input, hx, w_ih, w_hh, b_ih, b_hh);
+  return std::get<0>(run_cell("gru_cell", {input, hx, std::nullopt, w_ih, w_hh, b_ih, b_hh}));
+}
+
+void implement(torch::Library& m) {
+  m.impl("lstm.input", lstm_input);
+  m.impl("lstm.data", lstm_data);
+  m.impl("gru.input", gru_input);
+  m.impl("gru.data", gru_data);
+  m.impl("lstm_cell", lstm_cell);
+  m.impl("gru_cell", gru_cell);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(pyops, m) {
+  m.def(
+      "lstm.input(Tensor input, Tensor[] hx, Tensor[] params, bool has_biases, int num_layers, "
+      "float dropout, bool train, bool bidirectional, bool batch_first) "
+      "-> (Tensor, Tensor, Tensor)");
+  m.def(
+      "lstm.data(Tensor data, Tensor batch_sizes, Tensor[] hx, Tensor[] params, bool has_biases, "
+      "int num_layers, float dropout, bool train, bool bidirectional) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "gru.input(Tensor input, Tensor hx, Tensor[] params, bool has_biases, int num_layers, "
+      "float dropout, bool train, bool bidirectional, bool batch_first) -> (Tensor, Tensor)");
+  m.def(
+      "gru.data(Tensor data, Tensor batch_sizes, Tensor hx, Tensor[] params, bool has_biases, "
+      "int num_layers, float dropout, bool train, bool bidirectional) -> (Tensor, Tensor)");
+  m.def(
+      "lstm_cell(Tensor input, Tensor[] hx, Tensor w_ih, Tensor w_hh, Tensor? b_ih=None, "
+      "Tensor? b_hh=None) -> (Tensor, Tensor)");
+  m.def(
+      "gru_cell(Tensor input, Tensor hx, Tensor w_ih, Tensor w_hh, Tensor? b_ih=None, "
+      "Tensor? b_hh=None) -> Tensor");
+}
+TORCH_LIBRARY_IMPL(pyops, CompositeImplicitAutograd, m) { implement(m); }
+// functorch asks each composite for a rule of its own.
+TORCH_LIBRARY_IMPL(pyops, FuncTorchBatched, m) { implement(m); }
+// As native: an LSTM on padded sequences runs in the lower precision as a whole.
+TORCH_LIBRARY_IMPL(pyops, AutocastCPU, m) { register_autocast(m, {"lstm.input"}); }
+
+}  // namespace pyops

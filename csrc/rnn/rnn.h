@@ -1,0 +1,75 @@
+// One direction of one LSTM or GRU layer over padded or packed sequences, and its gradients.
+//
+// T: steps   B: sequences   I: input features   H: hidden units   R: recurrent features, H unless
+// the LSTM projects its output   G: gates per unit   K: numbers a unit keeps for the backward
+//
+// Step t owns rows offsets[t] to offsets[t + 1]; row i of a step is sequence i. Sequences come
+// longest first, so a step's rows are a prefix of the batch, and padding is the case where each
+// step has B of them. N = offsets[T] rows in all.
+#pragma once
+
+#include <cstdint>
+
+#include "core/dtype.h"
+#include "core/precision.h"
+
+namespace pyops {
+
+enum class RnnCell : uint8_t { kLstm, kGru };
+
+struct RnnShape {
+  Dtype dtype;
+  Precision precision;
+  RnnCell cell;
+  bool reverse;  // last step first
+  int64_t steps, batch, input, hidden, output;
+  const int64_t* offsets;  // (T + 1)
+
+  int64_t rows() const { return offsets[steps]; }
+  int64_t step_rows() const { return rows() / (steps > 0 ? steps : 1); }  // on average
+  int64_t size(int64_t t) const { return offsets[t + 1] - offsets[t]; }
+  int64_t step(int64_t s) const { return reverse ? steps - 1 - s : s; }  // the s-th to compute
+  bool projects() const { return output != hidden; }
+
+  // The row that holds the state sequence `i` brings to step t; -1 for its initial state.
+  int64_t previous_row(int64_t t, int64_t i) const {
+    if (!reverse) return t > 0 ? offsets[t - 1] + i : -1;
+    return t + 1 < steps && i < size(t + 1) ? offsets[t + 1] + i : -1;
+  }
+};
+
+// All matrices are contiguous and row-major. The reserve is in the type arithmetic is done in.
+struct RnnParams : RnnShape {
+  bool save;         // keep in `reserve` what the backward reads
+  const void* x;     // (N, I)
+  const void* h0;    // (B, R)
+  const void* c0;    // (B, H), LSTM
+  const void* w_ih;  // (G·H, I)
+  const void* w_hh;  // (G·H, R)
+  const void* b_ih;  // (G·H) or null
+  const void* b_hh;  // (G·H) or null
+  const void* w_hr;  // (R, H) or null
+  void* y;           // (N, R)
+  void* hn;          // (B, R)
+  void* cn;          // (B, H), LSTM
+  void* reserve;     // (N, K·H); (N, G·H) without `save`, then a workspace
+};
+
+// A null gradient of an output is zero; a null gradient of an input is not wanted.
+struct RnnBackwardParams : RnnShape {
+  const void *x, *h0, *c0, *w_ih, *w_hh, *w_hr, *y, *reserve;
+  const void *grad_y, *grad_hn, *grad_cn;
+  void *grad_x, *grad_h0, *grad_c0, *grad_w_ih, *grad_w_hh, *grad_b_ih, *grad_b_hh, *grad_w_hr;
+};
+
+void rnn_forward_scalar(const RnnParams& params);
+void rnn_forward_avx2(const RnnParams& params);
+void rnn_forward_avx512(const RnnParams& params);
+void rnn_forward_amx(const RnnParams& params);
+
+void rnn_backward_scalar(const RnnBackwardParams& params);
+void rnn_backward_avx2(const RnnBackwardParams& params);
+void rnn_backward_avx512(const RnnBackwardParams& params);
+void rnn_backward_amx(const RnnBackwardParams& params);
+
+}  // namespace pyops

@@ -1,0 +1,218 @@
+// Backward of the sequence driver: see rnn_simd.h.
+#pragma once
+
+#include "rnn/rnn_simd.h"
+
+namespace pyops::PYOPS_ISA_NAMESPACE {
+
+// The state each row of a sequence started from, as an operand: element (i, p) is feature i of the
+// state before row p.
+template <class T>
+struct PreviousStates {
+  using Element = T;
+  using Acc = acc_t<T>;
+  static constexpr bool kPackOnce = true;
+  const T *y, *h0;
+  int64_t output;
+  const int64_t* previous;  // (N): a row of y, or -1 - i for row i of h0
+
+  template <int kWidth>
+  void pack(int64_t i0, int64_t p0, int64_t depth, Acc* panel) const {
+    constexpr int kV = Vec<Acc>::kWidth;
+    for (int64_t p = p0; p < p0 + depth; ++p, panel += kWidth) {
+      const int64_t row = previous[p];
+      const T* state = row < 0 ? h0 + (-1 - row) * output : y + row * output;
+      for (int c = 0; c < kWidth; c += kV) {
+        const int room = std::min(kV, kWidth - c);
+        const int have = static_cast<int>(std::clamp<int64_t>(output - i0 - c, 0, room));
+        store(have > 0 ? load(state + i0 + c, have) : Vec<Acc>::zero(), panel + c, room);
+      }
+    }
+  }
+};
+
+// sums[j] = Σ_i rows[i, j], in blocks of rows: the error grows with the length of each sum.
+template <class T>
+void column_sums(const T* rows, int64_t count, int64_t columns, void* sums) {
+  using V = Vec<acc_t<T>>;
+  constexpr int64_t kBlock = 32;
+  if (sums == nullptr) return;
+  const auto sum_columns = [&](int64_t j, auto n) {
+    V total = V::zero();
+    for (int64_t i0 = 0; i0 < count; i0 += kBlock) {
+      V sum = V::zero();
+      for (int64_t i = i0; i < std::min(count, i0 + kBlock); ++i) {
+        sum = sum + load(rows + i * columns + j, n);
+      }
+      total = total + sum;
+    }
+    store(total, static_cast<T*>(sums) + j, n);
+  };
+  const int64_t vectors = ceil_div(columns, V::kWidth);
+  parallel_for(0, vectors, fork_grain(count * V::kWidth), [&](int64_t begin, int64_t end) {
+    for (int64_t v = begin; v < end; ++v) {
+      const int64_t j = v * V::kWidth;
+      sum_columns(j, static_cast<int>(std::min<int64_t>(V::kWidth, columns - j)));
+    }
+  });
+}
+
+template <class Cell, class T>
+class RnnBackward {
+ public:
+  explicit RnnBackward(const RnnBackwardParams& params) : p(params) {
+    widen<T>(p.grad_hn, p.batch * p.output, grad_h_.get());
+    if (Cell::kHasCell) widen<T>(p.grad_cn, p.batch * p.hidden, grad_c_.get());
+  }
+
+  void run() {
+    const int64_t weight = gates_ * p.output;
+    for_batch_blocks(p, p.batch * weight, weight * static_cast<int64_t>(sizeof(Acc)),
+                     [&](int64_t b0, int64_t b1) { sweep(b0, b1); });
+    narrow<T>(grad_h_.get(), p.batch * p.output, p.grad_h0);
+    if (Cell::kHasCell) narrow<T>(grad_c_.get(), p.batch * p.hidden, p.grad_c0);
+    inputs();
+    weights();
+    column_sums<T>(from_x_.get(), p.rows(), gates_, p.grad_b_ih);
+    column_sums<T>(from_h(), p.rows(), gates_, p.grad_b_hh);
+  }
+
+ private:
+  using Acc = acc_t<T>;
+  using V = Vec<Acc>;
+  static constexpr int kGates = Cell::kGates, kKept = Cell::kKept;
+
+  void sweep(int64_t b0, int64_t b1) {
+    Scratch<Acc> grad_out(p.projects() ? (b1 - b0) * p.hidden : 0);
+    for (int64_t s = p.steps - 1; s >= 0; --s) {
+      const int64_t t = p.step(s), rows = std::min(b1, p.size(t)) - b0;
+      if (rows <= 0) continue;
+      const int64_t row = p.offsets[t] + b0;
+      Acc* grad_h = grad_h_.get() + b0 * p.output;
+      if (p.projects()) {
+        for (int64_t i = 0; i < rows; ++i) total_output(row + i, b0 + i);
+        projection_(rows, totals_.get() + row * p.output,
+                    MatrixSink<Acc>{grad_out.get(), p.hidden});
+      }
+      parallel_for(0, rows, fork_grain(kUnitWork * p.hidden), [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) {
+          units(row + i, p.previous_row(t, b0 + i), b0 + i, grad_out.get() + i * p.hidden);
+        }
+      });
+      // A GRU's units leave in grad_h what passes to the state directly.
+      MatrixSink<Acc> sink{grad_h, p.output};
+      sink.accumulate = !Cell::kHasCell;
+      to_h_(rows, from_h() + row * gates_, sink);
+    }
+  }
+
+  // The gradient of a projected output: from the loss and from the next step.
+  void total_output(int64_t row, int64_t i) {
+    for_vectors<Acc>(p.output, [&](int64_t j, auto n) {
+      store(grad_output(row, i, j, n), totals_.get() + row * p.output + j, n);
+    });
+  }
+  V grad_output(int64_t row, int64_t i, int64_t j, int n) const {
+    const V later = load(grad_h_.get() + i * p.output + j, n);
+    if (p.grad_y == nullptr) return later;
+    return later + load(static_cast<const T*>(p.grad_y) + row * p.output + j, n);
+  }
+
+  void units(int64_t row, int64_t before, int64_t i, const Acc* grad_out) {
+    const Acc* reserve = reserve_ + row * kKept * p.hidden;
+    Acc* grad_states = (Cell::kHasCell ? grad_c_ : grad_h_).get() + i * p.hidden;
+    for_vectors<Acc>(p.hidden, [&](int64_t j, auto n) {
+      V kept[kKept], grad_x[kGates], grad_r[kGates];
+      for (int k = 0; k < kKept; ++k) kept[k] = load(reserve + k * p.hidden + j, n);
+      const V grad = p.projects() ? load(grad_out + j, n) : grad_output(row, i, j, n);
+      V grad_state = load(grad_states + j, n);
+      Cell::backward(kept, previous_state(before, i, j, n), grad, grad_state, grad_x, grad_r);
+      store(grad_state, grad_states + j, n);
+      for (int g = 0; g < kGates; ++g) {
+        const int64_t at = row * gates_ + g * p.hidden + j;
+        store(grad_x[g], from_x_.get() + at, n);
+        if (!Cell::kHasCell) store(grad_r[g], from_h_.get() + at, n);
+      }
+      if constexpr (Cell::kHasCell) {
+        if (p.projects()) store(Cell::output(kept), outputs_.get() + row * p.hidden + j, n);
+      }
+    });
+  }
+
+  V previous_state(int64_t before, int64_t i, int64_t j, int n) const {
+    if constexpr (Cell::kHasCell) {
+      if (before < 0) return load(static_cast<const T*>(p.c0) + i * p.hidden + j, n);
+      return load(reserve_ + (before * kKept + Cell::kKeptCell) * p.hidden + j, n);
+    } else {
+      const void* states = before < 0 ? p.h0 : p.y;
+      return load(static_cast<const T*>(states) + (before < 0 ? i : before) * p.hidden + j, n);
+    }
+  }
+
+  void inputs() const {
+    if (p.grad_x == nullptr) return;
+    const StridedOperand<T> w_ih{static_cast<const T*>(p.w_ih), p.input, 1, p.input};
+    multiply(p.rows(), p.input, gates_, from_x_.get(), w_ih,
+             MatrixSink<T>{static_cast<T*>(p.grad_x), p.input}, p.precision);
+  }
+
+  void weights() const {
+    const int64_t rows = p.rows();
+    if (p.grad_w_ih != nullptr) {
+      const StridedOperand<T> grad{from_x_.get(), gates_, 1, gates_};
+      const StridedOperand<T> x{static_cast<const T*>(p.x), p.input, 1, p.input};
+      gemm(gates_, p.input, rows, grad, x, MatrixSink<T>{static_cast<T*>(p.grad_w_ih), p.input},
+           p.precision);
+    }
+    if (p.grad_w_hh != nullptr) {
+      Scratch<int64_t> previous(rows);
+      for (int64_t t = 0; t < p.steps; ++t) {
+        for (int64_t i = 0; i < p.size(t); ++i) {
+          const int64_t before = p.previous_row(t, i);
+          previous[p.offsets[t] + i] = before < 0 ? -1 - i : before;
+        }
+      }
+      const StridedOperand<T> grad{from_h(), gates_, 1, gates_};
+      const PreviousStates<T> h{static_cast<const T*>(p.y), static_cast<const T*>(p.h0), p.output,
+                                previous.get()};
+      gemm(gates_, p.output, rows, grad, h, MatrixSink<T>{static_cast<T*>(p.grad_w_hh), p.output},
+           p.precision);
+    }
+    if (p.grad_w_hr != nullptr) {
+      const StridedOperand<T> grad{totals_.get(), p.output, 1, p.output};
+      const StridedOperand<T> out{outputs_.get(), p.hidden, 1, p.hidden};
+      gemm(p.output, p.hidden, rows, grad, out,
+           MatrixSink<T>{static_cast<T*>(p.grad_w_hr), p.hidden}, p.precision);
+    }
+  }
+
+  // Gradients of what came through W_hh; an LSTM's are those of what came through W_ih.
+  const T* from_h() const { return Cell::kHasCell ? from_x_.get() : from_h_.get(); }
+
+  const RnnBackwardParams& p;
+  const int64_t gates_ = kGates * p.hidden;
+  const Acc* const reserve_ = static_cast<const Acc*>(p.reserve);
+  Scratch<Acc> grad_h_{p.batch * p.output}, grad_c_{Cell::kHasCell ? p.batch * p.hidden : 0};
+  Scratch<T> from_x_{p.rows() * gates_}, from_h_{Cell::kHasCell ? 0 : p.rows() * gates_};
+  Scratch<T> totals_{p.projects() ? p.rows() * p.output : 0};
+  Scratch<T> outputs_{p.projects() ? p.rows() * p.hidden : 0};
+  const StepProduct<T> to_h_{
+      p.output, gates_,        {static_cast<const T*>(p.w_hh), p.output, 1, p.output},
+      p.steps,  p.step_rows(), p.precision};
+  const StepProduct<T> projection_{p.projects() ? p.hidden : 0,
+                                   p.output,
+                                   {static_cast<const T*>(p.w_hr), p.hidden, 1, p.hidden},
+                                   p.steps,
+                                   p.step_rows(),
+                                   p.precision};
+};
+
+template <template <class, class> class Pass, class Params>
+void run_rnn(const Params& params) {
+  dispatch_dtype(params.dtype, [&](auto t) {
+    using T = decltype(t);
+    params.cell == RnnCell::kLstm ? Pass<Lstm, T>(params).run() : Pass<Gru, T>(params).run();
+  });
+}
+
+}  // namespace pyops::PYOPS_ISA_NAMESPACE

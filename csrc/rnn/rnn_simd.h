@@ -1,0 +1,158 @@
+// The sequence driver: one GEMM projects the inputs of all steps, then a sweep over the steps adds
+// the recurrent product and applies the gates; backward, a sweep leaves the gradients of the gates
+// of all steps, and one GEMM each turns them into the gradients of inputs and weights.
+//
+// Sequences are independent, so threads take blocks of the batch through all steps and never wait
+// for each other. Where that leaves a block too few rows, or the weight outgrows a core's cache,
+// the steps go one at a time and threads share the columns of each product.
+#pragma once
+
+#include <cmath>
+
+#include "rnn/gru.h"
+#include "rnn/lstm.h"
+#include "rnn/rnn.h"
+#include "rnn/step_product_simd.h"
+
+namespace pyops::PYOPS_ISA_NAMESPACE {
+
+template <class F>
+Vec<double> lanewise(Vec<double> x, F f) {
+  double lanes[Vec<double>::kWidth];
+  x.store(lanes);
+  for (double& lane : lanes) lane = f(lane);
+  return Vec<double>::load(lanes);
+}
+inline Vec<double> sigmoid(Vec<double> x) {
+  return lanewise(x, [](double v) { return 1 / (1 + ::exp(-v)); });
+}
+inline Vec<double> tanh(Vec<double> x) {
+  return lanewise(x, [](double v) { return ::tanh(v); });
+}
+
+// Columns of sequences before the `block`-th of `blocks` with about equally many rows each.
+inline int64_t block_border(const RnnShape& s, int64_t block, int64_t blocks) {
+  if (block == blocks) return s.batch;
+  int64_t sequence = 0;
+  for (int64_t before = 0; sequence < s.batch && before * blocks < block * s.rows(); ++sequence) {
+    for (int64_t t = 0; t < s.steps && s.size(t) > sequence; ++t) ++before;
+  }
+  return sequence;
+}
+
+// sweep(b0, b1) over blocks of sequences, where `step_work` multiply-adds a step read
+// `weight_bytes`.
+template <class F>
+void for_batch_blocks(const RnnShape& s, int64_t step_work, int64_t weight_bytes, const F& sweep) {
+  // A block streams the whole weight each step: below eight rows that costs more than the
+  // arithmetic, and beyond a 2 MiB L2 each thread would fetch all of it from the shared cache.
+  constexpr int64_t kRowsPerBlock = 8;
+  const int64_t threads = num_threads();
+  const bool stays = weight_bytes <= kCacheBytes, forks = step_work >= 2 * kForkWork;
+  int64_t blocks = std::min(threads, s.batch / (forks ? kRowsPerBlock : 1));
+  if ((forks && !(stays && blocks == threads)) || step_work * s.steps < kForkWork) blocks = 1;
+  if (blocks <= 1) return sweep(int64_t{0}, s.batch);
+  parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t k = begin; k < end; ++k) {
+      sweep(block_border(s, k, blocks), block_border(s, k + 1, blocks));
+    }
+  });
+}
+
+// What the gates of one unit cost, in multiply-adds.
+inline constexpr int64_t kUnitWork = 64;
+
+template <class Cell, class T>
+class RnnForward {
+ public:
+  explicit RnnForward(const RnnParams& params) : p(params) {
+    std::copy_n(static_cast<const T*>(p.h0), p.batch * p.output, h_.get());
+    if (Cell::kHasCell) widen<T>(p.c0, p.batch * p.hidden, c_.get());
+    widen<T>(p.b_ih, gates_, b_ih_.get());
+    widen<T>(p.b_hh, gates_, b_hh_.get());
+  }
+
+  void run() {
+    const StridedOperand<T> w_ih{static_cast<const T*>(p.w_ih), gates_, p.input, 1};
+    multiply(p.rows(), gates_, p.input, static_cast<const T*>(p.x), w_ih,
+             MatrixSink<Acc>{reserve_, stride_, b_ih_.get()}, p.precision);
+    const int64_t weight = gates_ * p.output;
+    for_batch_blocks(p, p.batch * weight, weight * static_cast<int64_t>(sizeof(Acc)),
+                     [&](int64_t b0, int64_t b1) { sweep(b0, b1); });
+    std::copy_n(h_.get(), p.batch * p.output, static_cast<T*>(p.hn));
+    if (Cell::kHasCell) narrow<T>(c_.get(), p.batch * p.hidden, p.cn);
+  }
+
+ private:
+  using Acc = acc_t<T>;
+  using V = Vec<Acc>;
+  static constexpr int kGates = Cell::kGates, kKept = Cell::kKept;
+
+  void sweep(int64_t b0, int64_t b1) {
+    Scratch<Acc> product((b1 - b0) * std::max(gates_, p.output));
+    Scratch<T> out(p.projects() ? (b1 - b0) * p.hidden : 0);
+    for (int64_t s = 0; s < p.steps; ++s) {
+      const int64_t t = p.step(s), rows = std::min(b1, p.size(t)) - b0;
+      if (rows <= 0) continue;
+      const T* h = h_.get() + b0 * p.output;
+      from_h_(rows, h, MatrixSink<Acc>{product.get(), gates_, b_hh_.get()});
+      const int64_t row = p.offsets[t] + b0;
+      parallel_for(0, rows, fork_grain(kUnitWork * p.hidden), [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) {
+          units(row + i, b0 + i, &product[i * gates_], out.get() + i * p.hidden);
+        }
+      });
+      if (p.projects()) {
+        projection_(rows, out.get(), MatrixSink<Acc>{product.get(), p.output});
+        for (int64_t i = 0; i < rows; ++i) {
+          for_vectors<Acc>(p.output, [&](int64_t j, auto n) {
+            emit(load(&product[i * p.output + j], n), row + i, b0 + i, j, n);
+          });
+        }
+      }
+    }
+  }
+
+  void units(int64_t row, int64_t i, const Acc* product, T* out) {
+    Acc *reserve = reserve_ + row * stride_, *cells = c_.get() + i * p.hidden;
+    const T* h = h_.get() + i * p.output;
+    for_vectors<Acc>(p.hidden, [&](int64_t j, auto n) {
+      V x[kGates], r[kGates], kept[kKept];
+      V state = Cell::kHasCell ? load(cells + j, n) : load(h + j, n);
+      for (int g = 0; g < kGates; ++g) {
+        x[g] = load(reserve + g * p.hidden + j, n);
+        r[g] = load(product + g * p.hidden + j, n);
+      }
+      const V next = Cell::forward(x, r, state, kept);
+      if (Cell::kHasCell) store(state, cells + j, n);
+      if (p.save) {
+        for (int k = 0; k < kKept; ++k) store(kept[k], reserve + k * p.hidden + j, n);
+      }
+      p.projects() ? store(next, out + j, n) : emit(next, row, i, j, n);
+    });
+  }
+
+  // The output is the state: a sequence in two calls gives what it gives in one.
+  void emit(V h, int64_t row, int64_t i, int64_t j, int n) {
+    store(h, static_cast<T*>(p.y) + row * p.output + j, n);
+    store(h, h_.get() + i * p.output + j, n);
+  }
+
+  const RnnParams& p;
+  const int64_t gates_ = kGates * p.hidden, stride_ = (p.save ? kKept : kGates) * p.hidden;
+  Acc* const reserve_ = static_cast<Acc*>(p.reserve);
+  Scratch<T> h_{p.batch * p.output};
+  Scratch<Acc> c_{Cell::kHasCell ? p.batch * p.hidden : 0};
+  Scratch<Acc> b_ih_{gates_}, b_hh_{gates_};
+  const StepProduct<T> from_h_{
+      gates_,  p.output,      {static_cast<const T*>(p.w_hh), gates_, p.output, 1},
+      p.steps, p.step_rows(), p.precision};
+  const StepProduct<T> projection_{p.projects() ? p.output : 0,
+                                   p.hidden,
+                                   {static_cast<const T*>(p.w_hr), p.output, p.hidden, 1},
+                                   p.steps,
+                                   p.step_rows(),
+                                   p.precision};
+};
+
+}  // namespace pyops::PYOPS_ISA_NAMESPACE

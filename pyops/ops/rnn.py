@@ -1,0 +1,115 @@
+"""lstm, gru, lstm_cell and gru_cell."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyops.ops._register import register_fake
+
+
+def lstm(*args: Any, **options: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """A multi-layer LSTM, as `torch.lstm`, in both of its forms.
+
+    lstm(input, hx, params, has_biases, num_layers, dropout, train, bidirectional, batch_first)
+    lstm(data, batch_sizes, hx, params, has_biases, num_layers, dropout, train, bidirectional)
+
+    input (T, B, I), or (B, T, I) with batch_first; data (N, I) and batch_sizes (T), those of a
+    `PackedSequence`. hx: h (layers*directions, B, H_out) and c (layers*directions, B, H), where
+    H_out differs from H in an LSTM with projections. params, for each layer and direction:
+    w_ih (4*H, I), w_hh (4*H, H_out), with has_biases b_ih and b_hh (4*H), with projections
+    w_hr (H_out, H). Returns the output, (T, B, directions*H_out) or (N, directions*H_out), and h
+    and c after the last step. float64, float32, bfloat16, float16; the latter two carry c and
+    the gates in float32. Second derivatives and functorch's transforms work.
+    """
+    return torch.ops.pyops.lstm(*args, **options)
+
+
+def gru(*args: Any, **options: Any) -> tuple[Tensor, Tensor]:
+    """A multi-layer GRU, as `torch.gru`, in both of its forms.
+
+    gru(input, hx, params, has_biases, num_layers, dropout, train, bidirectional, batch_first)
+    gru(data, batch_sizes, hx, params, has_biases, num_layers, dropout, train, bidirectional)
+
+    Shapes as for `lstm`, where hx is h alone and weights have 3*H rows.
+    """
+    return torch.ops.pyops.gru(*args, **options)
+
+
+def lstm_cell(
+    input: Tensor,
+    hx: tuple[Tensor, Tensor],
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None = None,
+    b_hh: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """One step of an LSTM in one pass, as `torch.lstm_cell`.
+
+    input (B, I), hx: h and c (B, H), w_ih (4*H, I), w_hh (4*H, H), biases (4*H) -> h and c (B, H).
+    """
+    return torch.ops.pyops.lstm_cell(input, hx, w_ih, w_hh, b_ih, b_hh)
+
+
+def gru_cell(
+    input: Tensor,
+    hx: Tensor,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None = None,
+    b_hh: Tensor | None = None,
+) -> Tensor:
+    """One step of a GRU in one pass, as `torch.gru_cell`.
+
+    input (B, I), hx (B, H), w_ih (3*H, I), w_hh (3*H, H), biases (3*H) -> h (B, H).
+    """
+    return torch.ops.pyops.gru_cell(input, hx, w_ih, w_hh, b_ih, b_hh)
+
+
+@register_fake("rnn_layer")
+def _(
+    input: Tensor,
+    h0: Tensor,
+    c0: Tensor | None,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None,
+    b_hh: Tensor | None,
+    w_hr: Tensor | None,
+    batch_sizes: Tensor | None,
+    reverse: bool,
+    save: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    output = input.new_empty((*input.shape[:-1], h0.shape[1]))
+    cn = h0.new_empty(c0.shape if c0 is not None else (0,))
+    accumulate = torch.float64 if input.dtype == torch.float64 else torch.float32
+    kept, hidden = (5, w_hh.shape[0] // 4) if c0 is not None else (4, w_hh.shape[0] // 3)
+    rows = input.shape[:-1].numel()
+    reserve = input.new_empty((rows, kept * hidden) if save else (0,), dtype=accumulate)
+    return output, h0.new_empty(h0.shape), cn, reserve
+
+
+@register_fake("rnn_layer_backward")
+def _(
+    grad_output: Tensor | None,
+    grad_hn: Tensor | None,
+    grad_cn: Tensor | None,
+    input: Tensor,
+    h0: Tensor,
+    c0: Tensor | None,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None,
+    b_hh: Tensor | None,
+    w_hr: Tensor | None,
+    batch_sizes: Tensor | None,
+    output: Tensor,
+    reserve: Tensor,
+    reverse: bool,
+    wanted: list[bool],
+) -> tuple[Tensor | None, ...]:
+    inputs = (input, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr)
+    return tuple(
+        t.new_empty(t.shape) if want and t is not None else None
+        for t, want in zip(inputs, wanted, strict=True)
+    )

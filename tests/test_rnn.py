@@ -1,0 +1,363 @@
+"""lstm, gru, lstm_cell and gru_cell."""
+
+import pytest
+import torch
+
+import pyops
+from pyops.functional import gru, gru_cell, lstm, lstm_cell
+from suite import Case, OpSuite, Randn, Reject, results
+
+GATES = {"lstm": 4, "gru": 3}
+
+
+def weights(kind, i, h, *, layers=1, directions=1, bias=True, projected=0):
+    """Names and shapes of what a network of this form is made of, in PyTorch's order."""
+    rows, output = GATES[kind] * h, projected or h
+
+    def randn(*shape):
+        return Randn(*shape, scale=h**-0.5)
+
+    made = {}
+    for layer in range(layers):
+        for end in ("", "_reverse")[:directions]:
+            at = f"_l{layer}{end}"
+            made[f"w_ih{at}"] = randn(rows, directions * output if layer else i)
+            made[f"w_hh{at}"] = randn(rows, output)
+            if bias:
+                made |= {f"b_ih{at}": randn(rows), f"b_hh{at}": randn(rows)}
+            if projected:
+                made[f"w_hr{at}"] = randn(projected, h)
+    return made
+
+
+def states(kind, h, *size, projected=0):
+    hidden = {"h": Randn(*size, projected or h)}
+    return hidden | {"c": Randn(*size, h)} if kind == "lstm" else hidden
+
+
+def batch_sizes(lengths):
+    return torch.tensor([sum(n > t for n in lengths) for t in range(max(lengths))])
+
+
+def case(kind, name, t, b, i, h, *, lengths=(), batch_first=False, **form):
+    """A network on b sequences of t steps, or on packed ones of the given lengths."""
+    layers, directions = form.get("layers", 1), form.get("directions", 1)
+    padded = Randn(b, t, i) if batch_first else Randn(t, b, i)
+    return Case(
+        name,
+        terms=(i + h) * t * layers,
+        input=Randn(sum(lengths), i) if lengths else padded,
+        **states(kind, h, layers * directions, b, projected=form.get("projected", 0)),
+        **weights(kind, i, h, **form),
+        sizes=batch_sizes(lengths) if lengths else None,
+        form=(form.get("bias", True), layers, 0.0, True, directions == 2),
+        batch_first=batch_first,
+    )
+
+
+def network(function, kind):
+    """`function`, lstm or gru, taking a case's arguments by name."""
+
+    def call(input, sizes, form, batch_first, **rest):
+        given = list(rest.values())
+        hx = [given.pop(0) for _ in states(kind, 1)]
+        hx = hx if kind == "lstm" else hx[0]
+        if sizes is None:
+            return function(input, hx, given, *form, batch_first)
+        return function(input, sizes, hx, given, *form)
+
+    return call
+
+
+def step(kind):
+    """The cell by PyTorch's own operations, for what its LSTM and GRU refuse."""
+    linear = torch.nn.functional.linear
+
+    def lstm_step(input, h, c, w_ih, w_hh, b_ih=None, b_hh=None):
+        i, f, g, o = (linear(input, w_ih, b_ih) + linear(h, w_hh, b_hh)).chunk(4, -1)
+        c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+        return o.sigmoid() * c.tanh(), c
+
+    def gru_step(input, h, w_ih, w_hh, b_ih=None, b_hh=None):
+        x, m = linear(input, w_ih, b_ih).chunk(3, -1), linear(h, w_hh, b_hh).chunk(3, -1)
+        z, n = (x[1] + m[1]).sigmoid(), (x[2] + (x[0] + m[0]).sigmoid() * m[2]).tanh()
+        return ((1 - z) * n + z * h,)
+
+    return lstm_step if kind == "lstm" else gru_step
+
+
+def loop(kind):
+    """A network of one layer on padded sequences, step by step."""
+
+    def call(input, sizes, form, batch_first, **rest):
+        given = list(rest.values())
+        state = tuple(given.pop(0)[0] for _ in states(kind, 1))
+        outputs = []
+        for x in input:
+            state = step(kind)(x, *state, *given)
+            outputs.append(state[0])
+        return torch.stack(outputs), *(s.unsqueeze(0) for s in state)
+
+    return call
+
+
+class RecurrentSuite(OpSuite):
+    def test_functorch(self, transform, device):
+        self.reference = self.transformable
+        super().test_functorch(transform, device)
+
+    def test_forward_mode(self, device):
+        self.reference = self.transformable
+        super().test_forward_mode(device)
+
+
+def network_cases(kind):
+    def make(*args, **options):
+        return case(kind, *args, **options)
+
+    return [
+        make("tiny", 2, 2, 2, 2),
+        make("odd", 11, 5, 13, 35),
+        make("one sequence", 17, 1, 33, 67),
+        make("one step", 1, 9, 12, 20),
+        make("tiles of rows", 3, 37, 65, 96),
+        make("no bias", 5, 17, 9, 33, bias=False),
+        make(
+            "stacked, both ways, batch first", 7, 3, 9, 17, layers=2, directions=2, batch_first=True
+        ),
+        make("tiny packed", 2, 2, 2, 2, lengths=(2, 1)),
+        make("packed", 9, 18, 11, 19, lengths=(9, 9, 8, *range(7, 0, -1), *[1] * 8)),
+        make("packed, both ways", 6, 4, 11, 19, lengths=(6, 5, 5, 2), layers=2, directions=2),
+        make("no sequences", 3, 0, 4, 5),
+    ]
+
+
+def network_rejects(kind):
+    """What native refuses too; see test_rejects_what_native_does_not_check."""
+    op = f"{kind}: "
+    return [
+        Reject(op + "expected a sequence length larger than 0", input=Randn(0, 2, 2)),
+        Reject(op + "input must", input=Randn(2, 2)),
+        Reject(op + "params must be 4 for each of 2 layers", form=(True, 2, 0.0, True, False)),
+        Reject(op + ".* must have the input's dtype", input=Randn(2, 2, 2, dtype=torch.float64)),
+        Reject(op + "hx", h=Randn(2, 2)),
+    ]
+
+
+class NetworkSuite(RecurrentSuite):
+    @pytest.mark.parametrize("scale", [1e-20, 1e20], ids=str)
+    def test_magnitudes(self, scale, place):
+        """Weights and gradients beyond what AMX tiles represent."""
+        wide = case(self.kind, "magnitudes", 3, 33, 40, 96)
+        arguments = wide.draw(torch.float32, place)
+        with torch.no_grad():
+            arguments["input"] *= 1 / scale
+            arguments["w_ih_l0"] *= scale
+            arguments["w_hh_l0"] *= min(scale, 1)
+        self.judge(arguments, wide)
+
+    @pytest.mark.parametrize(
+        "wrong",
+        [
+            {"h": Randn(1, 3, 2)},
+            {"h": Randn(2, 2, 2)},
+            {"input": Randn(2, 2, 3)},
+            {"w_ih_l0": Randn(4, 2)},
+            {"w_hh_l0": Randn(4, 2)},
+            {"b_hh_l0": Randn(5)},
+            {"w_hh_l0": Randn(4, 4, dtype=torch.float64)},
+            {"input": Randn(3, 2), "sizes": torch.tensor([2, 2])},
+            {"input": Randn(3, 2), "sizes": torch.tensor([1, 2])},
+            {"input": Randn(3, 2), "sizes": torch.tensor([3])},
+            {"input": Randn(3, 2), "sizes": torch.tensor([2, 1], dtype=torch.int32)},
+        ],
+        ids=str,
+    )
+    @pytest.mark.parametrize("grad", [False, True], ids=["forward", "backward"])
+    def test_rejects_what_native_does_not_check(self, wrong, grad, device):
+        """Native's fused LSTM reads beyond the ends of such tensors."""
+        base = self.cases[0]
+        arguments = Case(base.name, **base.arguments | wrong).draw(torch.float32, device, grad=grad)
+        with pytest.raises(RuntimeError, match=f"{self.kind}: "):
+            self.op(**arguments)
+
+    def test_rejects_an_empty_packed_sequence(self, device):
+        base = self.cases[0].draw(torch.float32, device)
+        base |= {"input": torch.empty(0, 2), "sizes": torch.empty(0, dtype=torch.int64)}
+        for function in (self.op, self.reference):
+            with pytest.raises(ValueError):
+                function(**base)
+
+    @pytest.mark.parametrize("wanted", range(3), ids=["output", "hn", "cn"])
+    def test_gradient_of_one_output(self, wanted, place):
+        """The others have none, and whatever does not require a gradient gets none."""
+        for requires in ("input", "w_hh_l0", "h"):
+            got = []
+            for function in (self.op, self.reference):
+                arguments = self.cases[1].draw(torch.float64, place, grad=False)
+                arguments[requires].requires_grad_()
+                out = function(**arguments)[min(wanted, GATES[self.kind] - 2)]
+                got.append(torch.autograd.grad(out.square().sum(), arguments[requires])[0])
+            torch.testing.assert_close(*got, rtol=1e-9, atol=1e-12)
+
+    def test_two_segments_are_the_whole(self, dtype, place):
+        whole = case(self.kind, "segments", 9, 5, 7, 12).draw(dtype, place, grad=False)
+        y, *state = self.op(**whole)
+        first = self.op(**whole | {"input": whole["input"][:4]})
+        carried = dict(zip("hc", first[1:], strict=False))
+        second = self.op(**whole | carried | {"input": whole["input"][4:]})
+        parts = [torch.cat([first[0], second[0]]), *second[1:]]
+        tolerance = 0.05 if dtype == torch.bfloat16 else 1e-6  # bfloat16: c is rounded in between
+        for a, b in zip([y, *state], parts, strict=True):
+            torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
+
+    def test_a_sequence_does_not_depend_on_the_others(self, place):
+        whole = case(self.kind, "batch", 6, 33, 9, 20).draw(torch.float32, place, grad=False)
+        y, *_ = self.op(**whole)
+        for i in (0, 7, 32):
+            one = {name: whole[name][:, i : i + 1] for name in ("input", *states(self.kind, 1))}
+            torch.testing.assert_close(
+                self.op(**whole | one)[0], y[:, i : i + 1], rtol=1e-5, atol=1e-6
+            )
+
+    def test_packed_is_padded(self, place):
+        """The same values at every real step, and the state each sequence ended with."""
+        lengths = (7, 6, 6, 3, 1)
+        packed = case(self.kind, "packed", 7, 5, 4, 9, lengths=lengths).draw(torch.float64, place)
+        data = torch.nn.utils.rnn.PackedSequence(packed["input"], packed["sizes"])
+        padded, _ = torch.nn.utils.rnn.pad_packed_sequence(data)
+        y, hn = self.op(**packed)[:2]
+        whole, _ = self.op(**packed | {"input": padded, "sizes": None})[:2]
+        real = torch.cat([whole[t, :rows] for t, rows in enumerate(packed["sizes"])])
+        torch.testing.assert_close(y, real)
+        last = torch.stack([whole[n - 1, i] for i, n in enumerate(lengths)])
+        torch.testing.assert_close(hn[0], last)
+
+    def test_both_ways_are_two_directions(self, place):
+        both = case(self.kind, "both", 6, 4, 5, 8, directions=2).draw(torch.float64, place)
+        y, hn = self.op(**both)[:2]
+        for direction, end in enumerate(("_l0", "_l0_reverse")):
+            one = {n: a for n, a in both.items() if n.endswith(end) or "_l0" not in n}
+            for state in states(self.kind, 1):
+                one[state] = both[state][direction : direction + 1]
+            one["form"] = (True, 1, 0.0, True, False)
+            turned = both["input"].flip(0) if direction else both["input"]
+            z, zn = self.op(**one | {"input": turned})[:2]
+            torch.testing.assert_close(
+                y[..., 8 * direction :][..., :8], z.flip(0) if direction else z
+            )
+            torch.testing.assert_close(hn[direction], zn[0])
+
+    def test_dropout_between_layers(self, device):
+        """As native from the same seed, in training only."""
+        stacked = case(self.kind, "dropout", 5, 3, 4, 6, layers=2).draw(torch.float64, device)
+        stacked["sizes"], stacked["input"] = batch_sizes((5, 5, 5)), stacked["input"].flatten(0, 1)
+        for train in (True, False):
+            stacked["form"] = (True, 2, 0.5, train, False)
+            got = []
+            for function in (self.op, self.reference):
+                torch.manual_seed(3)
+                got.append(function(**stacked)[0])
+            torch.testing.assert_close(*got)
+            if train:
+                assert not torch.allclose(got[0], self.op(**stacked)[0])
+
+    def test_is_a_loop_of_cells(self, place):
+        whole = case(self.kind, "cells", 6, 3, 5, 7).draw(torch.float64, place)
+        given = [
+            a[0] if n in ("h", "c") else a
+            for n, a in whole.items()
+            if n.startswith(("h", "c", "w_", "b_"))
+        ]
+        outputs = []
+        for x in whole["input"]:
+            if self.kind == "lstm":
+                given[:2] = lstm_cell(x, tuple(given[:2]), *given[2:])
+            else:
+                given[0] = gru_cell(x, *given)
+            outputs.append(given[0])
+        torch.testing.assert_close(self.op(**whole)[0], torch.stack(outputs))
+
+    def test_compiled_packed_lengths_are_not_baked_in(self, device):
+        """One graph serves other lengths: nothing in Python looks into batch_sizes."""
+        torch._dynamo.reset()
+        compiled = torch.compile(self.op, fullgraph=True, backend="aot_eager", dynamic=True)
+        for lengths in ((4, 3, 1), (4, 2, 2)):
+            arguments = case(self.kind, "lengths", 4, 3, 5, 7, lengths=lengths).draw(torch.float64)
+            torch.testing.assert_close(compiled(**arguments)[0], self.op(**arguments)[0])
+
+    def test_explain_names_the_kernels(self, place):
+        arguments = self.cases[1].draw(torch.float32, place)
+        with pyops.explain() as log:
+            results(self.op, arguments)
+        assert [c.op for c in log.calls] == [self.kind, f"{self.kind}_backward"]
+        assert all(c.kernel.endswith(pyops.isa()) for c in log.calls)
+
+
+class TestLstm(NetworkSuite):
+    kind = "lstm"
+    op, reference = staticmethod(network(lstm, kind)), staticmethod(network(torch.lstm, kind))
+    cases = [
+        *network_cases(kind),
+        case(kind, "tiny projected", 2, 2, 1, 2, projected=1),
+        case(kind, "projected", 5, 19, 12, 34, projected=21, layers=2, directions=2),
+        case(kind, "projected, packed", 4, 3, 8, 10, projected=4, bias=False, lengths=(4, 4, 1)),
+    ]
+    rejects = network_rejects(kind)
+
+
+class TestGru(NetworkSuite):
+    kind = "gru"
+    op, reference = staticmethod(network(gru, kind)), staticmethod(network(torch.gru, kind))
+    cases = network_cases(kind)
+    rejects = network_rejects(kind)
+
+
+def cell_cases(kind):
+    def make(name, b, i, h, **form):
+        parts = {n.removesuffix("_l0"): w for n, w in weights(kind, i, h, **form).items()}
+        return Case(name, terms=i + h, input=Randn(b, i), **states(kind, h, b), **parts)
+
+    return [
+        make("tiny", 2, 2, 3),
+        make("odd", 7, 19, 37),
+        make("one row", 1, 65, 130),
+        make("tiles of rows", 33, 40, 96),
+        make("no bias", 5, 6, 9, bias=False),
+        make("no rows", 0, 3, 4),
+    ]
+
+
+def cell_rejects(kind):
+    op = f"{kind}_cell: "
+    return [
+        Reject(op + "input must be", input=Randn(2)),
+        Reject(op + "hx.* must be \\(B, H", h=Randn(3, 3)),
+        Reject(op + "w_ih must be", input=Randn(2, 4)),
+        Reject(op + "w_hh must be", w_hh=Randn(8, 3)),
+        Reject(op + "b_ih must be", b_ih=Randn(5)),
+        Reject(op + ".* must have the input's dtype", input=Randn(2, 2, dtype=torch.float64)),
+    ]
+
+
+def with_pair(function):
+    """`function(input, (h, c), …)` taking h and c by name."""
+    return lambda input, h, c, **rest: function(input, (h, c), **rest)
+
+
+def with_state(function):
+    return lambda input, h, **rest: function(input, h, **rest)
+
+
+class TestLstmCell(RecurrentSuite):
+    op = staticmethod(with_pair(lstm_cell))
+    reference = staticmethod(with_pair(torch.lstm_cell))
+    transformable = staticmethod(step("lstm"))
+    cases, rejects = cell_cases("lstm"), cell_rejects("lstm")
+
+
+class TestGruCell(RecurrentSuite):
+    op = staticmethod(with_state(gru_cell))
+    reference = staticmethod(with_state(torch.gru_cell))
+    transformable = staticmethod(step("gru"))
+    cases, rejects = cell_cases("gru"), cell_rejects("gru")
