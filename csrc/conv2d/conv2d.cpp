@@ -7,11 +7,13 @@ namespace pyops {
 namespace {
 
 constexpr Candidate<Conv2dParams> kForward[] = {
+    {"conv2d_forward_amx", Isa::kAmx, kFloat32 | kHalfTypes, conv2d_forward_amx},
     {"conv2d_forward_avx512", Isa::kAvx512, kAnyFloat, conv2d_forward_avx512},
     {"conv2d_forward_avx2", Isa::kAvx2, kAnyFloat, conv2d_forward_avx2},
     {"conv2d_forward_scalar", Isa::kScalar, kAnyFloat, conv2d_forward_scalar},
 };
 constexpr Candidate<Conv2dBackwardParams> kBackward[] = {
+    {"conv2d_backward_amx", Isa::kAmx, kFloat32 | kHalfTypes, conv2d_backward_amx},
     {"conv2d_backward_avx512", Isa::kAvx512, kAnyFloat, conv2d_backward_avx512},
     {"conv2d_backward_avx2", Isa::kAvx2, kAnyFloat, conv2d_backward_avx2},
     {"conv2d_backward_scalar", Isa::kScalar, kAnyFloat, conv2d_backward_scalar},
@@ -53,6 +55,7 @@ Tensor conv2d_cpu(const Tensor& x, const Tensor& w, const OptionalTensor& bias, 
   Tensor y = at::empty({shape.n, shape.o, shape.oh, shape.ow}, x.options(), format);
   const Conv2dParams params{shape,
                             dtype_of(x),
+                            float32_precision(at::Float32Op::CONV),
                             kRelu,
                             xc.const_data_ptr(),
                             wc.const_data_ptr(),
@@ -83,6 +86,7 @@ Gradients conv2d_backward_cpu(const Tensor& grad, const Tensor& x, const Tensor&
   const auto data = [](const Tensor& t) { return t.defined() ? t.mutable_data_ptr() : nullptr; };
   const Conv2dBackwardParams params{shape,
                                     dtype_of(x),
+                                    float32_precision(at::Float32Op::CONV),
                                     g.const_data_ptr(),
                                     y.defined() ? y.const_data_ptr() : nullptr,
                                     xc.const_data_ptr(),

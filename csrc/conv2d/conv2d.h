@@ -12,6 +12,7 @@
 
 #include "core/dtype.h"
 #include "core/pool_window.h"
+#include "core/precision.h"
 
 namespace pyops {
 
@@ -31,6 +32,7 @@ struct Conv2dShape {
 
 struct Conv2dParams : Conv2dShape {
   Dtype dtype;
+  Precision precision;
   bool relu;
   const void* x;
   const void* weight;
@@ -41,6 +43,7 @@ struct Conv2dParams : Conv2dShape {
 // A null gradient is not wanted.
 struct Conv2dBackwardParams : Conv2dShape {
   Dtype dtype;
+  Precision precision;
   const void* grad_y;  // as y
   const void* y;       // where it is not positive the gradient is zero; null without ReLU
   const void* x;
@@ -75,14 +78,17 @@ struct Conv2dPoolBackwardParams : Conv2dShape {
 void conv2d_forward_scalar(const Conv2dParams& params);
 void conv2d_forward_avx2(const Conv2dParams& params);
 void conv2d_forward_avx512(const Conv2dParams& params);
+void conv2d_forward_amx(const Conv2dParams& params);
 
 void conv2d_backward_scalar(const Conv2dBackwardParams& params);
 void conv2d_backward_avx2(const Conv2dBackwardParams& params);
 void conv2d_backward_avx512(const Conv2dBackwardParams& params);
+void conv2d_backward_amx(const Conv2dBackwardParams& params);
 
 void conv2d_pool_forward_scalar(const Conv2dPoolParams& params);
 void conv2d_pool_forward_avx2(const Conv2dPoolParams& params);
 void conv2d_pool_forward_avx512(const Conv2dPoolParams& params);
+void conv2d_pool_forward_amx(const Conv2dPoolParams& params);
 
 void conv2d_pool_backward_scalar(const Conv2dPoolBackwardParams& params);
 

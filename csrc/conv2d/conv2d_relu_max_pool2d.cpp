@@ -6,6 +6,7 @@ namespace pyops {
 namespace {
 
 constexpr Candidate<Conv2dPoolParams> kForward[] = {
+    {"conv2d_pool_forward_amx", Isa::kAmx, kFloat32 | kHalfTypes, conv2d_pool_forward_amx},
     {"conv2d_pool_forward_avx512", Isa::kAvx512, kAnyFloat, conv2d_pool_forward_avx512},
     {"conv2d_pool_forward_avx2", Isa::kAvx2, kAnyFloat, conv2d_pool_forward_avx2},
     {"conv2d_pool_forward_scalar", Isa::kScalar, kAnyFloat, conv2d_pool_forward_scalar},
@@ -89,15 +90,15 @@ std::pair<Tensor, Tensor> forward_cpu(const Tensor& x, const Tensor& w, const Op
   };
   const Tensor y = make(x.scalar_type());
   const Tensor offsets = with_offsets ? make(pool.wide_offsets() ? at::kInt : at::kByte) : Tensor();
-  const Conv2dPoolParams params{
-      {shape, dtype_of(x), /*relu=*/true, xc.const_data_ptr(), wc.const_data_ptr(),
-       b.defined() ? bc.const_data_ptr() : nullptr, y.mutable_data_ptr()},
-      pool.h,
-      pool.w,
-      pool.pooled_h,
-      pool.pooled_w,
-      pool.wide_offsets(),
-      with_offsets ? offsets.mutable_data_ptr() : nullptr};
+  const Conv2dPoolParams params{{shape, dtype_of(x), float32_precision(at::Float32Op::CONV),
+                                 /*relu=*/true, xc.const_data_ptr(), wc.const_data_ptr(),
+                                 b.defined() ? bc.const_data_ptr() : nullptr, y.mutable_data_ptr()},
+                                pool.h,
+                                pool.w,
+                                pool.pooled_h,
+                                pool.pooled_w,
+                                pool.wide_offsets(),
+                                with_offsets ? offsets.mutable_data_ptr() : nullptr};
   choose(kName, kForward, params, {x, w, b}).run(params);
   return {y, offsets};
 }

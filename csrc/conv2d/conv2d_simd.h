@@ -27,17 +27,17 @@ void correlate(const Correlation<T>& c) {
   const StridedOperand<T> weight{c.weight, c.channels, taps, 1};
   if (!c.channels_last) {
     gemm(c.channels, positions, taps, weight, PlanarPatches<T, kMasked>{images, 0, positions},
-         PlanarSink<T>{c.result, c.channel_stride, c.map, c.epilogue});
+         PlanarSink<T>{c.result, c.channel_stride, c.map, c.epilogue}, c.precision);
     return;
   }
   const PixelSink<T> sink{c.result, c.map, c.epilogue};
   if (identity) {
     const StridedOperand<T, kMasked> pixels{images.data, positions, images.total_channels, 1,
                                             images.mask};
-    gemm(positions, c.channels, taps, pixels, weight, sink);
+    gemm(positions, c.channels, taps, pixels, weight, sink, c.precision);
   } else {
     const Transposed<PixelPatches<T, kMasked>> patches{{images, 0}, positions};
-    gemm(positions, c.channels, taps, patches, weight, sink);
+    gemm(positions, c.channels, taps, patches, weight, sink, c.precision);
   }
 }
 
@@ -96,7 +96,8 @@ void forward_rows(const Conv2dParams& p, int64_t n, int64_t batch, int64_t row, 
                          .result = y + channel_offset(p.channels_last, pass * channels, plane),
                          .channel_stride = plane,
                          .map = dense_map(p.channels_last, batch, plane, p.o),
-                         .epilogue = {bias != nullptr ? bias + pass * channels : nullptr, p.relu}});
+                         .epilogue = {bias != nullptr ? bias + pass * channels : nullptr, p.relu},
+                         .precision = p.precision});
   }
 }
 
@@ -150,7 +151,8 @@ void backward_input(const Conv2dBackwardParams& p, int64_t pass, const GradientP
                                    (y.first * p.w + x.first) * pixel,
                          .channel_stride = plane,
                          .map = dense ? dense_map(p.channels_last, p.n, plane, p.c) : strided,
-                         .epilogue = {nullptr, false}});
+                         .epilogue = {nullptr, false},
+                         .precision = p.precision});
 }
 
 // sums[r, t] = Σ_position grad_y[r, position] · x[tap t at position], positions [begin, end).
@@ -165,11 +167,11 @@ void sum_over_positions(const Conv2dBackwardParams& p, int64_t pass, int64_t beg
     const int64_t at = begin * p.o;
     const StridedOperand<T, kMasked> gradient{g.data + at, p.group_o(), 1, p.o,
                                               kMasked ? g.mask + at : nullptr};
-    gemm(p.group_o(), x.taps(), count, gradient, PixelPatches<T>{x, begin}, sink);
+    gemm(p.group_o(), x.taps(), count, gradient, PixelPatches<T>{x, begin}, sink, p.precision);
   } else {
     const Transposed<PlanarPatches<T, kMasked>> gradient{{g, begin, count}, p.group_o()};
     const Transposed<PlanarPatches<T>> patches{{x, begin, count}, x.taps()};
-    gemm(p.group_o(), x.taps(), count, gradient, patches, sink);
+    gemm(p.group_o(), x.taps(), count, gradient, patches, sink, p.precision);
   }
 }
 

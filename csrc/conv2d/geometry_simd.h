@@ -102,6 +102,7 @@ struct Correlation {
   int64_t channel_stride;  // of the result when planar; 1 otherwise
   PositionMap map;
   Epilogue<T> epilogue;
+  Precision precision;
 };
 
 inline Axis forward_axis_y(const Conv2dShape& s) {
