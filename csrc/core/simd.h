@@ -73,6 +73,15 @@ struct Vec<float> {
     return {_mm512_maskz_mov_ps(_mm512_cmp_ps_mask(condition.v, _mm512_setzero_ps(), _CMP_NLE_UQ),
                                 x.v)};
   }
+  // x, but 0 where `condition` is below `limit`; what belongs to a NaN stays.
+  static Vec zero_below(Vec condition, Vec limit, Vec x) {
+    const __mmask16 below = _mm512_cmp_ps_mask(condition.v, limit.v, _CMP_LT_OQ);
+    return {_mm512_mask_mov_ps(x.v, below, _mm512_setzero_ps())};
+  }
+  static Vec abs(Vec a) { return {_mm512_andnot_ps(_mm512_set1_ps(-0.0f), a.v)}; }
+  static Vec copysign(Vec magnitude, Vec sign) {
+    return {_mm512_or_ps(magnitude.v, _mm512_and_ps(_mm512_set1_ps(-0.0f), sign.v))};
+  }
   static Vec round(Vec a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT)}; }
   // x * 2^n for an integral n.
   static Vec ldexp(Vec x, Vec n) { return {_mm512_scalef_ps(x.v, n.v)}; }
@@ -161,6 +170,13 @@ struct Vec<float> {
   static Vec min(Vec a, Vec b) { return {_mm256_min_ps(a.v, b.v)}; }
   static Vec where_positive(Vec condition, Vec x) {
     return {_mm256_and_ps(_mm256_cmp_ps(condition.v, _mm256_setzero_ps(), _CMP_NLE_UQ), x.v)};
+  }
+  static Vec zero_below(Vec condition, Vec limit, Vec x) {
+    return {_mm256_andnot_ps(_mm256_cmp_ps(condition.v, limit.v, _CMP_LT_OQ), x.v)};
+  }
+  static Vec abs(Vec a) { return {_mm256_andnot_ps(_mm256_set1_ps(-0.0f), a.v)}; }
+  static Vec copysign(Vec magnitude, Vec sign) {
+    return {_mm256_or_ps(magnitude.v, _mm256_and_ps(_mm256_set1_ps(-0.0f), sign.v))};
   }
   static Vec round(Vec a) {
     return {_mm256_round_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
@@ -288,22 +304,24 @@ inline void transpose(Vec<float> (&r)[8]) {
 }
 #endif
 
-// e^x to 1 ulp (Cody-Waite reduction, degree-6 polynomial); exact 0 and inf beyond the range,
-// NaN stays NaN.
+// e^x to 1 ulp (Cody-Waite reduction, minimax polynomial of degree 6); inf beyond the range, NaN
+// stays NaN. Below e^-87.3 the result is 0: a subnormal costs an assist of a hundred cycles, which
+// every masked score of a softmax would pay.
 inline Vec<float> exp(Vec<float> x) {
   using V = Vec<float>;
+  const V lowest = V::set1(-87.3f);
   // max and min return their second operand for NaN, so a NaN passes through.
-  const V clamped = V::min(V::set1(89.0f), V::max(V::set1(-104.0f), x));
+  const V clamped = V::min(V::set1(89.0f), V::max(lowest, x));
   const V n = V::round(clamped * V::set1(1.44269504088896341f));
   V r = V::fma(n, V::set1(-0.693145751953125f), clamped);
   r = V::fma(n, V::set1(-1.42860677e-6f), r);
-  V p = V::set1(1.3888889e-3f);
-  p = V::fma(p, r, V::set1(8.3333338e-3f));
-  p = V::fma(p, r, V::set1(4.1666668e-2f));
-  p = V::fma(p, r, V::set1(1.6666667e-1f));
-  p = V::fma(p, r, V::set1(0.5f));
+  V p = V::set1(1.3814596e-3f);
+  p = V::fma(p, r, V::set1(8.3687175e-3f));
+  p = V::fma(p, r, V::set1(4.1668390e-2f));
+  p = V::fma(p, r, V::set1(1.6666521e-1f));
+  p = V::fma(p, r, V::set1(0.49999994f));
   p = V::fma(p * r, r, r) + V::set1(1.0f);
-  return V::ldexp(p, n);
+  return V::zero_below(x, lowest, V::ldexp(p, n));
 }
 
 inline Vec<float> sigmoid(Vec<float> x) {
@@ -311,25 +329,24 @@ inline Vec<float> sigmoid(Vec<float> x) {
   return V::set1(1.0f) / (V::set1(1.0f) + exp(V::zero() - x));
 }
 
-// tanh within 2 ulp: 1 - 2/(e^2x + 1) loses digits as x nears 0, so below 0.625 an odd polynomial
-// takes over (Cephes, tanhf).
+// tanh within 2 ulp, of |x|: 1 - 2/(e^2x + 1) loses digits as x nears 0, so below 0.625 an odd
+// polynomial takes over (Cephes, tanhf).
 inline Vec<float> tanh(Vec<float> x) {
   using V = Vec<float>;
-  const V one = V::set1(1.0f);
-  const V large = one - V::set1(2.0f) / (exp(x + x) + one);
-  const V x2 = x * x;
+  const V one = V::set1(1.0f), magnitude = V::abs(x), x2 = x * x;
+  const V large = one - V::set1(2.0f) / (exp(magnitude + magnitude) + one);
   V p = V::set1(-5.70498872745e-3f);
   p = V::fma(p, x2, V::set1(2.06390887954e-2f));
   p = V::fma(p, x2, V::set1(-5.37397155531e-2f));
   p = V::fma(p, x2, V::set1(1.33314422036e-1f));
   p = V::fma(p, x2, V::set1(-3.33332819422e-1f));
-  const V small = V::fma(p * x2, x, x);
+  const V small = V::fma(p * x2, magnitude, magnitude);
 #if defined(__AVX512F__)
   const __mmask16 is_small = _mm512_cmp_ps_mask(x2.v, _mm512_set1_ps(0.390625f), _CMP_LT_OQ);
-  return {_mm512_mask_mov_ps(large.v, is_small, small.v)};
+  return V::copysign({_mm512_mask_mov_ps(large.v, is_small, small.v)}, x);
 #else
   const __m256 is_small = _mm256_cmp_ps(x2.v, _mm256_set1_ps(0.390625f), _CMP_LT_OQ);
-  return {_mm256_blendv_ps(large.v, small.v, is_small)};
+  return V::copysign({_mm256_blendv_ps(large.v, small.v, is_small)}, x);
 #endif
 }
 
