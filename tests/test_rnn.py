@@ -102,13 +102,10 @@ def loop(kind):
 
 
 class RecurrentSuite(OpSuite):
-    def test_functorch(self, transform, device):
-        self.reference = self.transformable
-        super().test_functorch(transform, device)
-
-    def test_forward_mode(self, device):
-        self.reference = self.transformable
-        super().test_forward_mode(device)
+    @pytest.fixture(autouse=True)
+    def reference_under_transforms(self, request):
+        if request.node.originalname in ("test_functorch", "test_forward_mode"):
+            self.reference = self.transformable
 
 
 def network_cases(kind):
@@ -297,6 +294,7 @@ class NetworkSuite(RecurrentSuite):
 class TestLstm(NetworkSuite):
     kind = "lstm"
     op, reference = staticmethod(network(lstm, kind)), staticmethod(network(torch.lstm, kind))
+    transformable = staticmethod(loop(kind))
     cases = [
         *network_cases(kind),
         case(kind, "tiny projected", 2, 2, 1, 2, projected=1),
@@ -309,6 +307,7 @@ class TestLstm(NetworkSuite):
 class TestGru(NetworkSuite):
     kind = "gru"
     op, reference = staticmethod(network(gru, kind)), staticmethod(network(torch.gru, kind))
+    transformable = staticmethod(loop(kind))
     cases = network_cases(kind)
     rejects = network_rejects(kind)
 

@@ -84,6 +84,10 @@ struct Vec<float> {
     const __mmask16 below = _mm512_cmp_ps_mask(condition.v, limit.v, _CMP_LT_OQ);
     return {_mm512_mask_mov_ps(x.v, below, _mm512_setzero_ps())};
   }
+  static Vec abs(Vec a) { return {_mm512_andnot_ps(_mm512_set1_ps(-0.0f), a.v)}; }
+  static Vec copysign(Vec magnitude, Vec sign) {
+    return {_mm512_or_ps(magnitude.v, _mm512_and_ps(_mm512_set1_ps(-0.0f), sign.v))};
+  }
   static Vec round(Vec a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT)}; }
   // x * 2^n for an integral n.
   static Vec ldexp(Vec x, Vec n) { return {_mm512_scalef_ps(x.v, n.v)}; }
@@ -185,6 +189,10 @@ struct Vec<float> {
   }
   static Vec zero_below(Vec condition, Vec limit, Vec x) {
     return {_mm256_andnot_ps(_mm256_cmp_ps(condition.v, limit.v, _CMP_LT_OQ), x.v)};
+  }
+  static Vec abs(Vec a) { return {_mm256_andnot_ps(_mm256_set1_ps(-0.0f), a.v)}; }
+  static Vec copysign(Vec magnitude, Vec sign) {
+    return {_mm256_or_ps(magnitude.v, _mm256_and_ps(_mm256_set1_ps(-0.0f), sign.v))};
   }
   static Vec round(Vec a) {
     return {_mm256_round_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
@@ -342,25 +350,24 @@ inline Vec<float> sigmoid(Vec<float> x) {
   return V::set1(1.0f) / (V::set1(1.0f) + exp(V::zero() - x));
 }
 
-// tanh within 2 ulp: 1 - 2/(e^2x + 1) loses digits as x nears 0, so below 0.625 an odd polynomial
-// takes over (Cephes, tanhf).
+// tanh within 2 ulp, of |x|: 1 - 2/(e^2x + 1) loses digits as x nears 0, so below 0.625 an odd
+// polynomial takes over (Cephes, tanhf).
 inline Vec<float> tanh(Vec<float> x) {
   using V = Vec<float>;
-  const V one = V::set1(1.0f);
-  const V large = one - V::set1(2.0f) / (exp(x + x) + one);
-  const V x2 = x * x;
+  const V one = V::set1(1.0f), magnitude = V::abs(x), x2 = x * x;
+  const V large = one - V::set1(2.0f) / (exp(magnitude + magnitude) + one);
   V p = V::set1(-5.70498872745e-3f);
   p = V::fma(p, x2, V::set1(2.06390887954e-2f));
   p = V::fma(p, x2, V::set1(-5.37397155531e-2f));
   p = V::fma(p, x2, V::set1(1.33314422036e-1f));
   p = V::fma(p, x2, V::set1(-3.33332819422e-1f));
-  const V small = V::fma(p * x2, x, x);
+  const V small = V::fma(p * x2, magnitude, magnitude);
 #if defined(__AVX512F__)
   const __mmask16 is_small = _mm512_cmp_ps_mask(x2.v, _mm512_set1_ps(0.390625f), _CMP_LT_OQ);
-  return {_mm512_mask_mov_ps(large.v, is_small, small.v)};
+  return V::copysign({_mm512_mask_mov_ps(large.v, is_small, small.v)}, x);
 #else
   const __m256 is_small = _mm256_cmp_ps(x2.v, _mm256_set1_ps(0.390625f), _CMP_LT_OQ);
-  return {_mm256_blendv_ps(large.v, small.v, is_small)};
+  return V::copysign({_mm256_blendv_ps(large.v, small.v, is_small)}, x);
 #endif
 }
 
