@@ -28,6 +28,8 @@ def call(function, sample):
 
 def judge_sample(name, sample):
     """As `suite.judge`, the sample's leaves taken for named arguments."""
+    if 0 < sample.kwargs.get("dropout_p", 0) < 1:
+        return  # our dropout's pattern is our own: test_attention.py judges it
     leaves, spec = tree_flatten((sample.input, sample.args, sample.kwargs))
     arguments = {f"leaf{i}": leaf for i, leaf in enumerate(leaves)}
 
@@ -41,8 +43,8 @@ def judge_sample(name, sample):
     ours, native = (taking_leaves(getattr(module, name)) for module in (pyops.functional, F))
     a, b = results(ours, arguments), results(native, arguments)
     same = a.keys() == b.keys() and all(equal(a[n], b[n]) for n in b)
-    # With dropout and for integers there is no wider truth: only equality will do.
-    if not same and (sample.kwargs.get("dropout_p") or not sample.input.requires_grad):
+    # For integers there is no wider truth: only equality will do.
+    if not same and not sample.input.requires_grad:
         raise AssertionError(f"{a} instead of {b}")
     if not same:
         judge(ours, native, arguments, max_zeros=1.0)

@@ -142,14 +142,24 @@ class BackwardWorker {
                   visible_keys(p_.is_causal, l, s0, keys), width);
     const V max = V::set1(static_cast<const float*>(p_.row_max)[index]);
     const V scale = V::set1(static_cast<const float*>(p_.row_scale)[index]);
-    const V delta = V::set1(grad_dot_out(b, h, l));
     const bool drops = p_.dropout_p > 0;
     if (drops) dropout_row(dropout_, index, s0, width, dropout_factors_.get());
+    const auto factor_at = [&](int64_t j) {
+      return drops ? V::load(dropout_factors_.get() + j) : V::set1(1.0f);
+    };
+    V sum = V::zero();
     for (int64_t j = 0; j < width; j += V::kWidth) {
-      const V weight = exp(V::load(x + j) - max) * scale, grad_weight = V::load(grad + j);
-      const V factor = drops ? V::load(dropout_factors_.get() + j) : V::set1(1.0f);
+      const V weight = exp(V::load(x + j) - max) * scale;
+      weight.store(x + j);
+      sum = V::fma(weight * factor_at(j), V::load(grad + j), sum);
+    }
+    // rowsum(dP∘P) is rowsum(dout∘out) without out's rounding to T, but takes all of a row's keys.
+    const bool sees_all = s0 == 0 && visible_keys(p_.is_causal, l, 0, p_.keys) <= keys;
+    const V delta = V::set1(sees_all ? sum.sum() : grad_dot_out(b, h, l));
+    for (int64_t j = 0; j < width; j += V::kWidth) {
+      const V weight = V::load(x + j), factor = factor_at(j);
       (weight * factor).store(x + j);
-      (weight * (grad_weight * factor - delta)).store(grad + j);
+      (weight * (V::load(grad + j) * factor - delta)).store(grad + j);
     }
     if (p_.grad_mask.data != nullptr) add_to_mask(b, h, l, s0, keys, grad);
   }

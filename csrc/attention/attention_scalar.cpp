@@ -136,12 +136,25 @@ struct Backward {
     for (int64_t i = 0; i < n; ++i) out[i] = static_cast<T>(static_cast<Acc>(sum[i]));
   }
 
+  // rowsum(dout∘out); from the keys again where out was rounded to fewer digits than sums have.
+  double grad_dot_out(QueryRow<T>& row, double max, double row_scale, const T* grad_out) const {
+    if (sizeof(T) >= sizeof(float)) {
+      return dot(grad_out, row_of<T>(p.out, b, row.h, row.l), p.value_dim);
+    }
+    double sum = 0;
+    for (int64_t s = 0; s < row.visible(); ++s) {
+      const double weight = std::exp(row.score(s) - max) * row_scale * row.dropout_factor(s);
+      sum += weight * dot(grad_out, row_of<T>(p.v, b, kv_head, s), p.value_dim);
+    }
+    return sum;
+  }
+
   void query(int64_t h, int64_t l) const {
     QueryRow<T> row{p, p.q, p.k, p.mask, b, h, l, {}};
     const double max = static_cast<const Acc*>(p.row_max)[row.index()];
     const double row_scale = static_cast<const Acc*>(p.row_scale)[row.index()];
     const T *q = row_of<T>(p.q, b, h, l), *grad_out = row_of<T>(p.grad_out, b, h, l);
-    const double delta = dot(grad_out, row_of<T>(p.out, b, h, l), p.value_dim);
+    const double delta = grad_dot_out(row, max, row_scale, grad_out);
     std::fill_n(sum_q, p.dim, 0.0);
     for (int64_t s = 0; s < row.visible(); ++s) {
       const double probability = std::exp(row.score(s) - max) * row_scale;
