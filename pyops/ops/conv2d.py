@@ -79,13 +79,12 @@ def conv2d_relu_max_pool2d(
     came from, one byte per element (four for windows of more than 256).
     """
     op = torch.ops.pyops.conv2d_relu_max_pool2d
-    named = isinstance(padding, str)
-    return (op.padding if named else op.default)(
+    return (op.padding if isinstance(padding, str) else op.default)(
         input,
         weight,
         bias,
         _pair(stride),
-        padding if named else _pair(padding),
+        padding if isinstance(padding, str) else _pair(padding),
         _pair(dilation),
         groups,
         kernel_size=_pair(kernel_size),
@@ -190,9 +189,10 @@ def _pooled_with_offsets(
 ) -> tuple[Tensor, Tensor]:
     full = _output_shape(input, weight, stride, padding, dilation)
     pool = (kernel_size, pool_stride or kernel_size, pool_padding, pool_dilation)
-    pooled = (
-        _pooled_size(full[axis], *(values[axis] for values in pool), ceil_mode) for axis in (-2, -1)
-    )
+    pooled = []
+    for axis in (-2, -1):
+        kernel, step, pad, dilate = (values[axis] for values in pool)
+        pooled.append(_pooled_size(full[axis], kernel, step, pad, dilate, ceil_mode))
     result = _empty(input, (*full[:-2], *pooled), _memory_format(input, weight))
     offset_type = torch.int32 if kernel_size[0] * kernel_size[-1] > 256 else torch.uint8
     return result, torch.empty_like(result, dtype=offset_type)
