@@ -8,7 +8,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequen
 from torch.utils._pytree import tree_leaves
 
 import pyops
-from suite import assert_accurate, gradients_like
+from judging import assert_accurate, gradients_like
 
 
 class ConvReLU2d(torch.nn.Conv2d):

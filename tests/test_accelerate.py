@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
 import pyops
-from suite import assert_accurate
+from judging import assert_accurate
 
 FUNCTIONS = [
     *("conv2d", "conv2d_relu", "conv2d_relu_max_pool2d", "max_pool2d"),
@@ -122,6 +122,28 @@ def test_trains_with_the_optimizer_it_had():
     model(images(2, 3, 12, 12)).pow(2).sum().backward()
     optimizer.step()
     assert not torch.equal(model.head[0].weight, before)
+
+
+@pytest.mark.parametrize("grad", [True, False], ids=["train", "inference"])
+def test_whole_transformer(grad):
+    """torch.nn's own containers around our layers; at inference they hand over nested tensors."""
+    torch.manual_seed(0)
+    native = nn.Transformer(8, 2, 2, 2, 16, 0.0, batch_first=True).double().train(grad)
+    ours = pyops.accelerate(copy.deepcopy(native))
+    source, target = images(2, 5, 8).double(), images(2, 4, 8).double()
+    padding = torch.tensor([[False] * 5, [False, False, False, True, True]])
+    with torch.set_grad_enabled(grad):
+        results = [
+            model(
+                source,
+                target,
+                tgt_mask=nn.Transformer.generate_square_subsequent_mask(4).double(),
+                src_key_padding_mask=padding,
+                memory_key_padding_mask=padding,
+            )
+            for model in (ours, native)
+        ]
+    torch.testing.assert_close(*results, rtol=1e-9, atol=1e-12)
 
 
 def test_leaves_derived_classes_alone():

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import pyops.compile
-from suite import assert_accurate
+from judging import assert_accurate
 
 P = pyops.functional
 

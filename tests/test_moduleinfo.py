@@ -86,3 +86,21 @@ def test_samples(name, mode, dtype):
         except Exception as error:
             error.add_note(f"sample {i}: {sample.constructor_input} {sample.forward_input}")
             raise
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if INFOS[name].module_error_inputs_func])
+def test_error_samples(name):
+    """What torch's class refuses, in its constructor or forward, ours refuses alike."""
+    info, options = INFOS[name], {"device": "cpu", "dtype": torch.float32, "requires_grad": False}
+    samples = list(info.module_error_inputs_func(info, training=True, **options))
+    assert samples
+    for sample in samples:
+        constructor = sample.module_error_input.constructor_input
+        call = sample.module_error_input.forward_input
+        errors = []
+        for namespace in (nn, pyops.nn):
+            with pytest.raises(sample.error_type, match=sample.error_regex) as error:
+                module = getattr(namespace, name)(*constructor.args, **constructor.kwargs)
+                module(*call.args, **call.kwargs)
+            errors.append(error.type)
+        assert errors[0] is errors[1]
