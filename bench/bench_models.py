@@ -7,13 +7,13 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from pyops.models import DDPM, LSTMClassifier, Seq2SeqTransformer, cnn, mlp
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
 import pyops
 from pyops.certificate import Function, Inputs, Op, Shape
+from pyops.models import DDPM, LSTMClassifier, Seq2SeqTransformer, cnn, mlp
 
 from .command import main
 from .harness import Bench
