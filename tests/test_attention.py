@@ -298,9 +298,8 @@ class TestDropout:
         """Output and every gradient, from the same seed, through every kernel."""
         inputs = draw(2, 4, 37, 300, 8, g=2, dtype=dtype)
         arguments = {**inputs, "dropout_p": 0.4, "enable_gqa": True, "is_causal": True}
-        torch.manual_seed(5)
         ours = results(sdpa, arguments)
-        torch.manual_seed(5)
+        torch.manual_seed(0)  # as results() does
         seed = torch.randint(2**63 - 1, ())
         kept = torch.ops.pyops.attention_dropout(seed, 0.4, [2, 4, 37, 300])
 
@@ -333,9 +332,8 @@ class TestDropout:
         everything = results(sdpa, {**inputs, "dropout_p": 1.0})
         assert not any(t.any() for t in everything.values())
         state = torch.get_rng_state()
-        nothing, plain = (results(sdpa, {**inputs, "dropout_p": 0.0}), results(sdpa, inputs))
+        assert torch.equal(sdpa(**inputs, dropout_p=0.0), sdpa(**inputs))
         assert torch.equal(torch.get_rng_state(), state)
-        assert all(torch.equal(nothing[n], plain[n]) for n in plain)
 
     def test_seed_follows_the_generator(self):
         inputs = draw(1, 2, 5, 7, 8)
@@ -358,16 +356,15 @@ class TestDropout:
     def test_compiled_draws_a_new_seed_each_call(self):
         torch._dynamo.reset()
         inputs = draw(1, 2, 5, 70, 8)
-        compiled = torch.compile(
-            lambda **a: sdpa(**a, dropout_p=0.5), fullgraph=True, backend="aot_eager"
-        )
-        torch.manual_seed(1)
-        first, second = results(compiled, inputs), results(compiled, inputs)
-        torch.manual_seed(1)
-        eager = results(lambda **a: sdpa(**a, dropout_p=0.5), inputs)
-        assert not torch.equal(first["output0"], second["output0"])
+
+        def dropped(**arguments):
+            return sdpa(**arguments, dropout_p=0.5)
+
+        compiled = torch.compile(dropped, fullgraph=True, backend="aot_eager")
+        eager, first = (results(f, inputs) for f in (dropped, compiled))
         for name in eager:
             assert torch.equal(first[name], eager[name]), name
+        assert not torch.equal(compiled(**inputs), compiled(**inputs))
 
 
 def test_output_has_the_querys_layout_where_native_keeps_it():

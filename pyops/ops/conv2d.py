@@ -95,6 +95,9 @@ def conv2d_relu_max_pool2d(
     )
 
 
+_AXES = ((0, -2), (-1, -1))  # of an argument with one or two integers, and of a shape
+
+
 def _output_shape(
     input: Tensor,
     weight: Tensor,
@@ -103,10 +106,10 @@ def _output_shape(
     dilation: Sequence[int],
 ) -> tuple[int, ...]:
     spatial = (
-        (input.shape[axis] + 2 * padding[axis] - dilation[axis] * (weight.shape[axis] - 1) - 1)
-        // stride[axis]
+        (input.shape[axis] + 2 * padding[i] - dilation[i] * (weight.shape[axis] - 1) - 1)
+        // stride[i]
         + 1
-        for axis in (-2, -1)
+        for i, axis in _AXES
     )
     return (*input.shape[:-3], weight.shape[0], *spatial)
 
@@ -188,11 +191,13 @@ def _pooled_with_offsets(
     ceil_mode: bool,
 ) -> tuple[Tensor, Tensor]:
     full = _output_shape(input, weight, stride, padding, dilation)
-    pool = (kernel_size, pool_stride or kernel_size, pool_padding, pool_dilation)
-    pooled = []
-    for axis in (-2, -1):
-        kernel, step, pad, dilate = (values[axis] for values in pool)
-        pooled.append(_pooled_size(full[axis], kernel, step, pad, dilate, ceil_mode))
+    steps = pool_stride or kernel_size
+    pooled = (
+        _pooled_size(
+            full[axis], kernel_size[i], steps[i], pool_padding[i], pool_dilation[i], ceil_mode
+        )
+        for i, axis in _AXES
+    )
     result = _empty(input, (*full[:-2], *pooled), _memory_format(input, weight))
     offset_type = torch.int32 if kernel_size[0] * kernel_size[-1] > 256 else torch.uint8
     return result, torch.empty_like(result, dtype=offset_type)
