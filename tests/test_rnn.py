@@ -45,7 +45,7 @@ def case(kind, name, t, b, i, h, *, lengths=(), batch_first=False, **form):
     padded = Randn(b, t, i) if batch_first else Randn(t, b, i)
     return Case(
         name,
-        terms=(i + h) * t * layers,
+        terms=(i + h) * t * layers * GATES[kind] * h,  # a sum over gates of what sums over steps
         input=Randn(sum(lengths), i) if lengths else padded,
         **states(kind, h, layers * directions, b, projected=form.get("projected", 0)),
         **weights(kind, i, h, **form),
@@ -168,7 +168,7 @@ class NetworkSuite(RecurrentSuite):
             {"input": Randn(3, 2), "sizes": torch.tensor([3])},
             {"input": Randn(3, 2), "sizes": torch.tensor([2, 1], dtype=torch.int32)},
         ],
-        ids=str,
+        ids=" ".join,
     )
     @pytest.mark.parametrize("grad", [False, True], ids=["forward", "backward"])
     def test_rejects_what_native_does_not_check(self, wrong, grad, device):
@@ -315,10 +315,10 @@ class TestGru(NetworkSuite):
 def cell_cases(kind):
     def make(name, b, i, h, **form):
         parts = {n.removesuffix("_l0"): w for n, w in weights(kind, i, h, **form).items()}
-        return Case(name, terms=i + h, input=Randn(b, i), **states(kind, h, b), **parts)
+        return Case(name, terms=(i + h) * GATES[kind] * h, input=Randn(b, i), **states(kind, h, b), **parts)
 
     return [
-        make("tiny", 2, 2, 3),
+        make("tiny", 4, 3, 2),
         make("odd", 7, 19, 37),
         make("one row", 1, 65, 130),
         make("tiles of rows", 33, 40, 96),
@@ -331,11 +331,11 @@ def cell_rejects(kind):
     op = f"{kind}_cell: "
     return [
         Reject(op + "input must be", input=Randn(2)),
-        Reject(op + "hx.* must be \\(B, H", h=Randn(3, 3)),
-        Reject(op + "w_ih must be", input=Randn(2, 4)),
-        Reject(op + "w_hh must be", w_hh=Randn(8, 3)),
+        Reject(op + "hx.* must be \\(B, H", h=Randn(3, 2)),
+        Reject(op + "w_ih must be", input=Randn(4, 4)),
+        Reject(op + "w_hh must be", w_hh=Randn(4, 2)),
         Reject(op + "b_ih must be", b_ih=Randn(5)),
-        Reject(op + ".* must have the input's dtype", input=Randn(2, 2, dtype=torch.float64)),
+        Reject(op + ".* must have the input's dtype", input=Randn(4, 3, dtype=torch.float64)),
     ]
 
 
