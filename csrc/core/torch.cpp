@@ -127,7 +127,8 @@ void autocast_to_lower_precision(const c10::OperatorHandle& op, c10::DispatchKey
     if (it->isTensor()) {
       *it = at::autocast::cached_cast(dtype, it->toTensor(), device);
     } else if (it->isTensorList()) {
-      *it = at::autocast::cached_cast(dtype, it->toTensorList().vec(), device);
+      const std::vector<Tensor> tensors = it->toTensorVector();
+      *it = at::autocast::cached_cast(dtype, at::TensorList(tensors), device);
     }
   }
   op.callBoxed(stack);

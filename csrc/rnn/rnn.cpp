@@ -19,8 +19,8 @@ struct Network {
 
   bool lstm() const { return cx.defined(); }
   int64_t directions() const { return bidirectional ? 2 : 1; }
-  int64_t hidden() const { return (lstm() ? cx : hx).size(2); }
-  int64_t output() const { return hx.size(2); }
+  c10::SymInt hidden() const { return (lstm() ? cx : hx).sym_size(2); }
+  c10::SymInt output() const { return hx.sym_size(2); }
   bool projects() const { return lstm() && output() != hidden(); }
   int64_t weights() const { return 2 + (has_biases ? 2 : 0) + (projects() ? 1 : 0); }
 };
@@ -29,34 +29,37 @@ struct NetworkOutputs {
   Tensor y, hn, cn;
 };
 
-void check_states(const Network& n, const char* name, const Tensor& t, int64_t batch,
-                  int64_t features, const char* legend) {
-  const int64_t count = n.num_layers * n.directions();
-  TORCH_CHECK(t.sizes() == at::IntArrayRef({count, batch, features}), n.op, ": ", name,
-              " must be (num_layers*directions, B, ", legend,
-              ")=", at::IntArrayRef({count, batch, features}), ", got ", t.sizes());
+// Sizes are symbolic, or a compiled graph would serve those of one call alone.
+void check_state(const Network& n, const char* name, const Tensor& state, const char* features) {
+  TORCH_CHECK(state.dim() == 3, n.op, ": ", name, " must be (num_layers*directions, B, ", features,
+              "), got ", state.sym_sizes());
+  const c10::SymInt layers = n.num_layers * n.directions();
+  const c10::SymInt batch = n.batch_sizes ? n.hx.sym_size(1) : n.input.sym_size(1);
+  TORCH_CHECK(state.sym_size(0) == layers && state.sym_size(1) == batch, n.op, ": ", name,
+              " must be (num_layers*directions, B, ", features, ")=[", layers, ", ", batch, ", ",
+              state.sym_size(2), "], got ", state.sym_sizes());
 }
 
 void check_network(const Network& n) {
   const Tensor& x = n.input;
   if (n.batch_sizes) {
     const Tensor& sizes = *n.batch_sizes;
-    TORCH_CHECK(x.dim() == 2, n.op, ": packed data must be (N, I), got ", x.sizes());
+    TORCH_CHECK(x.dim() == 2, n.op, ": packed data must be (N, I), got ", x.sym_sizes());
     TORCH_CHECK(sizes.dim() == 1 && sizes.scalar_type() == at::kLong && sizes.device().is_cpu(),
-                n.op, ": batch_sizes must be (T) int64 on the CPU, got ", sizes.sizes(), " ",
+                n.op, ": batch_sizes must be (T) int64 on the CPU, got ", sizes.sym_sizes(), " ",
                 sizes.scalar_type(), " on ", sizes.device());
-    TORCH_CHECK_VALUE(sizes.size(0) > 0, n.op, ": expected a sequence length larger than 0, got 0");
+    TORCH_CHECK_VALUE(sizes.sym_size(0) > 0, n.op, ": expected a sequence length larger than 0");
   } else {
-    TORCH_CHECK_INDEX(x.dim() == 3, n.op, ": input must be (T, B, I), got ", x.sizes());
-    TORCH_CHECK(x.size(0) > 0, n.op, ": expected a sequence length larger than 0, got 0");
+    TORCH_CHECK_INDEX(x.dim() == 3, n.op, ": input must be (T, B, I), got ", x.sym_sizes());
+    TORCH_CHECK(x.sym_size(0) > 0, n.op, ": expected a sequence length larger than 0");
   }
-  for (const Tensor& state : n.lstm() ? std::vector{n.hx, n.cx} : std::vector{n.hx}) {
-    TORCH_CHECK_INDEX(state.dim() == 3, n.op, ": hx must be (num_layers*directions, B, H), got ",
-                      state.sizes());
+  if (n.lstm()) {
+    TORCH_CHECK_INDEX(n.hx.dim() == 3 && n.cx.dim() == 3, n.op,
+                      ": hx must be two of (num_layers*directions, B, H), got ", n.hx.sym_sizes(),
+                      " and ", n.cx.sym_sizes());
+    check_state(n, "hx[1]", n.cx, "H");
   }
-  const int64_t batch = n.batch_sizes ? n.hx.size(1) : x.size(1);
-  check_states(n, n.lstm() ? "hx[0]" : "hx", n.hx, batch, n.output(), "H_out");
-  if (n.lstm()) check_states(n, "hx[1]", n.cx, batch, n.hidden(), "H");
+  check_state(n, n.lstm() ? "hx[0]" : "hx", n.hx, "H_out");
   const int64_t layers = n.num_layers * n.directions();
   TORCH_CHECK(static_cast<int64_t>(n.params.size()) == layers * n.weights(), n.op,
               ": params must be ", n.weights(), " for each of ", layers,
@@ -121,11 +124,31 @@ Lstm lstm_input(const Tensor& input, at::TensorList hx, at::TensorList params, b
     return at::lstm(input, hx, params, has_biases, num_layers, dropout, train, bidirectional,
                     batch_first);
   }
-  TORCH_CHECK_INDEX(input.dim() == 3, "lstm: input must have 3 dimensions, got ", input.sizes());
+  TORCH_CHECK_INDEX(input.dim() == 3, "lstm: input must have 3 dimensions, got ",
+                    input.sym_sizes());
   const auto [y, hn, cn] =
       run({"lstm", batch_first ? input.transpose(0, 1) : input, std::nullopt, hx[0], hx[1], params,
            has_biases, num_layers, dropout, train, bidirectional});
   return {batch_first ? y.transpose(0, 1) : y, hn, cn};
+}
+
+// As native: without projections it runs in the lower precision as a whole, states included.
+Lstm lstm_input_autocast(const Tensor& input, at::TensorList hx, at::TensorList params,
+                         bool has_biases, int64_t num_layers, double dropout, bool train,
+                         bool bidirectional, bool batch_first) {
+  const auto device = input.device().type();
+  const auto cast = [&](const auto& t) {
+    return at::autocast::cached_cast(at::autocast::get_autocast_dtype(device), t, device);
+  };
+  const bool projects = hx.size() == 2 && hx[0].sym_sizes().back() != hx[1].sym_sizes().back();
+  if (projects) {
+    return lstm_input(input, hx, params, has_biases, num_layers, dropout, train, bidirectional,
+                      batch_first);
+  }
+  const c10::impl::ExcludeDispatchKeyGuard no_autocast(
+      at::autocast::get_autocast_dispatch_key_from_device_type(device));
+  return lstm_input(cast(input), cast(hx), cast(params), has_biases, num_layers, dropout, train,
+                    bidirectional, batch_first);
 }
 
 Lstm lstm_data(const Tensor& data, const Tensor& batch_sizes, at::TensorList hx,
@@ -148,7 +171,7 @@ Gru gru_input(const Tensor& input, const Tensor& hx, at::TensorList params, bool
     return at::gru(input, hx, params, has_biases, num_layers, dropout, train, bidirectional,
                    batch_first);
   }
-  TORCH_CHECK_INDEX(input.dim() == 3, "gru: input must have 3 dimensions, got ", input.sizes());
+  TORCH_CHECK_INDEX(input.dim() == 3, "gru: input must have 3 dimensions, got ", input.sym_sizes());
   const auto [y, hn, cn] =
       run({"gru", batch_first ? input.transpose(0, 1) : input, std::nullopt, hx, Tensor(), params,
            has_biases, num_layers, dropout, train, bidirectional});
@@ -168,8 +191,9 @@ Gru gru_data(const Tensor& data, const Tensor& batch_sizes, const Tensor& hx, at
 
 // One step: a layer without a dimension of time.
 RnnOutputs run_cell(const char* op, const RnnLayer& cell) {
-  TORCH_CHECK_INDEX(cell.input.dim() >= 2, op, ": input must be (B, I), got ", cell.input.sizes());
-  TORCH_CHECK(cell.input.dim() == 2, op, ": input must be (B, I), got ", cell.input.sizes());
+  TORCH_CHECK_INDEX(cell.input.dim() >= 2, op, ": input must be (B, I), got ",
+                    cell.input.sym_sizes());
+  TORCH_CHECK(cell.input.dim() == 2, op, ": input must be (B, I), got ", cell.input.sym_sizes());
   return call_rnn_layer(cell);
 }
 
@@ -227,7 +251,6 @@ TORCH_LIBRARY_FRAGMENT(pyops, m) {
 TORCH_LIBRARY_IMPL(pyops, CompositeImplicitAutograd, m) { implement(m); }
 // functorch asks each composite for a rule of its own.
 TORCH_LIBRARY_IMPL(pyops, FuncTorchBatched, m) { implement(m); }
-// As native: an LSTM on padded sequences runs in the lower precision as a whole.
-TORCH_LIBRARY_IMPL(pyops, AutocastCPU, m) { register_autocast(m, {"lstm.input"}); }
+TORCH_LIBRARY_IMPL(pyops, AutocastCPU, m) { m.impl("lstm.input", lstm_input_autocast); }
 
 }  // namespace pyops

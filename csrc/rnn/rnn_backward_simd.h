@@ -33,7 +33,7 @@ struct PreviousStates {
 
 // sums[j] = Σ_i rows[i, j], in blocks of rows: the error grows with the length of each sum.
 template <class T>
-void column_sums(const T* rows, int64_t count, int64_t columns, void* sums) {
+void column_sums(const acc_t<T>* rows, int64_t count, int64_t columns, void* sums) {
   using V = Vec<acc_t<T>>;
   constexpr int64_t kBlock = 32;
   if (sums == nullptr) return;
@@ -159,10 +159,10 @@ class RnnBackward {
   void weights() const {
     const int64_t rows = p.rows();
     if (p.grad_w_ih != nullptr) {
-      const StridedOperand<T> grad{from_x_.get(), gates_, 1, gates_};
+      const OperandLike<T, Acc> grad{{from_x_.get(), gates_, 1, gates_}};
       const StridedOperand<T> x{static_cast<const T*>(p.x), p.input, 1, p.input};
-      gemm(gates_, p.input, rows, grad, x, MatrixSink<T>{static_cast<T*>(p.grad_w_ih), p.input},
-           p.precision);
+      gemm_in_short_sums(gates_, p.input, rows, grad, x,
+                         MatrixSink<T>{static_cast<T*>(p.grad_w_ih), p.input}, p.precision);
     }
     if (p.grad_w_hh != nullptr) {
       Scratch<int64_t> previous(rows);
@@ -172,30 +172,30 @@ class RnnBackward {
           previous[p.offsets[t] + i] = before < 0 ? -1 - i : before;
         }
       }
-      const StridedOperand<T> grad{from_h(), gates_, 1, gates_};
+      const OperandLike<T, Acc> grad{{from_h(), gates_, 1, gates_}};
       const PreviousStates<T> h{static_cast<const T*>(p.y), static_cast<const T*>(p.h0), p.output,
                                 previous.get()};
-      gemm(gates_, p.output, rows, grad, h, MatrixSink<T>{static_cast<T*>(p.grad_w_hh), p.output},
-           p.precision);
+      gemm_in_short_sums(gates_, p.output, rows, grad, h,
+                         MatrixSink<T>{static_cast<T*>(p.grad_w_hh), p.output}, p.precision);
     }
     if (p.grad_w_hr != nullptr) {
-      const StridedOperand<T> grad{totals_.get(), p.output, 1, p.output};
-      const StridedOperand<T> out{outputs_.get(), p.hidden, 1, p.hidden};
-      gemm(p.output, p.hidden, rows, grad, out,
-           MatrixSink<T>{static_cast<T*>(p.grad_w_hr), p.hidden}, p.precision);
+      const OperandLike<T, Acc> grad{{totals_.get(), p.output, 1, p.output}};
+      const OperandLike<T, Acc> out{{outputs_.get(), p.hidden, 1, p.hidden}};
+      gemm_in_short_sums(p.output, p.hidden, rows, grad, out,
+                         MatrixSink<T>{static_cast<T*>(p.grad_w_hr), p.hidden}, p.precision);
     }
   }
 
   // Gradients of what came through W_hh; an LSTM's are those of what came through W_ih.
-  const T* from_h() const { return Cell::kHasCell ? from_x_.get() : from_h_.get(); }
+  const Acc* from_h() const { return Cell::kHasCell ? from_x_.get() : from_h_.get(); }
 
   const RnnBackwardParams& p;
   const int64_t gates_ = kGates * p.hidden;
   const Acc* const reserve_ = static_cast<const Acc*>(p.reserve);
   Scratch<Acc> grad_h_{p.batch * p.output}, grad_c_{Cell::kHasCell ? p.batch * p.hidden : 0};
-  Scratch<T> from_x_{p.rows() * gates_}, from_h_{Cell::kHasCell ? 0 : p.rows() * gates_};
-  Scratch<T> totals_{p.projects() ? p.rows() * p.output : 0};
-  Scratch<T> outputs_{p.projects() ? p.rows() * p.hidden : 0};
+  Scratch<Acc> from_x_{p.rows() * gates_}, from_h_{Cell::kHasCell ? 0 : p.rows() * gates_};
+  Scratch<Acc> totals_{p.projects() ? p.rows() * p.output : 0};
+  Scratch<Acc> outputs_{p.projects() ? p.rows() * p.hidden : 0};
   const StepProduct<T> to_h_{
       p.output, gates_,        {static_cast<const T*>(p.w_hh), p.output, 1, p.output},
       p.steps,  p.step_rows(), p.precision};

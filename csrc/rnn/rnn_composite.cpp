@@ -24,11 +24,29 @@ State gru_step(const Tensor& from_x, const State& s, const Tensor& w_hh, const T
   return {n + z * (s.h - n), Tensor()};
 }
 
-// The first sequences step on, those that have ended or not begun keep their state.
-Tensor replace_first(const Tensor& states, const Tensor& first) {
-  const int64_t rows = first.size(0), rest = states.size(0) - rows;
-  return rest == 0 ? first : at::cat({first, states.narrow(0, rows, rest)});
-}
+// Packed rows as padded steps, by tensor operations alone: a tracer cannot look into batch_sizes.
+struct Padding {
+  Tensor rows;   // (T·B): the packed row of each step and sequence, N where there is none
+  Tensor valid;  // (T, B, 1)
+
+  Padding(const Tensor& sizes, int64_t batch, const Tensor& data) {
+    const Tensor size = sizes.unsqueeze(1), sequence = at::arange(batch, sizes.options());
+    valid = (sequence < size).unsqueeze(2).to(data.device());
+    const Tensor row = size.cumsum(0) - size + sequence;
+    rows = row.where(sequence < size, at::scalar_tensor(data.size(0), sizes.options()))
+               .flatten()
+               .to(data.device());
+  }
+
+  Tensor pad(const Tensor& data) const {
+    const Tensor with_none = at::constant_pad_nd(data, {0, 0, 0, 1});
+    return with_none.index_select(0, rows).unflatten(0, valid.sizes().slice(0, 2));
+  }
+  Tensor pack(const Tensor& steps, int64_t count) const {
+    const Tensor packed = at::zeros({count + 1, steps.size(2)}, steps.options());
+    return packed.index_put({rows}, steps.flatten(0, 1)).narrow(0, 0, count);
+  }
+};
 
 }  // namespace
 
@@ -37,33 +55,30 @@ RnnOutputs rnn_layer_composite(const RnnLayer& layer) {
   TORCH_CHECK(at::isFloatingType(dtype) || at::isComplexType(dtype), layer.name(),
               ": input must be floating-point or complex, got ", dtype);
   const Tensor b_hh = value_or_undefined(layer.b_hh), w_hr = value_or_undefined(layer.w_hr);
-  const bool lstm = layer.c0.has_value(), padded = layer.input.dim() == 3;
+  std::optional<Padding> padding;
+  if (layer.batch_sizes) padding.emplace(*layer.batch_sizes, layer.h0.size(0), layer.input);
   const Tensor from_x = at::linear(layer.input, layer.w_ih, layer.b_ih);
-  std::vector<Tensor> steps{from_x};
-  if (layer.batch_sizes) {
-    const Tensor sizes = layer.batch_sizes->contiguous();
-    const auto* size = sizes.const_data_ptr<int64_t>();
-    steps = from_x.split_with_sizes(at::IntArrayRef(size, static_cast<size_t>(sizes.numel())));
-  } else if (padded) {
-    steps = from_x.unbind(0);
-  }
-  Tensor h = layer.h0, c = value_or_undefined(layer.c0);
+  const auto steps = layer.one_step() ? std::vector{from_x}
+                     : padding        ? padding->pad(from_x).unbind(0)
+                                      : from_x.unbind(0);
+  State state{layer.h0, value_or_undefined(layer.c0)};
   std::vector<Tensor> outputs(steps.size());
   for (size_t s = 0; s < steps.size(); ++s) {
     const size_t t = layer.reverse ? steps.size() - 1 - s : s;
-    const int64_t rows = steps[t].size(0);
-    const State before{h.narrow(0, 0, rows), lstm ? c.narrow(0, 0, rows) : Tensor()};
-    const State after = lstm ? lstm_step(steps[t], before, layer.w_hh, b_hh, w_hr)
-                             : gru_step(steps[t], before, layer.w_hh, b_hh);
-    outputs[t] = after.h;
-    h = replace_first(h, after.h);
-    if (lstm) c = replace_first(c, after.c);
+    State next = layer.c0 ? lstm_step(steps[t], state, layer.w_hh, b_hh, w_hr)
+                          : gru_step(steps[t], state, layer.w_hh, b_hh);
+    outputs[t] = next.h;
+    if (padding) {  // sequences that have ended or not begun keep their state
+      const Tensor valid = padding->valid.select(0, static_cast<int64_t>(t));
+      next.h = next.h.where(valid, state.h);
+      if (layer.c0) next.c = next.c.where(valid, state.c);
+    }
+    state = next;
   }
   const Tensor none = at::empty({0}, layer.h0.options());
-  const Tensor y = layer.batch_sizes ? at::cat(outputs)
-                   : padded          ? at::stack(outputs)
-                                     : outputs[0].clone();
-  return {y, h, lstm ? c : none, none.clone()};
+  const Tensor y = layer.one_step() ? outputs[0].clone() : at::stack(outputs);
+  return {padding ? padding->pack(y, layer.input.size(0)) : y, state.h, layer.c0 ? state.c : none,
+          none.clone()};
 }
 
 }  // namespace pyops

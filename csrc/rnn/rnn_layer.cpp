@@ -308,8 +308,8 @@ RnnOutputs rnn_layer_autograd(const RnnLayer& layer) {
   return call_rnn_layer(layer);
 }
 
-// Native multiplies in the lower precision but carries the state, and answers, in the state's own
-// dtype; so everything follows the state.
+// Native multiplies in the lower precision but carries the states in their own dtype, and answers
+// in it, unless a projection, a product as well, makes the output. So everything follows the state.
 RnnOutputs rnn_layer_autocast(const RnnLayer& layer) {
   const auto device = layer.h0.device().type();
   const c10::impl::ExcludeDispatchKeyGuard no_autocast(
@@ -322,7 +322,13 @@ RnnOutputs rnn_layer_autocast(const RnnLayer& layer) {
   for (OptionalTensor* t : {&same.c0, &same.b_ih, &same.b_hh, &same.w_hr}) {
     if (*t) *t = cast(**t);
   }
-  return call_rnn_layer(same);
+  auto [y, hn, cn, reserve] = call_rnn_layer(same);
+  if (layer.w_hr) {
+    for (Tensor* t : {&y, &hn}) {
+      *t = at::autocast::cached_cast(at::autocast::get_autocast_dtype(device), *t, device);
+    }
+  }
+  return {y, hn, cn, reserve};
 }
 
 }  // namespace

@@ -30,6 +30,32 @@ void store(V x, T* p, int n) {
   n == V::kWidth ? x.store(p) : x.store(p, n);
 }
 
+// Numbers of type X multiplied as faithfully as numbers of type T deserve: float32 gradients of
+// bfloat16 tensors need no split in AMX tiles.
+template <class T, class X>
+struct OperandLike : StridedOperand<X> {
+  using Element = T;
+};
+
+// Sums in blocks of 64. Where every number carries rounding errors of its own, the errors of a
+// longer chain of additions are too much beside them.
+template <class T>
+struct ShallowEngine : VectorEngine<T> {
+  static constexpr int64_t kMaxDepth = 64;
+};
+
+template <class A, class B, class Sink>
+void gemm_in_short_sums(int64_t m, int64_t n, int64_t k, const A& a, const B& b, const Sink& sink,
+                        [[maybe_unused]] Precision precision) {
+#if defined(__AMX_TILE__)
+  if constexpr (std::is_same_v<typename A::Acc, float>) {
+    if (amx_pays(m, n, k, bf16_parts<A, B>(precision))) return gemm(m, n, k, a, b, sink, precision);
+  }
+#endif
+  if (m == 0 || n == 0) return;
+  Gemm<ShallowEngine<typename A::Acc>, A, B, Sink>(m, n, k, a, b, sink).run();
+}
+
 // f(j, n) for each vector of `count` numbers; n is a constant but for the last, partial one.
 template <class Acc, class F>
 void for_vectors(int64_t count, const F& f) {
@@ -110,14 +136,14 @@ void with_rows(int64_t rows, F&& f) {
 }
 
 // Few rows of a times W; panel(j) is W from column j on.
-template <class T, class PanelAt, class Sink>
-void multiply_few_rows(int64_t m, int64_t n, int64_t k, const T* a, const PanelAt& panel,
+template <class X, class PanelAt, class Sink>
+void multiply_few_rows(int64_t m, int64_t n, int64_t k, const X* a, const PanelAt& panel,
                        const Sink& sink) {
-  using Acc = acc_t<T>;
+  using Acc = acc_t<X>;
   constexpr int kCols = RegisterTile<Acc>::kCols;
   constexpr std::integral_constant<int, kCols> kFull;
   Scratch<Acc> wide(m * k);
-  widen<T>(a, m * k, wide.get());
+  widen<X>(a, m * k, wide.get());
   with_rows(m, [&](auto rows) {
     parallel_for(0, ceil_div(n, kCols), fork_grain(m * k * kCols), [&](int64_t p0, int64_t p1) {
       alignas(64) Acc tile[kFewRows * kCols];
@@ -135,12 +161,14 @@ void multiply_few_rows(int64_t m, int64_t n, int64_t k, const T* a, const PanelA
 }
 
 // gemm() for a row-major A, with a path of its own for few rows.
-template <class T, class Sink>
-void multiply(int64_t m, int64_t n, int64_t k, const T* a, const StridedOperand<T>& w,
+template <class X, class T, class Sink>
+void multiply(int64_t m, int64_t n, int64_t k, const X* a, const StridedOperand<T>& w,
               const Sink& sink, Precision precision) {
   if (m == 0 || n == 0) return;
   if (m > kFewRows || w.i_stride != 1) {
-    return gemm(m, n, k, StridedOperand<T>{a, m, k, 1}, w, sink, precision);
+    const OperandLike<T, X> x{{a, m, k, 1}};
+    return w.i_stride == 1 ? gemm_in_short_sums(m, n, k, x, w, sink, precision)
+                           : gemm(m, n, k, x, w, sink, precision);
   }
   multiply_few_rows(
       m, n, k, a,
@@ -168,8 +196,8 @@ class StepProduct {
     pack();
   }
 
-  template <class Sink>
-  void operator()(int64_t rows, const T* a, const Sink& sink) const {
+  template <class X, class Sink>
+  void operator()(int64_t rows, const X* a, const Sink& sink) const {
     if (in_place_) return multiply(rows, n_, k_, a, w_, sink, precision_);
     if (parts_ == 0 && rows <= kFewRows) {
       const auto panel = [&](int64_t j) {
@@ -260,8 +288,8 @@ class StepProduct {
     return ceil_div(rows, ceil_div(rows, Engine::kRows));
   }
 
-  template <class Engine, class Sink>
-  void multiply_tiles(Use<Engine>, int64_t rows, const T* a, const Sink& sink) const {
+  template <class Engine, class X, class Sink>
+  void multiply_tiles(Use<Engine>, int64_t rows, const X* a, const Sink& sink) const {
     const int64_t height = tile_height<Engine>(rows), tiles = ceil_div(rows, height);
     const int64_t a_elements = Engine::panel_elements(Engine::kRows, k_);
     Scratch<Element<Engine>> a_panels(tiles * a_elements);
@@ -269,13 +297,13 @@ class StepProduct {
     {
       Engine engine;
       for (int64_t i = 0; i < rows; i += height) {
-        const StridedOperand<T> block{a, std::min(rows, i + height), k_, 1};
+        const OperandLike<T, X> block{{a, std::min(rows, i + height), k_, 1}};
         regular &= engine.pack_a(block, i, 0, k_, a_panels.get() + i / height * a_elements);
       }
     }
     if (!regular) {
-      const StridedOperand<T> x{a, rows, k_, 1};
-      return Gemm<VectorEngine<Acc>, StridedOperand<T>, StridedOperand<T>, Sink>(rows, n_, k_, x,
+      const OperandLike<T, X> x{{a, rows, k_, 1}};
+      return Gemm<VectorEngine<Acc>, OperandLike<T, X>, StridedOperand<T>, Sink>(rows, n_, k_, x,
                                                                                  w_, sink)
           .run();
     }
