@@ -10,7 +10,7 @@ build: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt setup.py
 	test -x $(BIN)/python || python3 -m venv $(VENV)
 	$(BIN)/pip install -q -c constraints.txt setuptools wheel cmake ninja pybind11 numpy torch
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pip install -q -c constraints.txt --no-build-isolation -e ".[tools,test,lint]"
+	$(BIN)/pip install -q -c constraints.txt --no-build-isolation -e ".[tools,test,lint]"
 	touch $@
 
 demo: build

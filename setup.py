@@ -60,8 +60,10 @@ def _pybind11_dir() -> str:
 
 
 def _run(*command: str) -> None:
+    # The tools installed beside this interpreter come before the system's.
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     try:
-        subprocess.run(command, check=True)
+        subprocess.run(command, check=True, env=os.environ | {"PATH": path})
     except FileNotFoundError:
         sys.exit(f"pyops needs {command[0]} to build: `pip install cmake ninja`")
     except subprocess.CalledProcessError as error:

@@ -315,7 +315,9 @@ class TestGru(NetworkSuite):
 def cell_cases(kind):
     def make(name, b, i, h, **form):
         parts = {n.removesuffix("_l0"): w for n, w in weights(kind, i, h, **form).items()}
-        return Case(name, terms=(i + h) * GATES[kind] * h, input=Randn(b, i), **states(kind, h, b), **parts)
+        return Case(
+            name, terms=(i + h) * GATES[kind] * h, input=Randn(b, i), **states(kind, h, b), **parts
+        )
 
     return [
         make("tiny", 4, 3, 2),
