@@ -51,6 +51,16 @@ class TestLinear(ExactSuite):
     ]
     rejects = LINEAR_REJECTS
 
+    @pytest.mark.parametrize("threads", [5, 7])
+    def test_threads_divide_many_rows(self, threads, dtype, place):
+        """More threads than blocks of columns: blocks of rows must not grow past their room."""
+        case = Case("many rows", input=Randn(1200, 7), weight=Randn(67, 7), bias=Randn(67))
+        torch.set_num_threads(threads)
+        try:
+            self.test_exact(case, dtype, place)
+        finally:
+            torch.set_num_threads(1)
+
 
 class TestLinearReLU(ExactSuite):
     op = staticmethod(pyops.functional.linear_relu)

@@ -35,7 +35,9 @@ Blocking choose_blocking(int64_t m, int64_t n, int64_t k) {
   const int64_t threads = num_threads();
   if (blocking.row_blocks * blocking.col_ranges < threads) {
     blocking.col_ranges = std::min(col_panels, ceil_div(threads, blocking.row_blocks));
-    blocking.row_blocks = std::min(row_panels, ceil_div(threads, blocking.col_ranges));
+    // Never fewer than before: a block has room for kMaxRowPanels.
+    blocking.row_blocks =
+        std::max(blocking.row_blocks, std::min(row_panels, ceil_div(threads, blocking.col_ranges)));
   }
   blocking.block_rows = ceil_div(row_panels, blocking.row_blocks) * kRows;
   blocking.range_cols = ceil_div(col_panels, blocking.col_ranges) * kCols;
