@@ -10,6 +10,11 @@ from pyops.ops._register import register_fake
 Size2 = int | Sequence[int]
 
 
+def _pair(size: Size2) -> Sequence[int]:
+    """One integer for both axes, twice: schemas of symbolic integers do not repeat it."""
+    return (size, size) if isinstance(size, int) else size
+
+
 def conv2d(
     input: Tensor,
     weight: Tensor,
@@ -25,11 +30,11 @@ def conv2d(
     float64, float32, bfloat16, float16; the last two are summed in float32. The result is
     channels_last when the input or the weight is.
     """
+    op = torch.ops.pyops.conv2d
+    stride, dilation = _pair(stride), _pair(dilation)
     if isinstance(padding, str):
-        return torch.ops.pyops.conv2d.padding(
-            input, weight, bias, stride, padding, dilation, groups
-        )
-    return torch.ops.pyops.conv2d.default(input, weight, bias, stride, padding, dilation, groups)
+        return op.padding(input, weight, bias, stride, padding, dilation, groups)
+    return op.default(input, weight, bias, stride, _pair(padding), dilation, groups)
 
 
 def conv2d_relu(
@@ -46,9 +51,10 @@ def conv2d_relu(
     The backward masks the gradient while it is read, so neither direction has a pass for the ReLU.
     """
     op = torch.ops.pyops.conv2d_relu
+    stride, dilation = _pair(stride), _pair(dilation)
     if isinstance(padding, str):
         return op.padding(input, weight, bias, stride, padding, dilation, groups)
-    return op.default(input, weight, bias, stride, padding, dilation, groups)
+    return op.default(input, weight, bias, stride, _pair(padding), dilation, groups)
 
 
 def conv2d_relu_max_pool2d(
@@ -77,32 +83,34 @@ def conv2d_relu_max_pool2d(
         input,
         weight,
         bias,
-        stride,
-        padding,
-        dilation,
+        _pair(stride),
+        padding if isinstance(padding, str) else _pair(padding),
+        _pair(dilation),
         groups,
-        kernel_size=kernel_size,
-        pool_stride=[] if pool_stride is None else pool_stride,
-        pool_padding=pool_padding,
-        pool_dilation=pool_dilation,
+        kernel_size=_pair(kernel_size),
+        pool_stride=() if pool_stride is None else _pair(pool_stride),
+        pool_padding=_pair(pool_padding),
+        pool_dilation=_pair(pool_dilation),
         ceil_mode=ceil_mode,
     )
 
 
-def _pair(value: Size2) -> tuple[int, int]:
-    if isinstance(value, int):
-        return value, value
-    return value[0], value[-1]
+_AXES = ((0, -2), (-1, -1))  # of an argument with one or two integers, and of a shape
 
 
 def _output_shape(
-    input: Tensor, weight: Tensor, stride: Size2, padding: Size2, dilation: Size2
+    input: Tensor,
+    weight: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
 ) -> tuple[int, ...]:
-    pairs = zip(_pair(stride), _pair(padding), _pair(dilation), strict=True)
-    spatial = [
-        (size + 2 * p - d * (kernel - 1) - 1) // s + 1
-        for size, kernel, (s, p, d) in zip(input.shape[-2:], weight.shape[-2:], pairs, strict=True)
-    ]
+    spatial = (
+        (input.shape[axis] + 2 * padding[i] - dilation[i] * (weight.shape[axis] - 1) - 1)
+        // stride[i]
+        + 1
+        for i, axis in _AXES
+    )
     return (*input.shape[:-3], weight.shape[0], *spatial)
 
 
@@ -131,9 +139,9 @@ def _(
     input: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
-    stride: Size2 = 1,
-    padding: Size2 = 0,
-    dilation: Size2 = 1,
+    stride: Sequence[int] = (1, 1),
+    padding: Sequence[int] = (0, 0),
+    dilation: Sequence[int] = (1, 1),
     groups: int = 1,
 ) -> Tensor:
     batch = input if input.dim() == 4 else input.unsqueeze(0)
@@ -148,9 +156,9 @@ def _(
     input: Tensor,
     weight: Tensor,
     relu_output: Tensor | None,
-    stride: Size2,
-    padding: Size2,
-    dilation: Size2,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
     groups: int,
     wanted: Sequence[bool],
 ) -> tuple[Tensor | None, ...]:
@@ -172,23 +180,26 @@ def _pooled_with_offsets(
     input: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    stride: Size2,
-    padding: Size2,
-    dilation: Size2,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
     groups: int,
-    kernel_size: Size2,
-    pool_stride: Size2,
-    pool_padding: Size2,
-    pool_dilation: Size2,
+    kernel_size: Sequence[int],
+    pool_stride: Sequence[int],
+    pool_padding: Sequence[int],
+    pool_dilation: Sequence[int],
     ceil_mode: bool,
 ) -> tuple[Tensor, Tensor]:
-    kernel = _pair(kernel_size)
-    steps = _pair(pool_stride) if pool_stride else kernel
     full = _output_shape(input, weight, stride, padding, dilation)
-    axes = zip(full[-2:], kernel, steps, _pair(pool_padding), _pair(pool_dilation), strict=True)
-    shape = (*full[:-2], *(_pooled_size(*axis, ceil_mode) for axis in axes))
-    result = _empty(input, shape, _memory_format(input, weight))
-    offset_type = torch.int32 if kernel[0] * kernel[1] > 256 else torch.uint8
+    steps = pool_stride or kernel_size
+    pooled = (
+        _pooled_size(
+            full[axis], kernel_size[i], steps[i], pool_padding[i], pool_dilation[i], ceil_mode
+        )
+        for i, axis in _AXES
+    )
+    result = _empty(input, (*full[:-2], *pooled), _memory_format(input, weight))
+    offset_type = torch.int32 if kernel_size[0] * kernel_size[-1] > 256 else torch.uint8
     return result, torch.empty_like(result, dtype=offset_type)
 
 
@@ -197,15 +208,15 @@ def _(
     input: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
-    stride: Size2 = 1,
-    padding: Size2 = 0,
-    dilation: Size2 = 1,
+    stride: Sequence[int] = (1, 1),
+    padding: Sequence[int] = (0, 0),
+    dilation: Sequence[int] = (1, 1),
     groups: int = 1,
     *,
-    kernel_size: Size2 = 2,
-    pool_stride: Size2 = (),
-    pool_padding: Size2 = 0,
-    pool_dilation: Size2 = 1,
+    kernel_size: Sequence[int] = (2, 2),
+    pool_stride: Sequence[int] = (),
+    pool_padding: Sequence[int] = (0, 0),
+    pool_dilation: Sequence[int] = (1, 1),
     ceil_mode: bool = False,
 ) -> Tensor:
     batch = input if input.dim() == 4 else input.unsqueeze(0)
@@ -233,14 +244,14 @@ def _(
     offsets: Tensor,
     input: Tensor,
     weight: Tensor,
-    stride: Size2,
-    padding: Size2,
-    dilation: Size2,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
     groups: int,
-    kernel_size: Size2,
-    pool_stride: Size2,
-    pool_padding: Size2,
-    pool_dilation: Size2,
+    kernel_size: Sequence[int],
+    pool_stride: Sequence[int],
+    pool_padding: Sequence[int],
+    pool_dilation: Sequence[int],
     ceil_mode: bool,
     wanted: Sequence[bool],
 ) -> tuple[Tensor | None, ...]:
