@@ -20,6 +20,7 @@ constexpr Candidate<Conv2dPoolBackwardParams> kBackward[] = {
 using at::IntArrayRef;
 using SymInts = c10::SymIntArrayRef;
 using Gradients = std::tuple<Tensor, Tensor, Tensor>;
+using Pooled = std::tuple<Tensor, Tensor>;  // the result, and the offsets when wanted
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
@@ -75,9 +76,8 @@ Tensor native(const Tensor& x, const Tensor& w, const OptionalTensor& bias, cons
                         s.ceil_mode);
 }
 
-// The pooled result, and the offsets when wanted.
-std::pair<Tensor, Tensor> forward_cpu(const Tensor& x, const Tensor& w, const OptionalTensor& bias,
-                                      const Sizes& s, bool with_offsets) {
+Pooled forward_cpu(const Tensor& x, const Tensor& w, const OptionalTensor& bias, const Sizes& s,
+                   bool with_offsets) {
   const Tensor b = value_or_undefined(bias);
   const Conv2dShape shape = conv2d_shape(kName, x, w, b, s.convolution());
   const Pool pool = make_pool(s, shape);
@@ -112,16 +112,14 @@ Tensor pooled_cpu(const Tensor& x, const Tensor& w, const OptionalTensor& bias, 
   if (goes_native(kName, {x, w, value_or_undefined(bias)}) || is_empty(kName, x, w)) {
     return native(x, w, bias, s);
   }
-  if (x.dim() == 3) return forward_cpu(x.unsqueeze(0), w, bias, s, false).first.squeeze(0);
-  return forward_cpu(x, w, bias, s, false).first;
+  if (x.dim() == 3) return std::get<0>(forward_cpu(x.unsqueeze(0), w, bias, s, false)).squeeze(0);
+  return std::get<0>(forward_cpu(x, w, bias, s, false));
 }
 
-std::tuple<Tensor, Tensor> with_offsets_cpu(const Tensor& x, const Tensor& w,
-                                            const OptionalTensor& bias, IntArrayRef stride,
-                                            IntArrayRef padding, IntArrayRef dilation,
-                                            int64_t groups, IntArrayRef kernel_size,
-                                            IntArrayRef pool_stride, IntArrayRef pool_padding,
-                                            IntArrayRef pool_dilation, bool ceil_mode) {
+Pooled with_offsets_cpu(const Tensor& x, const Tensor& w, const OptionalTensor& bias,
+                        IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation,
+                        int64_t groups, IntArrayRef kernel_size, IntArrayRef pool_stride,
+                        IntArrayRef pool_padding, IntArrayRef pool_dilation, bool ceil_mode) {
   return forward_cpu(x, w, bias,
                      {stride, padding, dilation, groups, kernel_size, pool_stride, pool_padding,
                       pool_dilation, ceil_mode},
@@ -224,16 +222,21 @@ auto find(const char* name) {
   return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
 }
 
+Pooled call_with_offsets(const Tensor& x, const Tensor& w, const OptionalTensor& bias,
+                         const Sizes& s) {
+  static const auto op =
+      find<decltype(with_offsets_cpu)>("pyops::conv2d_relu_max_pool2d_with_offsets");
+  const at::AutoDispatchBelowADInplaceOrView below;
+  return op.call(x, w, bias, s.stride, s.padding, s.dilation, s.groups, s.kernel_size,
+                 s.pool_stride, s.pool_padding, s.pool_dilation, s.ceil_mode);
+}
+
 struct PoolFunction : torch::autograd::Function<PoolFunction> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& w,
-                        const OptionalTensor& bias, const Sizes& s) {
-    static const auto op =
-        find<decltype(with_offsets_cpu)>("pyops::conv2d_relu_max_pool2d_with_offsets");
-    const at::AutoDispatchBelowADInplaceOrView below;
-    auto [y, offsets] =
-        op.call(x, w, bias, s.stride, s.padding, s.dilation, s.groups, s.kernel_size, s.pool_stride,
-                s.pool_padding, s.pool_dilation, s.ceil_mode);
+  static variable_list forward(AutogradContext* ctx, const Tensor& x, const Tensor& w,
+                               const OptionalTensor& bias, const Sizes& s) {
+    auto [y, offsets] = call_with_offsets(x, w, bias, s);
     ctx->save_for_backward({x, w, y, offsets});
+    ctx->mark_non_differentiable({offsets});
     std::vector<int64_t> numbers{s.groups, s.ceil_mode, bias.has_value()};
     for (const IntArrayRef values :
          {s.stride, s.padding, s.dilation, s.kernel_size,
@@ -241,7 +244,7 @@ struct PoolFunction : torch::autograd::Function<PoolFunction> {
       numbers.insert(numbers.end(), {values.front(), values.back()});
     }
     ctx->saved_data["arguments"] = std::move(numbers);
-    return y;
+    return {y, offsets};
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
@@ -258,6 +261,18 @@ struct PoolFunction : torch::autograd::Function<PoolFunction> {
   }
 };
 
+// What autograd uses in place of the operator below; x is (N, C, H, W).
+Pooled with_offsets_autograd(const Tensor& x, const Tensor& w, const OptionalTensor& bias,
+                             IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation,
+                             int64_t groups, IntArrayRef kernel_size, IntArrayRef pool_stride,
+                             IntArrayRef pool_padding, IntArrayRef pool_dilation, bool ceil_mode) {
+  const Sizes s{stride,      padding,      dilation,      groups,   kernel_size,
+                pool_stride, pool_padding, pool_dilation, ceil_mode};
+  if (!needs_grad({x, w, value_or_undefined(bias)})) return call_with_offsets(x, w, bias, s);
+  const variable_list outputs = PoolFunction::apply(x, w, bias, s);
+  return {outputs[0], outputs[1]};
+}
+
 Tensor pooled_autograd(const Tensor& x, const Tensor& w, const OptionalTensor& bias,
                        IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation,
                        int64_t groups, IntArrayRef kernel_size, IntArrayRef pool_stride,
@@ -273,7 +288,7 @@ Tensor pooled_autograd(const Tensor& x, const Tensor& w, const OptionalTensor& b
                            pool_stride, pool_padding, pool_dilation, ceil_mode)
         .squeeze(0);
   }
-  if (needs_grad({x, w, b})) return PoolFunction::apply(x, w, bias, s);
+  if (needs_grad({x, w, b})) return PoolFunction::apply(x, w, bias, s)[0];
   static const auto op = find<decltype(pooled_cpu)>("pyops::conv2d_relu_max_pool2d");
   const at::AutoDispatchBelowADInplaceOrView below;
   return op.call(x, w, bias, stride, padding, dilation, groups, kernel_size, pool_stride,
@@ -343,6 +358,7 @@ TORCH_LIBRARY_IMPL(pyops, CPU, m) {
 }
 TORCH_LIBRARY_IMPL(pyops, Autograd, m) {
   m.impl("conv2d_relu_max_pool2d", guarded<pooled_autograd>);
+  m.impl("conv2d_relu_max_pool2d_with_offsets", with_offsets_autograd);
   m.impl("conv2d_relu_max_pool2d_backward", backward_autograd);
 }
 TORCH_LIBRARY_IMPL(pyops, FuncTorchBatched, m) {
