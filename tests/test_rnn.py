@@ -182,9 +182,8 @@ class NetworkSuite(RecurrentSuite):
     def test_rejects_an_empty_packed_sequence(self, device):
         base = self.cases[0].draw(torch.float32, device)
         base |= {"input": torch.empty(0, 2), "sizes": torch.empty(0, dtype=torch.int64)}
-        for function in (self.op, self.reference):
-            with pytest.raises(ValueError):
-                function(**base)
+        with pytest.raises(ValueError):  # native crashes: it leaves this to pack_padded_sequence
+            self.op(**base)
 
     @pytest.mark.parametrize("wanted", range(3), ids=["output", "hn", "cn"])
     def test_gradient_of_one_output(self, wanted, place):
