@@ -1,8 +1,9 @@
-// Marks functions that CPU and CUDA code share.
+// Marks functions that CPU and CUDA code share. On the CPU they are always inlined: the linker
+// keeps one copy of an inline function for all, and one compiled for a newer CPU must not be it.
 #pragma once
 
 #ifdef __CUDACC__
 #define PYOPS_HOST_DEVICE __host__ __device__
 #else
-#define PYOPS_HOST_DEVICE
+#define PYOPS_HOST_DEVICE __attribute__((always_inline))
 #endif

@@ -11,6 +11,7 @@
 #include <cstdint>
 
 #include "core/dtype.h"
+#include "core/host_device.h"
 #include "core/precision.h"
 
 namespace pyops {
@@ -25,14 +26,18 @@ struct RnnShape {
   int64_t steps, batch, input, hidden, output;
   const int64_t* offsets;  // (T + 1)
 
-  int64_t rows() const { return offsets[steps]; }
-  int64_t step_rows() const { return rows() / (steps > 0 ? steps : 1); }  // on average
-  int64_t size(int64_t t) const { return offsets[t + 1] - offsets[t]; }
-  int64_t step(int64_t s) const { return reverse ? steps - 1 - s : s; }  // the s-th to compute
-  bool projects() const { return output != hidden; }
+  PYOPS_HOST_DEVICE int64_t rows() const { return offsets[steps]; }
+  PYOPS_HOST_DEVICE int64_t step_rows() const {
+    return rows() / (steps > 0 ? steps : 1);
+  }  // on average
+  PYOPS_HOST_DEVICE int64_t size(int64_t t) const { return offsets[t + 1] - offsets[t]; }
+  PYOPS_HOST_DEVICE int64_t step(int64_t s) const {
+    return reverse ? steps - 1 - s : s;
+  }  // the s-th to compute
+  PYOPS_HOST_DEVICE bool projects() const { return output != hidden; }
 
   // The row that holds the state sequence `i` brings to step t; -1 for its initial state.
-  int64_t previous_row(int64_t t, int64_t i) const {
+  PYOPS_HOST_DEVICE int64_t previous_row(int64_t t, int64_t i) const {
     if (!reverse) return t > 0 ? offsets[t - 1] + i : -1;
     return t + 1 < steps && i < size(t + 1) ? offsets[t + 1] + i : -1;
   }
