@@ -13,12 +13,14 @@ import statistics
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
 
 import pyops
 from pyops.certificate import Function, Inputs, Op, Shape, kernels, random_like, verify
+from pyops.numerics import settle
 
 from .peaks import Peaks, measure, time_calls
 
@@ -132,10 +134,13 @@ class Case:
         """What the error rule holds against ours, or ""."""
         op, shape = self.bench.op, self.bench.shapes[self.shape]
         try:
-            verdicts = verify(op, inputs, shape, kinks=self.bench.kinks)
+            draw = partial(op.inputs, shape, self.dtype, self.settings.device)
+            lay_out = _layout_like(inputs)
+            verdicts = settle(
+                lambda i: verify(op, draw(draw=i).map(lay_out), shape, kinks=self.bench.kinks)
+            )
             if op.kinked:
-                lattice = op.inputs(shape, self.dtype, self.settings.device, lattice=True)
-                exact = verify(op, lattice.map(_layout_like(inputs)), shape)
+                exact = verify(op, draw(lattice=True).map(lay_out), shape)
                 verdicts |= {name: v for name, v in exact.items() if name.startswith("grad_")}
         except Exception as error:  # Whatever an op raises is a failure of that case alone.
             return _first_line(error)

@@ -58,14 +58,20 @@ class Op:
     last bit, and gradients compare only on a lattice."""
 
     def inputs(
-        self, shape: Shape, dtype: torch.dtype, device: str = "cpu", *, lattice: bool = False
+        self,
+        shape: Shape,
+        dtype: torch.dtype,
+        device: str = "cpu",
+        *,
+        lattice: bool = False,
+        draw: int = 0,
     ) -> Inputs:
-        """Random inputs, the same ones for the same op and shape in every run.
+        """Random inputs, the same ones for the same op, shape and `draw` in every run.
 
         lattice: small integers times powers of two, whose sums float32 holds exactly.
         """
         seed = zlib.crc32(f"{self.name} {sorted(shape.items())}".encode())
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(seed + draw)
 
         def random(*size: int) -> Tensor:
             # Drawn in float32: fast, and every dtype then starts from the same numbers.

@@ -6,7 +6,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from pyops.numerics import compare
+from pyops.numerics import compare, settle
 
 
 class Randn:
@@ -97,41 +97,62 @@ def results(function, arguments, *, integers=False):
     return {name: t.detach() for name, t in named.items() if t is not None}
 
 
+def redrawn(value, draw):
+    """Another draw of a tensor from its distribution, in the same layout: other signs."""
+    if draw == 0 or not isinstance(value, Tensor) or not (value.dtype.is_floating_point):
+        return value
+    memory = torch.empty(0, dtype=value.dtype, device=value.device).set_(value.untyped_storage())
+    signs = torch.randint(2, memory.shape, generator=torch.Generator().manual_seed(draw)) * 2 - 1
+    flipped = torch.where(memory.isfinite(), memory * signs.to(memory), memory)
+    again = flipped.as_strided(value.shape, value.stride(), value.storage_offset())
+    return again.requires_grad_(value.requires_grad)
+
+
 def judge(op, reference, arguments, *, low=None, **rule):
     """The results of `op` by the error rule (see numerics.compare), then those of `reference`.
 
     low: the dtype autocast computes in, where gradients come back wider than they are accurate.
     """
-    before = {n: a.detach().clone() for n, a in arguments.items() if isinstance(a, Tensor)}
-    ours = results(op, arguments)
-    for name, value in before.items():
-        torch.testing.assert_close(arguments[name], value, rtol=0, atol=0, equal_nan=True)
-    native = results(reference, arguments)
-    assert {n: t.dtype for n, t in ours.items()} == {n: t.dtype for n, t in native.items()}
-    with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
-        wide = results(reference, convert(arguments, widen))
-    rounded = [{n: t.to(low or t.dtype) for n, t in r.items()} for r in (ours, native)]
-    assert_accurate(*rounded, wide, **rule)
-    return ours, native
+    first = {}
+
+    def verdicts_of(draw):
+        drawn = {name: redrawn(a, draw) for name, a in arguments.items()}
+        before = {n: a.detach().clone() for n, a in drawn.items() if isinstance(a, Tensor)}
+        ours = results(op, drawn)
+        for name, value in before.items():
+            torch.testing.assert_close(drawn[name], value, rtol=0, atol=0, equal_nan=True)
+        native = results(reference, drawn)
+        first.setdefault("results", (ours, native))
+        assert {n: t.dtype for n, t in ours.items()} == {n: t.dtype for n, t in native.items()}
+        with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+            wide = results(reference, convert(drawn, widen))
+        rounded = [{n: t.to(low or t.dtype) for n, t in r.items()} for r in (ours, native)]
+        return verdicts(*rounded, wide, **rule)
+
+    assert_passed(settle(verdicts_of))
+    return first["results"]
 
 
-def assert_accurate(ours, native, wide, *, kinks=False, **rule):
-    """Results by name, by the error rule; `wide` are the float64 ones."""
+def verdicts(ours, native, wide, *, kinks=False, **rule):
+    """On results by name; `wide` are the float64 ones."""
     assert ours.keys() == native.keys()
-    verdicts = {}
-    for name in native:
+
+    def judged(name):
         backward = name.startswith("grad_")
         direction = "backward" if backward else "forward"
-        verdicts[name] = compare(
-            ours[name],
-            native[name],
-            wide[name],
-            direction=direction,
-            kinks=kinks and backward,
-            **rule,
-        )
-    failed = {name: v.reason for name, v in verdicts.items() if not v.passed}
-    assert not failed
+        tensors = ours[name], native[name], wide[name]
+        return compare(*tensors, direction=direction, kinks=kinks and backward, **rule)
+
+    return {name: judged(name) for name in native}
+
+
+def assert_passed(verdicts):
+    assert {name: v.reason for name, v in verdicts.items() if not v.passed} == {}
+
+
+def assert_accurate(ours, native, wide, **rule):
+    """One draw's results, by the error rule."""
+    assert_passed(verdicts(ours, native, wide, **rule))
 
 
 def name_of(value):

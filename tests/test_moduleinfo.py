@@ -1,5 +1,7 @@
 """PyTorch's own samples of the modules we subclass: same state, outputs and gradients."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
@@ -7,7 +9,8 @@ from torch.testing._internal.common_modules import module_db
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 import pyops
-from judging import assert_accurate, convert, name_of, results, widen
+from judging import assert_passed, convert, name_of, redrawn, results, verdicts, widen
+from pyops.numerics import settle
 
 NAMES = [
     "Conv2d",
@@ -51,21 +54,21 @@ def outcome(module, arguments):
     return results(run, inputs | dict(module.named_parameters()))
 
 
-def judge_sample(name, sample, dtype, training):
-    native = build(nn, name, sample)
-    ours = build(pyops.nn, name, sample, native.state_dict())
-    wide = build(nn, name, sample, native.state_dict())
+def verdicts_on(name, sample, state, dtype, training, draw):
+    state = {key: redrawn(value, draw) for key, value in state.items()}
+    ours, native, wide = (build(space, name, sample, state) for space in (pyops.nn, nn, nn))
     assert list(ours.state_dict()) == list(native.state_dict())
     assert repr(ours) == repr(native)
     ours, native = (module.to(dtype).train(training) for module in (ours, native))
     wide.load_state_dict(native.state_dict())
     wide.double().train(training)
 
-    arguments = (sample.forward_input.args, sample.forward_input.kwargs)
-    leaves, spec = tree_flatten(arguments)
+    leaves, spec = tree_flatten((sample.forward_input.args, sample.forward_input.kwargs))
+    leaves = [redrawn(leaf, draw) for leaf in leaves]
+    arguments = tree_unflatten(leaves, spec)
     named = convert({str(i): leaf for i, leaf in enumerate(leaves)}, widen)
     widened = tree_unflatten(list(named.values()), spec)
-    assert_accurate(
+    return verdicts(
         outcome(ours, arguments), outcome(native, arguments), outcome(wide, widened), max_zeros=1.0
     )
 
@@ -82,7 +85,9 @@ def test_samples(name, mode, dtype):
     for i, sample in enumerate(samples):
         try:
             with torch.inference_mode(mode == "inference"):
-                judge_sample(name, sample, dtype, training)
+                state = build(nn, name, sample).state_dict()
+                judged = partial(verdicts_on, name, sample, state, dtype, training)
+                assert_passed(settle(judged))
         except Exception as error:
             error.add_note(f"sample {i}: {sample.constructor_input} {sample.forward_input}")
             raise

@@ -1,10 +1,11 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from pyops import numerics
-from pyops.numerics import allowed, compare, err_l2, err_max, vacuous
+from pyops.numerics import Verdict, allowed, compare, err_l2, err_max, settle, vacuous
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
@@ -139,3 +140,34 @@ def test_kinks_allow_a_flipped_decision_in_gradients_of_models():
     assert not compare(flipped, native, ref, direction="backward").passed
     assert compare(flipped, native, ref, direction="backward", kinks=True).passed
     assert not compare(1.02 * native, native, ref, direction="backward", kinks=True).passed
+
+
+def draws(*errors, native=1e-6):
+    """`verdicts_of` for `settle`: in turn these errors of ours beside native's own."""
+
+    def verdicts_of(draw):
+        err = errors[draw] if draw < len(errors) else errors[-1]
+        limit = allowed(torch.float32, "forward", native)
+        return {"y": Verdict(err, err, native, native, limit, limit)}
+
+    return verdicts_of
+
+
+def test_an_unlucky_draw_is_settled_by_others():
+    assert settle(draws(1.2e-6))["y"].err_l2 == 1.2e-6
+    assert not draws(2e-6)(0)["y"].passed
+    assert settle(draws(2e-6, 1.1e-6))["y"].passed
+
+
+@pytest.mark.parametrize("errors", [(1.6e-6,), (2e-6, 0.9e-6, 1.0, 0.9e-6), (1.0, 0.9e-6)])
+def test_no_number_of_draws_excuses_a_wrong_result(errors):
+    """Errors a little too large in every draw, or as large as the result in a single one."""
+    assert not settle(draws(*errors))["y"].passed
+
+
+def test_a_fault_in_one_draw_is_one():
+    def verdicts_of(draw):
+        fault = "NaN or infinity is not where native has it" if draw == 3 else ""
+        return {"y": replace(draws(2e-6, 1e-6)(draw)["y"], fault=fault)}
+
+    assert "NaN" in settle(verdicts_of)["y"].reason

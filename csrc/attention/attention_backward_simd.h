@@ -138,10 +138,17 @@ class BackwardWorker {
     using V = Vec<float>;
     float *x = weights_.get() + at, *grad = grad_scores_.get() + at;
     const int64_t width = round_up(keys, V::kWidth), index = (b * p_.heads + h) * p_.queries + l;
-    finish_scores(x, static_cast<float>(p_.scale), mask_.row(b, h, l, s0, keys),
-                  visible_keys(p_.is_causal, l, s0, keys), width);
-    const V max = V::set1(static_cast<const float*>(p_.row_max)[index]);
-    const V scale = V::set1(static_cast<const float*>(p_.row_scale)[index]);
+    const float max = finish_scores(x, static_cast<float>(p_.scale), mask_.row(b, h, l, s0, keys),
+                                    visible_keys(p_.is_causal, l, s0, keys), width)
+                          .reduce_max();
+    // A tile with all of a row's keys normalises it anew: where one key outweighs all others, its
+    // weight is 1 and its gradient 0 only if both come from the same rounding.
+    const bool sees_all = s0 == 0 && visible_keys(p_.is_causal, l, 0, p_.keys) <= keys;
+    OnlineSoftmax<float> softmax;
+    softmax.max = sees_all ? max : static_cast<const float*>(p_.row_max)[index];
+    softmax.sum = exponentials(x, softmax.max, width);
+    const V scale =
+        V::set1(sees_all ? softmax.row_scale() : static_cast<const float*>(p_.row_scale)[index]);
     const bool drops = p_.dropout_p > 0;
     if (drops) dropout_row(dropout_, index, s0, width, dropout_factors_.get());
     const auto factor_at = [&](int64_t j) {
@@ -149,12 +156,11 @@ class BackwardWorker {
     };
     V sum = V::zero();
     for (int64_t j = 0; j < width; j += V::kWidth) {
-      const V weight = exp(V::load(x + j) - max) * scale;
+      const V weight = V::load(x + j) * scale;
       weight.store(x + j);
       sum = V::fma(weight * factor_at(j), V::load(grad + j), sum);
     }
     // rowsum(dP∘P) is rowsum(dout∘out) without out's rounding to T, but takes all of a row's keys.
-    const bool sees_all = s0 == 0 && visible_keys(p_.is_causal, l, 0, p_.keys) <= keys;
     const V delta = V::set1(sees_all ? sum.sum() : grad_dot_out(b, h, l));
     for (int64_t j = 0; j < width; j += V::kWidth) {
       const V weight = V::load(x + j), factor = factor_at(j);

@@ -14,6 +14,7 @@ import platform
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -31,7 +32,7 @@ from pyops.certificate import (
     verify,
 )
 from pyops.cli import UserError
-from pyops.numerics import UNJUDGED, Verdict
+from pyops.numerics import UNJUDGED, Verdict, settle
 
 from .table import show
 
@@ -153,15 +154,15 @@ def _badness(finding: Finding) -> tuple[bool, float]:
 def _try_shape(
     op: Op, name: str, shape: Shape, dtype: str, isa: str, device: str
 ) -> Iterator[Finding]:
-    inputs = op.inputs(shape, getattr(torch, dtype), device)
+    draw = partial(op.inputs, shape, getattr(torch, dtype), device)
     verdicts: dict[str, Verdict] = {}
     served: dict[str, list[str]] = {"forward": [], "backward": []}
     moved: set[str] = set()
     error = ""
     try:
-        verdicts = verify(op, inputs, shape)
-        served = kernels(op, inputs)
-        moved = _moved(op, inputs)
+        verdicts = settle(lambda i: verify(op, draw(draw=i), shape))
+        served = kernels(op, draw())
+        moved = _moved(op, draw())
     except Exception as exception:  # A certificate reports whatever an op raises.
         error = f"{type(exception).__name__}: {str(exception).splitlines()[0]}"
     for direction in ("forward", "backward"):
