@@ -13,7 +13,7 @@ PYOPS_HOST_DEVICE inline float sigmoid(float x) { return 1 / (1 + ::expf(-x)); }
 PYOPS_HOST_DEVICE inline double sigmoid(double x) { return 1 / (1 + ::exp(-x)); }
 
 template <class V>
-PYOPS_HOST_DEVICE V one() {
+PYOPS_HOST_DEVICE inline V one() {
   if constexpr (requires { V::set1(1); }) {
     return V::set1(1);
   } else {
@@ -23,11 +23,11 @@ PYOPS_HOST_DEVICE V one() {
 
 // Derivatives from the activation's value, exact where it saturates.
 template <class V>
-PYOPS_HOST_DEVICE V sigmoid_slope(V y) {
+PYOPS_HOST_DEVICE inline V sigmoid_slope(V y) {
   return y * (one<V>() - y);
 }
 template <class V>
-PYOPS_HOST_DEVICE V tanh_slope(V y) {
+PYOPS_HOST_DEVICE inline V tanh_slope(V y) {
   return (one<V>() - y) * (one<V>() + y);
 }
 
