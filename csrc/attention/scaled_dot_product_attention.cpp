@@ -95,7 +95,7 @@ Tensor to_four(const Tensor& t, const Shape& leading, const SymInt& heads) {
   shape.back() = heads;
   shape.push_back(t.sym_size(-2));
   shape.push_back(t.sym_size(-1));
-  const Tensor expanded = t.sym_sizes() == shape ? t : t.expand_symint(shape);
+  const Tensor expanded = t.sym_sizes() == c10::SymIntArrayRef(shape) ? t : t.expand_symint(shape);
   return t.dim() == 4 ? expanded : expanded.flatten(0, -4);
 }
 
