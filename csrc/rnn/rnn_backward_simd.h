@@ -60,21 +60,21 @@ void column_sums(const acc_t<T>* rows, int64_t count, int64_t columns, void* sum
 template <class Cell, class T>
 class RnnBackward {
  public:
-  explicit RnnBackward(const RnnBackwardParams& params) : p(params) {
-    widen<T>(p.grad_hn, p.batch * p.output, grad_h_.get());
-    if (Cell::kHasCell) widen<T>(p.grad_cn, p.batch * p.hidden, grad_c_.get());
+  explicit RnnBackward(const RnnBackwardParams& params) : p_(params) {
+    widen<T>(p_.grad_hn, p_.batch * p_.output, grad_h_.get());
+    if (Cell::kHasCell) widen<T>(p_.grad_cn, p_.batch * p_.hidden, grad_c_.get());
   }
 
   void run() {
-    const int64_t weight = gates_ * p.output;
-    for_batch_blocks(p, p.batch * weight, weight * static_cast<int64_t>(sizeof(Acc)),
+    const int64_t weight = gates_ * p_.output;
+    for_batch_blocks(p_, p_.batch * weight, weight * static_cast<int64_t>(sizeof(Acc)),
                      [&](int64_t b0, int64_t b1) { sweep(b0, b1); });
-    narrow<T>(grad_h_.get(), p.batch * p.output, p.grad_h0);
-    if (Cell::kHasCell) narrow<T>(grad_c_.get(), p.batch * p.hidden, p.grad_c0);
+    narrow<T>(grad_h_.get(), p_.batch * p_.output, p_.grad_h0);
+    if (Cell::kHasCell) narrow<T>(grad_c_.get(), p_.batch * p_.hidden, p_.grad_c0);
     inputs();
     weights();
-    column_sums<T>(from_x_.get(), p.rows(), gates_, p.grad_b_ih);
-    column_sums<T>(from_h(), p.rows(), gates_, p.grad_b_hh);
+    column_sums<T>(from_x_.get(), p_.rows(), gates_, p_.grad_b_ih);
+    column_sums<T>(from_h(), p_.rows(), gates_, p_.grad_b_hh);
   }
 
  private:
@@ -83,24 +83,24 @@ class RnnBackward {
   static constexpr int kGates = Cell::kGates, kKept = Cell::kKept;
 
   void sweep(int64_t b0, int64_t b1) {
-    Scratch<Acc> grad_out(p.projects() ? (b1 - b0) * p.hidden : 0);
-    for (int64_t s = p.steps - 1; s >= 0; --s) {
-      const int64_t t = p.step(s), rows = std::min(b1, p.size(t)) - b0;
+    Scratch<Acc> grad_out(p_.projects() ? (b1 - b0) * p_.hidden : 0);
+    for (int64_t s = p_.steps - 1; s >= 0; --s) {
+      const int64_t t = p_.step(s), rows = std::min(b1, p_.size(t)) - b0;
       if (rows <= 0) continue;
-      const int64_t row = p.offsets[t] + b0;
-      Acc* grad_h = grad_h_.get() + b0 * p.output;
-      if (p.projects()) {
+      const int64_t row = p_.offsets[t] + b0;
+      Acc* grad_h = grad_h_.get() + b0 * p_.output;
+      if (p_.projects()) {
         for (int64_t i = 0; i < rows; ++i) total_output(row + i, b0 + i);
-        projection_(rows, totals_.get() + row * p.output,
-                    MatrixSink<Acc>{grad_out.get(), p.hidden});
+        projection_(rows, totals_.get() + row * p_.output,
+                    MatrixSink<Acc>{grad_out.get(), p_.hidden});
       }
-      parallel_for(0, rows, fork_grain(kUnitWork * p.hidden), [&](int64_t begin, int64_t end) {
+      parallel_for(0, rows, fork_grain(kUnitWork * p_.hidden), [&](int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; ++i) {
-          units(row + i, p.previous_row(t, b0 + i), b0 + i, grad_out.get() + i * p.hidden);
+          units(row + i, p_.previous_row(t, b0 + i), b0 + i, grad_out.get() + i * p_.hidden);
         }
       });
       // A GRU's units leave in grad_h what passes to the state directly.
-      MatrixSink<Acc> sink{grad_h, p.output};
+      MatrixSink<Acc> sink{grad_h, p_.output};
       sink.accumulate = !Cell::kHasCell;
       to_h_(rows, from_h() + row * gates_, sink);
     }
@@ -108,103 +108,103 @@ class RnnBackward {
 
   // The gradient of a projected output: from the loss and from the next step.
   void total_output(int64_t row, int64_t i) {
-    for_vectors<Acc>(p.output, [&](int64_t j, auto n) {
-      store(grad_output(row, i, j, n), totals_.get() + row * p.output + j, n);
+    for_vectors<Acc>(p_.output, [&](int64_t j, auto n) {
+      store(grad_output(row, i, j, n), totals_.get() + row * p_.output + j, n);
     });
   }
   V grad_output(int64_t row, int64_t i, int64_t j, int n) const {
-    const V later = load(grad_h_.get() + i * p.output + j, n);
-    if (p.grad_y == nullptr) return later;
-    return later + load(static_cast<const T*>(p.grad_y) + row * p.output + j, n);
+    const V later = load(grad_h_.get() + i * p_.output + j, n);
+    if (p_.grad_y == nullptr) return later;
+    return later + load(static_cast<const T*>(p_.grad_y) + row * p_.output + j, n);
   }
 
   void units(int64_t row, int64_t before, int64_t i, const Acc* grad_out) {
-    const Acc* reserve = reserve_ + row * kKept * p.hidden;
-    Acc* grad_states = (Cell::kHasCell ? grad_c_ : grad_h_).get() + i * p.hidden;
-    for_vectors<Acc>(p.hidden, [&](int64_t j, auto n) {
+    const Acc* reserve = reserve_ + row * kKept * p_.hidden;
+    Acc* grad_states = (Cell::kHasCell ? grad_c_ : grad_h_).get() + i * p_.hidden;
+    for_vectors<Acc>(p_.hidden, [&](int64_t j, auto n) {
       V kept[kKept], grad_x[kGates], grad_r[kGates];
-      for (int k = 0; k < kKept; ++k) kept[k] = load(reserve + k * p.hidden + j, n);
-      const V grad = p.projects() ? load(grad_out + j, n) : grad_output(row, i, j, n);
+      for (int k = 0; k < kKept; ++k) kept[k] = load(reserve + k * p_.hidden + j, n);
+      const V grad = p_.projects() ? load(grad_out + j, n) : grad_output(row, i, j, n);
       V grad_state = load(grad_states + j, n);
       Cell::backward(kept, previous_state(before, i, j, n), grad, grad_state, grad_x, grad_r);
       store(grad_state, grad_states + j, n);
       for (int g = 0; g < kGates; ++g) {
-        const int64_t at = row * gates_ + g * p.hidden + j;
+        const int64_t at = row * gates_ + g * p_.hidden + j;
         store(grad_x[g], from_x_.get() + at, n);
         if (!Cell::kHasCell) store(grad_r[g], from_h_.get() + at, n);
       }
       if constexpr (Cell::kHasCell) {
-        if (p.projects()) store(Cell::output(kept), outputs_.get() + row * p.hidden + j, n);
+        if (p_.projects()) store(Cell::output(kept), outputs_.get() + row * p_.hidden + j, n);
       }
     });
   }
 
   V previous_state(int64_t before, int64_t i, int64_t j, int n) const {
     if constexpr (Cell::kHasCell) {
-      if (before < 0) return load(static_cast<const T*>(p.c0) + i * p.hidden + j, n);
-      return load(reserve_ + (before * kKept + Cell::kKeptCell) * p.hidden + j, n);
+      if (before < 0) return load(static_cast<const T*>(p_.c0) + i * p_.hidden + j, n);
+      return load(reserve_ + (before * kKept + Cell::kKeptCell) * p_.hidden + j, n);
     } else {
-      const void* states = before < 0 ? p.h0 : p.y;
-      return load(static_cast<const T*>(states) + (before < 0 ? i : before) * p.hidden + j, n);
+      const void* states = before < 0 ? p_.h0 : p_.y;
+      return load(static_cast<const T*>(states) + (before < 0 ? i : before) * p_.hidden + j, n);
     }
   }
 
   void inputs() const {
-    if (p.grad_x == nullptr) return;
-    const StridedOperand<T> w_ih{static_cast<const T*>(p.w_ih), p.input, 1, p.input};
-    multiply(p.rows(), p.input, gates_, from_x_.get(), w_ih,
-             MatrixSink<T>{static_cast<T*>(p.grad_x), p.input}, p.precision);
+    if (p_.grad_x == nullptr) return;
+    const StridedOperand<T> w_ih{static_cast<const T*>(p_.w_ih), p_.input, 1, p_.input};
+    multiply(p_.rows(), p_.input, gates_, from_x_.get(), w_ih,
+             MatrixSink<T>{static_cast<T*>(p_.grad_x), p_.input}, p_.precision);
   }
 
   void weights() const {
-    const int64_t rows = p.rows();
-    if (p.grad_w_ih != nullptr) {
+    const int64_t rows = p_.rows();
+    if (p_.grad_w_ih != nullptr) {
       const OperandLike<T, Acc> grad{{from_x_.get(), gates_, 1, gates_}};
-      const StridedOperand<T> x{static_cast<const T*>(p.x), p.input, 1, p.input};
-      gemm_in_short_sums(gates_, p.input, rows, grad, x,
-                         MatrixSink<T>{static_cast<T*>(p.grad_w_ih), p.input}, p.precision);
+      const StridedOperand<T> x{static_cast<const T*>(p_.x), p_.input, 1, p_.input};
+      gemm_in_short_sums(gates_, p_.input, rows, grad, x,
+                         MatrixSink<T>{static_cast<T*>(p_.grad_w_ih), p_.input}, p_.precision);
     }
-    if (p.grad_w_hh != nullptr) {
+    if (p_.grad_w_hh != nullptr) {
       Scratch<int64_t> previous(rows);
-      for (int64_t t = 0; t < p.steps; ++t) {
-        for (int64_t i = 0; i < p.size(t); ++i) {
-          const int64_t before = p.previous_row(t, i);
-          previous[p.offsets[t] + i] = before < 0 ? -1 - i : before;
+      for (int64_t t = 0; t < p_.steps; ++t) {
+        for (int64_t i = 0; i < p_.size(t); ++i) {
+          const int64_t before = p_.previous_row(t, i);
+          previous[p_.offsets[t] + i] = before < 0 ? -1 - i : before;
         }
       }
       const OperandLike<T, Acc> grad{{from_h(), gates_, 1, gates_}};
-      const PreviousStates<T> h{static_cast<const T*>(p.y), static_cast<const T*>(p.h0), p.output,
-                                previous.get()};
-      gemm_in_short_sums(gates_, p.output, rows, grad, h,
-                         MatrixSink<T>{static_cast<T*>(p.grad_w_hh), p.output}, p.precision);
+      const PreviousStates<T> h{static_cast<const T*>(p_.y), static_cast<const T*>(p_.h0),
+                                p_.output, previous.get()};
+      gemm_in_short_sums(gates_, p_.output, rows, grad, h,
+                         MatrixSink<T>{static_cast<T*>(p_.grad_w_hh), p_.output}, p_.precision);
     }
-    if (p.grad_w_hr != nullptr) {
-      const OperandLike<T, Acc> grad{{totals_.get(), p.output, 1, p.output}};
-      const OperandLike<T, Acc> out{{outputs_.get(), p.hidden, 1, p.hidden}};
-      gemm_in_short_sums(p.output, p.hidden, rows, grad, out,
-                         MatrixSink<T>{static_cast<T*>(p.grad_w_hr), p.hidden}, p.precision);
+    if (p_.grad_w_hr != nullptr) {
+      const OperandLike<T, Acc> grad{{totals_.get(), p_.output, 1, p_.output}};
+      const OperandLike<T, Acc> out{{outputs_.get(), p_.hidden, 1, p_.hidden}};
+      gemm_in_short_sums(p_.output, p_.hidden, rows, grad, out,
+                         MatrixSink<T>{static_cast<T*>(p_.grad_w_hr), p_.hidden}, p_.precision);
     }
   }
 
   // Gradients of what came through W_hh; an LSTM's are those of what came through W_ih.
   const Acc* from_h() const { return Cell::kHasCell ? from_x_.get() : from_h_.get(); }
 
-  const RnnBackwardParams& p;
-  const int64_t gates_ = kGates * p.hidden;
-  const Acc* const reserve_ = static_cast<const Acc*>(p.reserve);
-  Scratch<Acc> grad_h_{p.batch * p.output}, grad_c_{Cell::kHasCell ? p.batch * p.hidden : 0};
-  Scratch<Acc> from_x_{p.rows() * gates_}, from_h_{Cell::kHasCell ? 0 : p.rows() * gates_};
-  Scratch<Acc> totals_{p.projects() ? p.rows() * p.output : 0};
-  Scratch<Acc> outputs_{p.projects() ? p.rows() * p.hidden : 0};
+  const RnnBackwardParams& p_;
+  const int64_t gates_ = kGates * p_.hidden;
+  const Acc* const reserve_ = static_cast<const Acc*>(p_.reserve);
+  Scratch<Acc> grad_h_{p_.batch * p_.output}, grad_c_{Cell::kHasCell ? p_.batch * p_.hidden : 0};
+  Scratch<Acc> from_x_{p_.rows() * gates_}, from_h_{Cell::kHasCell ? 0 : p_.rows() * gates_};
+  Scratch<Acc> totals_{p_.projects() ? p_.rows() * p_.output : 0};
+  Scratch<Acc> outputs_{p_.projects() ? p_.rows() * p_.hidden : 0};
   const StepProduct<T> to_h_{
-      p.output, gates_,        {static_cast<const T*>(p.w_hh), p.output, 1, p.output},
-      p.steps,  p.step_rows(), p.precision};
-  const StepProduct<T> projection_{p.projects() ? p.hidden : 0,
-                                   p.output,
-                                   {static_cast<const T*>(p.w_hr), p.hidden, 1, p.hidden},
-                                   p.steps,
-                                   p.step_rows(),
-                                   p.precision};
+      p_.output, gates_,         {static_cast<const T*>(p_.w_hh), p_.output, 1, p_.output},
+      p_.steps,  p_.step_rows(), p_.precision};
+  const StepProduct<T> projection_{p_.projects() ? p_.hidden : 0,
+                                   p_.output,
+                                   {static_cast<const T*>(p_.w_hr), p_.hidden, 1, p_.hidden},
+                                   p_.steps,
+                                   p_.step_rows(),
+                                   p_.precision};
 };
 
 template <template <class, class> class Pass, class Params>

@@ -117,12 +117,12 @@ struct Sum {
 template <class Cell, class T>
 class Backward {
  public:
-  explicit Backward(const RnnBackwardParams& params) : p(params) {}
+  explicit Backward(const RnnBackwardParams& params) : p_(params) {}
 
   void run() {
-    for (int64_t s = p.steps - 1; s >= 0; --s) {
-      const int64_t t = p.step(s);
-      for (int64_t i = 0; i < p.size(t); ++i) row(t, i);
+    for (int64_t s = p_.steps - 1; s >= 0; --s) {
+      const int64_t t = p_.step(s);
+      for (int64_t i = 0; i < p_.size(t); ++i) row(t, i);
     }
   }
 
@@ -130,73 +130,73 @@ class Backward {
   static constexpr int kGates = Cell::kGates, kKept = Cell::kKept;
 
   void row(int64_t t, int64_t i) {
-    const int64_t row = p.offsets[t] + i, before = p.previous_row(t, i);
-    const T* x = static_cast<const T*>(p.x) + row * p.input;
-    const T* h = before < 0 ? static_cast<const T*>(p.h0) + i * p.output
-                            : static_cast<const T*>(p.y) + before * p.output;
-    double* grad_state = grad_h0.get() + i * p.output;
-    if (p.grad_y != nullptr) {
-      const T* grad_y = static_cast<const T*>(p.grad_y) + row * p.output;
-      for (int64_t j = 0; j < p.output; ++j) grad_state[j] += value(grad_y[j]);
+    const int64_t row = p_.offsets[t] + i, before = p_.previous_row(t, i);
+    const T* x = static_cast<const T*>(p_.x) + row * p_.input;
+    const T* h = before < 0 ? static_cast<const T*>(p_.h0) + i * p_.output
+                            : static_cast<const T*>(p_.y) + before * p_.output;
+    double* grad_state = grad_h0_.get() + i * p_.output;
+    if (p_.grad_y != nullptr) {
+      const T* grad_y = static_cast<const T*>(p_.grad_y) + row * p_.output;
+      for (int64_t j = 0; j < p_.output; ++j) grad_state[j] += value(grad_y[j]);
     }
-    if (p.projects()) {
-      std::fill_n(grad_out.get(), p.hidden, 0.0);
-      multiply_transposed<T>(p.w_hr, p.output, p.hidden, grad_state, grad_out.get());
+    if (p_.projects()) {
+      std::fill_n(grad_out_.get(), p_.hidden, 0.0);
+      multiply_transposed<T>(p_.w_hr, p_.output, p_.hidden, grad_state, grad_out_.get());
     } else {
-      std::copy_n(grad_state, p.hidden, grad_out.get());
+      std::copy_n(grad_state, p_.hidden, grad_out_.get());
     }
     units(row, before, i, h);
-    if (p.projects()) {
-      add_outer_product(grad_state, p.output, out.get(), p.hidden, grad_w_hr.get());
+    if (p_.projects()) {
+      add_outer_product(grad_state, p_.output, out_.get(), p_.hidden, grad_w_hr_.get());
     }
     if (Cell::kHasCell) {
-      std::fill_n(grad_state, p.output, 0.0);
+      std::fill_n(grad_state, p_.output, 0.0);
     } else {
-      std::copy_n(grad_out.get(), p.output, grad_state);
+      std::copy_n(grad_out_.get(), p_.output, grad_state);
     }
-    multiply_transposed<T>(p.w_hh, gates, p.output, from_h.get(), grad_state);
-    std::fill_n(grad_x.get(), p.input, 0.0);
-    multiply_transposed<T>(p.w_ih, gates, p.input, from_x.get(), grad_x.get());
-    if (p.grad_x) narrow<T>(grad_x.get(), p.input, static_cast<T*>(p.grad_x) + row * p.input);
-    add_outer_product(from_x.get(), gates, x, p.input, grad_w_ih.get());
-    add_outer_product(from_h.get(), gates, h, p.output, grad_w_hh.get());
-    for (int64_t j = 0; j < gates; ++j) {
-      grad_b_ih.get()[j] += from_x[j];
-      grad_b_hh.get()[j] += from_h[j];
+    multiply_transposed<T>(p_.w_hh, gates_, p_.output, from_h_.get(), grad_state);
+    std::fill_n(grad_x_.get(), p_.input, 0.0);
+    multiply_transposed<T>(p_.w_ih, gates_, p_.input, from_x_.get(), grad_x_.get());
+    if (p_.grad_x) narrow<T>(grad_x_.get(), p_.input, static_cast<T*>(p_.grad_x) + row * p_.input);
+    add_outer_product(from_x_.get(), gates_, x, p_.input, grad_w_ih_.get());
+    add_outer_product(from_h_.get(), gates_, h, p_.output, grad_w_hh_.get());
+    for (int64_t j = 0; j < gates_; ++j) {
+      grad_b_ih_.get()[j] += from_x_[j];
+      grad_b_hh_.get()[j] += from_h_[j];
     }
   }
 
   // The cell's gradients, unit by unit; a GRU leaves in `grad_out` what passes to h directly.
   void units(int64_t row, int64_t before, int64_t i, const T* h) {
-    const auto* reserve = static_cast<const acc_t<T>*>(p.reserve);
-    for (int64_t u = 0; u < p.hidden; ++u) {
+    const auto* reserve = static_cast<const acc_t<T>*>(p_.reserve);
+    for (int64_t u = 0; u < p_.hidden; ++u) {
       double kept[kKept], a[kGates], b[kGates], direct;
-      for (int k = 0; k < kKept; ++k) kept[k] = reserve[(row * kKept + k) * p.hidden + u];
+      for (int k = 0; k < kKept; ++k) kept[k] = reserve[(row * kKept + k) * p_.hidden + u];
       if constexpr (Cell::kHasCell) {
-        const double c = before < 0 ? value(static_cast<const T*>(p.c0)[i * p.hidden + u])
-                                    : reserve[(before * kKept + Cell::kKeptCell) * p.hidden + u];
-        out[u] = Cell::output(kept);
-        Cell::backward(kept, c, grad_out[u], grad_c0.get()[i * p.hidden + u], a, b);
+        const double c = before < 0 ? value(static_cast<const T*>(p_.c0)[i * p_.hidden + u])
+                                    : reserve[(before * kKept + Cell::kKeptCell) * p_.hidden + u];
+        out_[u] = Cell::output(kept);
+        Cell::backward(kept, c, grad_out_[u], grad_c0_.get()[i * p_.hidden + u], a, b);
       } else {
-        Cell::backward(kept, value(h[u]), grad_out[u], direct, a, b);
-        grad_out[u] = direct;
+        Cell::backward(kept, value(h[u]), grad_out_[u], direct, a, b);
+        grad_out_[u] = direct;
       }
       for (int g = 0; g < kGates; ++g) {
-        from_x[g * p.hidden + u] = a[g];
-        from_h[g * p.hidden + u] = b[g];
+        from_x_[g * p_.hidden + u] = a[g];
+        from_h_[g * p_.hidden + u] = b[g];
       }
     }
   }
 
-  const RnnBackwardParams& p;
-  const int64_t gates = kGates * p.hidden;
-  Sum<T> grad_h0{p.batch * p.output, p.grad_h0, p.grad_hn};
-  Sum<T> grad_c0{p.batch * p.hidden, p.grad_c0, p.grad_cn};
-  Sum<T> grad_w_ih{gates * p.input, p.grad_w_ih}, grad_w_hh{gates * p.output, p.grad_w_hh};
-  Sum<T> grad_b_ih{gates, p.grad_b_ih}, grad_b_hh{gates, p.grad_b_hh};
-  Sum<T> grad_w_hr{p.output * p.hidden, p.grad_w_hr};
-  Scratch<double> from_x{gates}, from_h{gates}, out{p.hidden}, grad_x{p.input};
-  Scratch<double> grad_out{p.hidden};
+  const RnnBackwardParams& p_;
+  const int64_t gates_ = kGates * p_.hidden;
+  Sum<T> grad_h0_{p_.batch * p_.output, p_.grad_h0, p_.grad_hn};
+  Sum<T> grad_c0_{p_.batch * p_.hidden, p_.grad_c0, p_.grad_cn};
+  Sum<T> grad_w_ih_{gates_ * p_.input, p_.grad_w_ih}, grad_w_hh_{gates_ * p_.output, p_.grad_w_hh};
+  Sum<T> grad_b_ih_{gates_, p_.grad_b_ih}, grad_b_hh_{gates_, p_.grad_b_hh};
+  Sum<T> grad_w_hr_{p_.output * p_.hidden, p_.grad_w_hr};
+  Scratch<double> from_x_{gates_}, from_h_{gates_}, out_{p_.hidden}, grad_x_{p_.input};
+  Scratch<double> grad_out_{p_.hidden};
 };
 
 }  // namespace

@@ -65,22 +65,22 @@ inline constexpr int64_t kUnitWork = 64;
 template <class Cell, class T>
 class RnnForward {
  public:
-  explicit RnnForward(const RnnParams& params) : p(params) {
-    std::copy_n(static_cast<const T*>(p.h0), p.batch * p.output, h_.get());
-    if (Cell::kHasCell) widen<T>(p.c0, p.batch * p.hidden, c_.get());
-    widen<T>(p.b_ih, gates_, b_ih_.get());
-    widen<T>(p.b_hh, gates_, b_hh_.get());
+  explicit RnnForward(const RnnParams& params) : p_(params) {
+    std::copy_n(static_cast<const T*>(p_.h0), p_.batch * p_.output, h_.get());
+    if (Cell::kHasCell) widen<T>(p_.c0, p_.batch * p_.hidden, c_.get());
+    widen<T>(p_.b_ih, gates_, b_ih_.get());
+    widen<T>(p_.b_hh, gates_, b_hh_.get());
   }
 
   void run() {
-    const StridedOperand<T> w_ih{static_cast<const T*>(p.w_ih), gates_, p.input, 1};
-    multiply(p.rows(), gates_, p.input, static_cast<const T*>(p.x), w_ih,
-             MatrixSink<Acc>{reserve_, stride_, b_ih_.get()}, p.precision);
-    const int64_t weight = gates_ * p.output;
-    for_batch_blocks(p, p.batch * weight, weight * static_cast<int64_t>(sizeof(Acc)),
+    const StridedOperand<T> w_ih{static_cast<const T*>(p_.w_ih), gates_, p_.input, 1};
+    multiply(p_.rows(), gates_, p_.input, static_cast<const T*>(p_.x), w_ih,
+             MatrixSink<Acc>{reserve_, stride_, b_ih_.get()}, p_.precision);
+    const int64_t weight = gates_ * p_.output;
+    for_batch_blocks(p_, p_.batch * weight, weight * static_cast<int64_t>(sizeof(Acc)),
                      [&](int64_t b0, int64_t b1) { sweep(b0, b1); });
-    std::copy_n(h_.get(), p.batch * p.output, static_cast<T*>(p.hn));
-    if (Cell::kHasCell) narrow<T>(c_.get(), p.batch * p.hidden, p.cn);
+    std::copy_n(h_.get(), p_.batch * p_.output, static_cast<T*>(p_.hn));
+    if (Cell::kHasCell) narrow<T>(c_.get(), p_.batch * p_.hidden, p_.cn);
   }
 
  private:
@@ -89,24 +89,24 @@ class RnnForward {
   static constexpr int kGates = Cell::kGates, kKept = Cell::kKept;
 
   void sweep(int64_t b0, int64_t b1) {
-    Scratch<Acc> product((b1 - b0) * std::max(gates_, p.output));
-    Scratch<T> out(p.projects() ? (b1 - b0) * p.hidden : 0);
-    for (int64_t s = 0; s < p.steps; ++s) {
-      const int64_t t = p.step(s), rows = std::min(b1, p.size(t)) - b0;
+    Scratch<Acc> product((b1 - b0) * std::max(gates_, p_.output));
+    Scratch<T> out(p_.projects() ? (b1 - b0) * p_.hidden : 0);
+    for (int64_t s = 0; s < p_.steps; ++s) {
+      const int64_t t = p_.step(s), rows = std::min(b1, p_.size(t)) - b0;
       if (rows <= 0) continue;
-      const T* h = h_.get() + b0 * p.output;
+      const T* h = h_.get() + b0 * p_.output;
       from_h_(rows, h, MatrixSink<Acc>{product.get(), gates_, b_hh_.get()});
-      const int64_t row = p.offsets[t] + b0;
-      parallel_for(0, rows, fork_grain(kUnitWork * p.hidden), [&](int64_t begin, int64_t end) {
+      const int64_t row = p_.offsets[t] + b0;
+      parallel_for(0, rows, fork_grain(kUnitWork * p_.hidden), [&](int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; ++i) {
-          units(row + i, b0 + i, &product[i * gates_], out.get() + i * p.hidden);
+          units(row + i, b0 + i, &product[i * gates_], out.get() + i * p_.hidden);
         }
       });
-      if (p.projects()) {
-        projection_(rows, out.get(), MatrixSink<Acc>{product.get(), p.output});
+      if (p_.projects()) {
+        projection_(rows, out.get(), MatrixSink<Acc>{product.get(), p_.output});
         for (int64_t i = 0; i < rows; ++i) {
-          for_vectors<Acc>(p.output, [&](int64_t j, auto n) {
-            emit(load(&product[i * p.output + j], n), row + i, b0 + i, j, n);
+          for_vectors<Acc>(p_.output, [&](int64_t j, auto n) {
+            emit(load(&product[i * p_.output + j], n), row + i, b0 + i, j, n);
           });
         }
       }
@@ -114,45 +114,45 @@ class RnnForward {
   }
 
   void units(int64_t row, int64_t i, const Acc* product, T* out) {
-    Acc *reserve = reserve_ + row * stride_, *cells = c_.get() + i * p.hidden;
-    const T* h = h_.get() + i * p.output;
-    for_vectors<Acc>(p.hidden, [&](int64_t j, auto n) {
+    Acc *reserve = reserve_ + row * stride_, *cells = c_.get() + i * p_.hidden;
+    const T* h = h_.get() + i * p_.output;
+    for_vectors<Acc>(p_.hidden, [&](int64_t j, auto n) {
       V x[kGates], r[kGates], kept[kKept];
       V state = Cell::kHasCell ? load(cells + j, n) : load(h + j, n);
       for (int g = 0; g < kGates; ++g) {
-        x[g] = load(reserve + g * p.hidden + j, n);
-        r[g] = load(product + g * p.hidden + j, n);
+        x[g] = load(reserve + g * p_.hidden + j, n);
+        r[g] = load(product + g * p_.hidden + j, n);
       }
       const V next = Cell::forward(x, r, state, kept);
       if (Cell::kHasCell) store(state, cells + j, n);
-      if (p.save) {
-        for (int k = 0; k < kKept; ++k) store(kept[k], reserve + k * p.hidden + j, n);
+      if (p_.save) {
+        for (int k = 0; k < kKept; ++k) store(kept[k], reserve + k * p_.hidden + j, n);
       }
-      p.projects() ? store(next, out + j, n) : emit(next, row, i, j, n);
+      p_.projects() ? store(next, out + j, n) : emit(next, row, i, j, n);
     });
   }
 
   // The output is the state: a sequence in two calls gives what it gives in one.
   void emit(V h, int64_t row, int64_t i, int64_t j, int n) {
-    store(h, static_cast<T*>(p.y) + row * p.output + j, n);
-    store(h, h_.get() + i * p.output + j, n);
+    store(h, static_cast<T*>(p_.y) + row * p_.output + j, n);
+    store(h, h_.get() + i * p_.output + j, n);
   }
 
-  const RnnParams& p;
-  const int64_t gates_ = kGates * p.hidden, stride_ = (p.save ? kKept : kGates) * p.hidden;
-  Acc* const reserve_ = static_cast<Acc*>(p.reserve);
-  Scratch<T> h_{p.batch * p.output};
-  Scratch<Acc> c_{Cell::kHasCell ? p.batch * p.hidden : 0};
+  const RnnParams& p_;
+  const int64_t gates_ = kGates * p_.hidden, stride_ = (p_.save ? kKept : kGates) * p_.hidden;
+  Acc* const reserve_ = static_cast<Acc*>(p_.reserve);
+  Scratch<T> h_{p_.batch * p_.output};
+  Scratch<Acc> c_{Cell::kHasCell ? p_.batch * p_.hidden : 0};
   Scratch<Acc> b_ih_{gates_}, b_hh_{gates_};
   const StepProduct<T> from_h_{
-      gates_,  p.output,      {static_cast<const T*>(p.w_hh), gates_, p.output, 1},
-      p.steps, p.step_rows(), p.precision};
-  const StepProduct<T> projection_{p.projects() ? p.output : 0,
-                                   p.hidden,
-                                   {static_cast<const T*>(p.w_hr), p.output, p.hidden, 1},
-                                   p.steps,
-                                   p.step_rows(),
-                                   p.precision};
+      gates_,   p_.output,      {static_cast<const T*>(p_.w_hh), gates_, p_.output, 1},
+      p_.steps, p_.step_rows(), p_.precision};
+  const StepProduct<T> projection_{p_.projects() ? p_.output : 0,
+                                   p_.hidden,
+                                   {static_cast<const T*>(p_.w_hr), p_.output, p_.hidden, 1},
+                                   p_.steps,
+                                   p_.step_rows(),
+                                   p_.precision};
 };
 
 }  // namespace pyops::PYOPS_ISA_NAMESPACE
