@@ -5,11 +5,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import setuptools
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
+TOOLS = "`pip install 'setuptools>=77,<82' wheel cmake ninja pybind11`"
 
+if int(setuptools.__version__.partition(".")[0]) < 77:  # the first to know SPDX licenses
+    sys.exit(f"pyops needs setuptools 77 to build, here is {setuptools.__version__}: {TOOLS}")
 try:
     import torch
     from torch.utils.cpp_extension import include_paths, library_paths
@@ -54,8 +58,10 @@ def _write_build_info(package: Path) -> None:
 
 
 def _pybind11_dir() -> str:
-    import pybind11
-
+    try:
+        import pybind11
+    except ImportError:
+        sys.exit(f"pyops needs pybind11 to build: {TOOLS}")
     return pybind11.get_cmake_dir()
 
 
@@ -65,7 +71,7 @@ def _run(*command: str) -> None:
     try:
         subprocess.run(command, check=True, env=os.environ | {"PATH": path})
     except FileNotFoundError:
-        sys.exit(f"pyops needs {command[0]} to build: `pip install cmake ninja`")
+        sys.exit(f"pyops needs {command[0]} to build: {TOOLS}")
     except subprocess.CalledProcessError as error:
         sys.exit(f"pyops: `{' '.join(command[:3])} …` failed (exit {error.returncode}), see above")
 
