@@ -14,10 +14,5 @@ KNOWN_GAPS = {
     "tests/test_rnn.py::TestGru::test_changed_after_saving(*": "changes are not seen",
     "tests/test_attention.py::TestAttention::test_meta(*": _META,
     "tests/test_attention.py::TestAttention::test_nonfinite(*": _INFINITE,
-    "tests/test_moduleinfo.py::test_error_samples(MaxPool2d)": "another exception than native's",
     "tests/test_moduleinfo.py::test_error_samples(*Cell)": "another exception than native's",
-    "tests/test_max_pool2d.py::*::test_other_dtypes_do_what_native_does(*-inference)": (
-        "inference mode reaches the kernels without the hand-over to native"
-    ),
-    "tests/test_max_pool2d.py::*::test_compile(tiny-cpu-dynamic)": "symbolic integers as arguments",
 }
