@@ -240,6 +240,15 @@ TORCH_LIBRARY_IMPL(pyops, Autograd, m) {
   m.impl("conv2d_relu", guarded<conv2d_autograd<true>>);
   m.impl("conv2d_backward", conv2d_backward_autograd);
 }
+// Devices and layouts without kernels of ours, where autograd does not look (inference mode).
+TORCH_LIBRARY_IMPL(pyops, CompositeExplicitAutograd, m) {
+  m.impl("conv2d", guarded<conv2d_native<false>>);
+  m.impl("conv2d_relu", guarded<conv2d_native<true>>);
+}
+TORCH_LIBRARY_IMPL(pyops, CompositeImplicitAutogradNestedTensor, m) {
+  m.impl("conv2d", guarded<conv2d_native<false>>);
+  m.impl("conv2d_relu", guarded<conv2d_native<true>>);
+}
 TORCH_LIBRARY_IMPL(pyops, FuncTorchBatched, m) {
   m.impl("conv2d", guarded<conv2d_native<false>>);
   m.impl("conv2d_relu", guarded<conv2d_native<true>>);

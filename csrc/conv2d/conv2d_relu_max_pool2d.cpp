@@ -361,6 +361,13 @@ TORCH_LIBRARY_IMPL(pyops, Autograd, m) {
   m.impl("conv2d_relu_max_pool2d_with_offsets", with_offsets_autograd);
   m.impl("conv2d_relu_max_pool2d_backward", backward_autograd);
 }
+// Devices and layouts without kernels of ours, where autograd does not look (inference mode).
+TORCH_LIBRARY_IMPL(pyops, CompositeExplicitAutograd, m) {
+  m.impl("conv2d_relu_max_pool2d", guarded<pooled_native>);
+}
+TORCH_LIBRARY_IMPL(pyops, CompositeImplicitAutogradNestedTensor, m) {
+  m.impl("conv2d_relu_max_pool2d", guarded<pooled_native>);
+}
 TORCH_LIBRARY_IMPL(pyops, FuncTorchBatched, m) {
   m.impl("conv2d_relu_max_pool2d", guarded<pooled_native>);
 }

@@ -365,6 +365,11 @@ Tensor max_pool2d_autograd(const Tensor& x, IntArrayRef kernel, IntArrayRef stri
   return fits_taps(windows) ? apply.operator()<Argmax::kTap>() : apply.operator()<Argmax::kIndex>();
 }
 
+void implement_native(torch::Library& m) {
+  m.impl("max_pool2d", TORCH_FN(at::max_pool2d));
+  m.impl("max_pool2d_with_indices", TORCH_FN(at::max_pool2d_with_indices));
+}
+
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(pyops, m) {
@@ -391,13 +396,8 @@ TORCH_LIBRARY_IMPL(pyops, Autograd, m) {
   m.impl("max_pool2d_backward", max_pool2d_backward_autograd);
 }
 // Devices and layouts without kernels of ours, where autograd does not look (inference mode).
-TORCH_LIBRARY_IMPL(pyops, CompositeExplicitAutograd, m) {
-  m.impl("max_pool2d", TORCH_FN(at::max_pool2d));
-  m.impl("max_pool2d_with_indices", TORCH_FN(at::max_pool2d_with_indices));
-}
-TORCH_LIBRARY_IMPL(pyops, FuncTorchBatched, m) {
-  m.impl("max_pool2d", TORCH_FN(at::max_pool2d));
-  m.impl("max_pool2d_with_indices", TORCH_FN(at::max_pool2d_with_indices));
-}
+TORCH_LIBRARY_IMPL(pyops, CompositeExplicitAutograd, m) { implement_native(m); }
+TORCH_LIBRARY_IMPL(pyops, CompositeImplicitAutogradNestedTensor, m) { implement_native(m); }
+TORCH_LIBRARY_IMPL(pyops, FuncTorchBatched, m) { implement_native(m); }
 
 }  // namespace pyops
