@@ -115,16 +115,14 @@ TensorPair native(Argmax argmax, const Tensor& x, IntArrayRef kernel, IntArrayRe
   if (argmax == Argmax::kNone) {
     return {at::max_pool2d(x, kernel, stride, padding, dilation, ceil_mode), Tensor()};
   }
-  TORCH_CHECK_NOT_IMPLEMENTED(argmax == Argmax::kIndex, "max_pool2d_with_taps: expected a call ",
-                              "for kernels of ours, got one for the native operator, which has ",
-                              "no taps");
+  TORCH_CHECK_NOT_IMPLEMENTED(argmax == Argmax::kIndex,
+                              "max_pool2d_with_taps: PyTorch has no such operator");
   return at::max_pool2d_with_indices(x, kernel, stride, padding, dilation, ceil_mode);
 }
 
 const char* name_of(Argmax argmax) {
-  constexpr const char* kNames[] = {"max_pool2d", "max_pool2d_with_taps",
-                                    "max_pool2d_with_indices"};
-  return kNames[static_cast<int>(argmax)];
+  if (argmax == Argmax::kNone) return "max_pool2d";
+  return argmax == Argmax::kTap ? "max_pool2d_with_taps" : "max_pool2d_with_indices";
 }
 
 // Decides again what the autograd kernel decided: inference mode comes straight here.
@@ -159,9 +157,8 @@ TensorPair forward_cpu(Argmax argmax, const Tensor& x, IntArrayRef kernel, IntAr
   shape[x.dim() - 2] = params.oh;
   shape[x.dim() - 1] = params.ow;
   const Tensor y = at::empty(shape, x.options(), format);
-  const auto where_type = argmax == Argmax::kTap ? at::kByte : at::kLong;
-  const Tensor where =
-      argmax == Argmax::kNone ? Tensor() : at::empty(shape, x.options().dtype(where_type), format);
+  const auto options = x.options().dtype(argmax == Argmax::kTap ? at::kByte : at::kLong);
+  const Tensor where = argmax == Argmax::kNone ? Tensor() : at::empty(shape, options, format);
   params.y = y.mutable_data_ptr();
   params.where = where.defined() ? where.mutable_data_ptr() : nullptr;
   if (y.numel() != 0) choose(name_of(argmax), kForward, params, {x}).run(params);
@@ -182,7 +179,7 @@ TensorPair max_pool2d_with_argmax_cpu(const Tensor& x, IntArrayRef kernel, IntAr
 Tensor max_pool2d_backward_cpu(const Tensor& grad, const Tensor& where, IntArrayRef input_size,
                                IntArrayRef kernel, IntArrayRef stride, IntArrayRef padding,
                                IntArrayRef dilation, bool channels_last) {
-  const auto format = channels_last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
+  const auto format = format_of(channels_last);
   const Windows windows(kernel, stride, padding, dilation);
   TORCH_CHECK(where.sizes() == grad.sizes(), "max_pool2d_backward: argmax must have grad's shape ",
               grad.sizes(), ", got ", where.sizes());
