@@ -226,6 +226,9 @@ TORCH_LIBRARY_FRAGMENT(pyops, m) {
       "bool enable_gqa=False) -> Tensor",
       attention);
 }
+TORCH_LIBRARY_IMPL(pyops, PythonTLSSnapshot, m) {
+  register_for_subclasses(m, {"scaled_dot_product_attention"});
+}
 TORCH_LIBRARY_IMPL(pyops, AutocastCPU, m) {
   register_autocast(m, {"scaled_dot_product_attention"});
 }

@@ -136,12 +136,11 @@ TensorPair forward_cpu(Argmax argmax, const Tensor& x, IntArrayRef kernel, IntAr
   TORCH_CHECK(argmax != Argmax::kTap || fits_taps(windows),
               "max_pool2d_with_taps: kernel_size must have at most 256 taps, got (",
               windows.kernel.h, ", ", windows.kernel.w, ")");
-  const bool channels_last = is_channels_last(x);
-  const auto format = format_of(channels_last);
+  const auto format = format_of(is_channels_last(x));
   const Tensor xc = x.contiguous(format);
   MaxPool2dParams params{.dtype = dtype_of(x),
                          .argmax = argmax,
-                         .channels_last = channels_last,
+                         .channels_last = format == at::MemoryFormat::ChannelsLast,
                          .n = x.dim() == 4 ? x.size(0) : 1,
                          .c = x.size(-3),
                          .h = windows.h(x.size(-2)),
@@ -224,9 +223,7 @@ TensorPair call_forward_with_argmax(const Tensor& x, IntArrayRef kernel, IntArra
                                     IntArrayRef padding, IntArrayRef dilation, bool ceil_mode) {
   static const auto op =
       c10::Dispatcher::singleton()
-          .findSchemaOrThrow(kArgmax == Argmax::kTap ? "pyops::max_pool2d_with_taps"
-                                                     : "pyops::max_pool2d_with_indices",
-                             "")
+          .findSchemaOrThrow((std::string("pyops::") + name_of(kArgmax)).c_str(), "")
           .template typed<decltype(max_pool2d_with_argmax_cpu<kArgmax>)>();
   const at::AutoDispatchBelowADInplaceOrView below;
   return op.call(x, kernel, stride, padding, dilation, ceil_mode);
@@ -395,6 +392,9 @@ TORCH_LIBRARY_IMPL(pyops, Autograd, m) {
 // Devices and layouts without kernels of ours, where autograd does not look (inference mode).
 TORCH_LIBRARY_IMPL(pyops, CompositeExplicitAutograd, m) { implement_native(m); }
 TORCH_LIBRARY_IMPL(pyops, CompositeImplicitAutogradNestedTensor, m) { implement_native(m); }
+TORCH_LIBRARY_IMPL(pyops, PythonTLSSnapshot, m) {
+  register_for_subclasses(m, {"max_pool2d", "max_pool2d_with_indices"});
+}
 TORCH_LIBRARY_IMPL(pyops, FuncTorchBatched, m) { implement_native(m); }
 
 }  // namespace pyops

@@ -279,6 +279,10 @@ TORCH_LIBRARY_FRAGMENT(pyops, m) {
 TORCH_LIBRARY_IMPL(pyops, CompositeImplicitAutograd, m) { implement(m); }
 // functorch asks each composite for a rule of its own.
 TORCH_LIBRARY_IMPL(pyops, FuncTorchBatched, m) { implement(m); }
+TORCH_LIBRARY_IMPL(pyops, PythonTLSSnapshot, m) {
+  register_for_subclasses(
+      m, {"lstm.input", "lstm.data", "gru.input", "gru.data", "lstm_cell", "gru_cell"});
+}
 TORCH_LIBRARY_IMPL(pyops, AutocastCPU, m) { m.impl("lstm.input", lstm_input_autocast); }
 
 }  // namespace pyops
