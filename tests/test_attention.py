@@ -16,9 +16,13 @@ def native(**arguments):
     """Native's choice; its composite inside transforms, which the fused kernel does not know."""
     transformed = torch._C._functorch.peek_interpreter_stack() is not None
     if transformed or torch.autograd.forward_ad._current_level >= 0:
-        with sdpa_kernel(SDPBackend.MATH):
-            return F.scaled_dot_product_attention(**arguments)
+        return composite(**arguments)
     return F.scaled_dot_product_attention(**arguments)
+
+
+def composite(**arguments):
+    with sdpa_kernel(SDPBackend.MATH):
+        return F.scaled_dot_product_attention(**arguments)
 
 
 def seen(*shape):
@@ -36,6 +40,16 @@ def case(name, b=2, h=3, l=37, s=41, d=16, e=None, g=None, **arguments):  # noqa
 
 class TestAttention(OpSuite):
     op, reference = staticmethod(sdpa), staticmethod(native)
+
+    @pytest.fixture(autouse=True)
+    def reference_of_nonfinite(self, request):
+        """Of infinite keys native's fused kernel makes what neither its composite nor float64 do.
+
+        In bfloat16 their rows' outputs are even finite.
+        """
+        if request.node.originalname == "test_nonfinite":
+            self.reference = composite
+
     cases = [
         case("float mask", b=1, h=2, l=3, s=4, d=4, attn_mask=Randn(3, 4)),
         case("plain"),
@@ -361,25 +375,6 @@ class TestDropout:
         for name in eager:
             assert torch.equal(first[name], eager[name]), name
         assert not torch.equal(compiled(**inputs), compiled(**inputs))
-
-
-def test_output_has_the_querys_layout_where_native_keeps_it():
-    query = torch.randn(2, 5, 3, 8).transpose(1, 2)
-    key, value = torch.randn(2, 2, 3, 7, 8)
-    mask = torch.randn(5, 7)
-    for arguments in (
-        {},
-        {"attn_mask": mask},
-        {"attn_mask": mask[None]},
-        {"attn_mask": mask.clone().requires_grad_()},
-        {"dropout_p": 0.5},
-        {"value": torch.randn(2, 3, 7, 6)},
-        {"key": key.mT.contiguous().mT},
-        {"query": query[:, :, :0]},
-        {"query": query[:1]},
-    ):
-        given = {"query": query, "key": key, "value": value} | arguments
-        assert sdpa(**given).stride() == native(**given).stride(), arguments
 
 
 def test_explain_names_the_kernel():

@@ -279,3 +279,17 @@ def test_rejects_another_device(op, name):
     tensors[name] = tensors[name].to("meta")
     with pytest.raises(RuntimeError, match=f"{name} must be on the input's device cpu, got meta"):
         op(torch.randn(2, 3, 8, 8), **tensors)
+
+
+@pytest.mark.parametrize("inference", [False, True], ids=["grad", "inference"])
+@pytest.mark.parametrize(("ours", "native"), CHAIN)
+def test_layouts_of_others(ours, native, inference):
+    """Native takes its own opaque layout, in every mode."""
+    with torch.inference_mode(inference):
+        x, w, b = (
+            t.to_mkldnn()
+            for t in (torch.randn(2, 3, 8, 8), torch.randn(4, 3, 3, 3), torch.randn(4))
+        )
+        y, expected = ours(x, w, b), native(x, w, b)
+        assert y.layout == expected.layout
+        torch.testing.assert_close(y.to_dense(), expected.to_dense())

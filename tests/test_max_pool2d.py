@@ -134,3 +134,10 @@ def test_backward_refuses_what_the_forward_cannot_have_saved():
         backward(grad, torch.zeros(1, 1, 2, 3, dtype=torch.uint8), *windows)
     with pytest.raises(RuntimeError, match="taps \\(uint8\\) or indices \\(int64\\), got Int"):
         backward(grad, torch.zeros(1, 1, 2, 2, dtype=torch.int32), *windows)
+
+
+@pytest.mark.parametrize("inference", [False, True], ids=["grad", "inference"])
+def test_layouts_of_others(inference):
+    with torch.inference_mode(inference):
+        x = torch.randn(2, 3, 8, 8).to_mkldnn()
+        assert torch.equal(max_pool2d(x, 2).to_dense(), F.max_pool2d(x, 2).to_dense())

@@ -24,7 +24,6 @@ NAMES = [
     "TransformerEncoderLayer",
     "TransformerDecoderLayer",
 ]
-pytestmark = pytest.mark.skipif(not hasattr(pyops, "nn"), reason="no pyops.nn yet")
 INFOS = {name: next(m for m in module_db if m.module_cls is getattr(nn, name)) for name in NAMES}
 
 

@@ -101,18 +101,19 @@ Tensor to_four(const Tensor& t, const Shape& leading, const SymInt& heads) {
 
 // The mask's dimensions of size 1 stay so. Only a mask of five and more dimensions whose batch
 // dimensions do not merge into one is copied.
-Tensor mask_to_four(const Tensor& mask, const Shape& leading, const SymInt& l, const SymInt& s) {
+Tensor mask_to_four(const Tensor& mask, const Shape& leading, const SymInt& l, const SymInt& s,
+                    int64_t natural_rank) {
   Shape full = leading;
   full.push_back(l);
   full.push_back(s);
   const auto rank = static_cast<int64_t>(full.size());
-  bool fits = mask.dim() <= rank;
+  bool fits = mask.dim() <= natural_rank;
   for (int64_t i = 1; fits && i <= mask.dim(); ++i) {
     fits =
         mask.sym_size(-i) == 1 || mask.sym_size(-i) == full[full.size() - static_cast<size_t>(i)];
   }
-  TORCH_CHECK(fits, kName, ": attn_mask must broadcast to (B, H, L, S)=", full, ", got ",
-              mask.sym_sizes());
+  TORCH_CHECK(fits, kName, ": attn_mask must broadcast to (B, H, L, S)=", full,
+              ", with no more dimensions than the inputs have, got ", mask.sym_sizes());
   const Tensor m = with_rank(mask, rank);
   if (rank == 4) return m;
   Shape shape(m.sym_sizes().begin(), m.sym_sizes().end());
@@ -122,10 +123,20 @@ Tensor mask_to_four(const Tensor& mask, const Shape& leading, const SymInt& l, c
   return m.expand_symint(shape).flatten(0, -4);
 }
 
-// Whether native would take its fused kernel, whose output has the query's layout; that of its
-// composite is contiguous.
-bool takes_query_layout(const Inputs& x, double dropout_p, bool enable_gqa) {
+// A symbolic size stands for two or more.
+bool is_empty(const Inputs& x) {
+  for (const Tensor& t : {x.q, x.k, x.v}) {
+    if (!t.unsafeGetTensorImpl()->has_symbolic_sizes_strides() && t.numel() == 0) return true;
+  }
+  return false;
+}
+
+// Whether native would take its fused kernel. That one gives the output the query's layout, where
+// the composite's is contiguous, and takes a mask that is causal besides, which the composite
+// refuses.
+bool native_is_fused(const Inputs& x, double dropout_p, bool enable_gqa) {
   const auto& [q, k, v, mask] = x;
+  if (!at::globalContext().userEnabledFlashSDP()) return false;
   if (dropout_p != 0 || q.dim() != 4 || k.dim() != 4 || v.dim() != 4) return false;
   if (mask && (mask->requires_grad() || (mask->dim() != 2 && mask->dim() != 4))) return false;
   if (q.sym_size(0) != k.sym_size(0) || q.sym_size(0) != v.sym_size(0)) return false;
@@ -160,9 +171,23 @@ Tensor attention(const Tensor& query, const Tensor& key, const Tensor& value,
   if (goes_native(kName, {query, key, value, float_mask})) {
     return native(given, dropout_p, is_causal, scale, enable_gqa);
   }
+  const auto hand_over = [&](const char* why) {
+    if (explaining()) {
+      record_call(kName, "native", {query, key, value}, {{"every kernel of ours", why}});
+    }
+    return at::scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, is_causal,
+                                            scale, enable_gqa);
+  };
+  // Nothing is computed: for the strides native has there, and for how little it then checks.
+  if (query.device().is_meta()) return hand_over("device");
+  if (is_empty(given)) return hand_over("empty");
   check_tensors(given);
   TORCH_CHECK(dropout_p >= 0 && dropout_p <= 1, kName, ": dropout_p must lie in [0, 1], got ",
               dropout_p);
+  const bool fused = native_is_fused(given, dropout_p, enable_gqa);
+  TORCH_CHECK(fused || !is_causal || !attn_mask, kName, ": attn_mask must be None with is_causal ",
+              "where PyTorch has no fused kernel for the call, got one of ", attn_mask->sym_sizes(),
+              ": Explicit attn_mask should not be set when is_causal=True");
   TORCH_CHECK_INDEX(!enable_gqa || std::min({query.dim(), key.dim(), value.dim()}) >= 3, kName,
                     ": enable_gqa needs a head dimension, (…, H, L, D), got ", query.sym_sizes());
   const int64_t natural_rank = std::max({query.dim(), key.dim(), value.dim()});
@@ -171,12 +196,7 @@ Tensor attention(const Tensor& query, const Tensor& key, const Tensor& value,
   const Shape leading = leading_shape(x, enable_gqa);
   const SymInt heads = x.k.sym_size(-3);
   const bool differ = heads != x.v.sym_size(-3);
-  if (enable_gqa && differ) {
-    if (explaining())
-      record_call(kName, "native", {query, key, value},
-                  {{"every kernel of ours", "key and value heads differ"}});
-    return native(given, dropout_p, is_causal, scale, enable_gqa);
-  }
+  if (enable_gqa && differ) return hand_over("key and value heads differ");
   // One key head serves all queries by itself; only unequal ones are broadcast.
   const SymInt kv_heads = enable_gqa || (!differ && heads == 1) ? heads : leading.back();
   const SymInt l = x.q.sym_size(-2), s = x.k.sym_size(-2), e = x.v.sym_size(-1);
@@ -186,10 +206,10 @@ Tensor attention(const Tensor& query, const Tensor& key, const Tensor& value,
   if (attn_mask) {
     const bool widens =
         attn_mask->scalar_type() == at::kFloat && query.scalar_type() == at::kDouble;
-    x.mask = mask_to_four(widens ? attn_mask->to(at::kDouble) : *attn_mask, leading, l, s);
+    x.mask =
+        mask_to_four(widens ? attn_mask->to(at::kDouble) : *attn_mask, leading, l, s, natural_rank);
   }
-  const bool query_layout = takes_query_layout(given, dropout_p, enable_gqa);
-  const Tensor out = forward(x, dropout_p, is_causal, scale, query_layout);
+  const Tensor out = forward(x, dropout_p, is_causal, scale, /*query_layout=*/fused);
   if (natural_rank == 4) return out;
   Shape shape(leading.begin() + (rank - natural_rank), leading.end());
   shape.push_back(l);
@@ -205,6 +225,9 @@ TORCH_LIBRARY_FRAGMENT(pyops, m) {
       "Tensor? attn_mask=None, float dropout_p=0.0, bool is_causal=False, *, float? scale=None, "
       "bool enable_gqa=False) -> Tensor",
       attention);
+}
+TORCH_LIBRARY_IMPL(pyops, PythonTLSSnapshot, m) {
+  register_for_subclasses(m, {"scaled_dot_product_attention"});
 }
 TORCH_LIBRARY_IMPL(pyops, AutocastCPU, m) {
   register_autocast(m, {"scaled_dot_product_attention"});

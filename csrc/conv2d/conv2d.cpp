@@ -240,9 +240,21 @@ TORCH_LIBRARY_IMPL(pyops, Autograd, m) {
   m.impl("conv2d_relu", guarded<conv2d_autograd<true>>);
   m.impl("conv2d_backward", conv2d_backward_autograd);
 }
+// Devices and layouts without kernels of ours, where autograd does not look (inference mode).
+TORCH_LIBRARY_IMPL(pyops, CompositeExplicitAutograd, m) {
+  m.impl("conv2d", guarded<conv2d_native<false>>);
+  m.impl("conv2d_relu", guarded<conv2d_native<true>>);
+}
+TORCH_LIBRARY_IMPL(pyops, CompositeImplicitAutogradNestedTensor, m) {
+  m.impl("conv2d", guarded<conv2d_native<false>>);
+  m.impl("conv2d_relu", guarded<conv2d_native<true>>);
+}
 TORCH_LIBRARY_IMPL(pyops, FuncTorchBatched, m) {
   m.impl("conv2d", guarded<conv2d_native<false>>);
   m.impl("conv2d_relu", guarded<conv2d_native<true>>);
+}
+TORCH_LIBRARY_IMPL(pyops, PythonTLSSnapshot, m) {
+  register_for_subclasses(m, {"conv2d", "conv2d_relu", "conv2d.padding", "conv2d_relu.padding"});
 }
 TORCH_LIBRARY_IMPL(pyops, AutocastCPU, m) { register_autocast(m, {"conv2d", "conv2d_relu"}); }
 TORCH_LIBRARY_IMPL(pyops, AutocastCUDA, m) { register_autocast(m, {"conv2d", "conv2d_relu"}); }

@@ -361,8 +361,18 @@ TORCH_LIBRARY_IMPL(pyops, Autograd, m) {
   m.impl("conv2d_relu_max_pool2d_with_offsets", with_offsets_autograd);
   m.impl("conv2d_relu_max_pool2d_backward", backward_autograd);
 }
+// Devices and layouts without kernels of ours, where autograd does not look (inference mode).
+TORCH_LIBRARY_IMPL(pyops, CompositeExplicitAutograd, m) {
+  m.impl("conv2d_relu_max_pool2d", guarded<pooled_native>);
+}
+TORCH_LIBRARY_IMPL(pyops, CompositeImplicitAutogradNestedTensor, m) {
+  m.impl("conv2d_relu_max_pool2d", guarded<pooled_native>);
+}
 TORCH_LIBRARY_IMPL(pyops, FuncTorchBatched, m) {
   m.impl("conv2d_relu_max_pool2d", guarded<pooled_native>);
+}
+TORCH_LIBRARY_IMPL(pyops, PythonTLSSnapshot, m) {
+  register_for_subclasses(m, {"conv2d_relu_max_pool2d", "conv2d_relu_max_pool2d.padding"});
 }
 TORCH_LIBRARY_IMPL(pyops, AutocastCPU, m) { register_autocast(m, {"conv2d_relu_max_pool2d"}); }
 TORCH_LIBRARY_IMPL(pyops, AutocastCUDA, m) { register_autocast(m, {"conv2d_relu_max_pool2d"}); }

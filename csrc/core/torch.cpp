@@ -1,6 +1,8 @@
 #include "core/torch.h"
 
 #include <ATen/FuncTorchTLS.h>
+#include <ATen/core/PythonFallbackKernel.h>
+#include <c10/core/InferenceMode.h>
 #include <c10/core/ScalarType.h>
 #include <c10/core/impl/TorchDispatchModeTLS.h>
 #include <pybind11/pybind11.h>
@@ -44,6 +46,18 @@ const char* native_reason_of(const Tensor& t) {
       !c10::impl::TorchDispatchModeTLS::any_modes_set())
     return "tensor subclass";
   return nullptr;
+}
+
+void enter_with_subclass(const c10::OperatorHandle& op, c10::DispatchKeySet keys,
+                         torch::jit::Stack* stack) {
+  if (c10::InferenceMode::is_enabled() && !c10::impl::TorchDispatchModeTLS::any_modes_set()) {
+    return op.redispatchBoxed(c10::DispatchKeySet(c10::DispatchKey::CPU), stack);
+  }
+  // As PyTorch's own kernel of this key.
+  const at::impl::MaybeSetTLSOnEntryGuard guard;
+  constexpr c10::DispatchKeySet kAfter(c10::DispatchKeySet::FULL_AFTER,
+                                       c10::DispatchKey::PythonTLSSnapshot);
+  op.redispatchBoxed(keys & kAfter, stack);
 }
 
 }  // namespace
@@ -137,6 +151,12 @@ void autocast_to_lower_precision(const c10::OperatorHandle& op, c10::DispatchKey
 void register_autocast(torch::Library& library, std::initializer_list<const char*> ops) {
   for (const char* op : ops) {
     library.impl(op, torch::CppFunction::makeFromBoxedFunction<&autocast_to_lower_precision>());
+  }
+}
+
+void register_for_subclasses(torch::Library& library, std::initializer_list<const char*> ops) {
+  for (const char* op : ops) {
+    library.impl(op, torch::CppFunction::makeFromBoxedFunction<&enter_with_subclass>());
   }
 }
 

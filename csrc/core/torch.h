@@ -60,6 +60,11 @@ void autocast_to_lower_precision(const c10::OperatorHandle& op, c10::DispatchKey
 // For operators that run in whatever dtype they get.
 void register_autocast(torch::Library& library, std::initializer_list<const char*> ops);
 
+// For operators whose CPU kernel hands over what is not ours: register under PythonTLSSnapshot, the
+// first key of a subclass. In inference mode no autograd kernel decides before it is asked about an
+// operator that it may not know.
+void register_for_subclasses(torch::Library& library, std::initializer_list<const char*> ops);
+
 // `y[0]·grad[0] + …` differentiated again: gradients of `outputs` for `inputs` as a graph.
 // Operators without a closed differentiable backward recompute their native composite and call
 // this.

@@ -224,6 +224,9 @@ TORCH_LIBRARY_IMPL(pyops, FuncTorchBatched, m) {
   m.impl("linear", linear_native<false>);
   m.impl("linear_relu", linear_native<true>);
 }
+TORCH_LIBRARY_IMPL(pyops, PythonTLSSnapshot, m) {
+  register_for_subclasses(m, {"linear", "linear_relu"});
+}
 TORCH_LIBRARY_IMPL(pyops, AutocastCPU, m) { register_autocast(m, {"linear", "linear_relu"}); }
 TORCH_LIBRARY_IMPL(pyops, AutocastCUDA, m) { register_autocast(m, {"linear", "linear_relu"}); }
 

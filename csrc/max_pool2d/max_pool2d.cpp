@@ -78,7 +78,8 @@ struct Windows {
     above("dilation", dilation, 1);
     TORCH_CHECK(padding.h <= kernel.h / 2 && padding.w <= kernel.w / 2,
                 "max_pool2d: padding must be at most half of kernel_size (", kernel.h, ", ",
-                kernel.w, "), got (", padding.h, ", ", padding.w, ")");
+                kernel.w, "), got (", padding.h, ", ", padding.w,
+                "): pad should be at most half of effective kernel size");
   }
 
   PoolAxis h(int64_t size) const { return {size, kernel.h, stride.h, padding.h, dilation.h}; }
@@ -90,7 +91,8 @@ bool fits_taps(const Windows& windows) { return windows.kernel.h * windows.kerne
 
 void check_input(const Tensor& x, const Windows& windows, bool ceil_mode) {
   TORCH_CHECK(x.dim() == 3 || x.dim() == 4,
-              "max_pool2d: input must be (N, C, H, W) or (C, H, W), got ", x.sym_sizes());
+              "max_pool2d: input must be (N, C, H, W) or (C, H, W), got ", x.sym_sizes(),
+              ": non-empty 3D or 4D (batch mode) tensor expected for input");
   if (x.unsafeGetTensorImpl()->has_symbolic_sizes_strides()) return;  // the fake kernel checks
   const auto sizes = x.sizes().slice(x.dim() - 3);
   TORCH_CHECK(sizes[0] != 0 && sizes[1] != 0 && sizes[2] != 0,
@@ -108,17 +110,37 @@ at::MemoryFormat format_of(bool channels_last) {
   return channels_last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
 }
 
-TensorPair forward_cpu(Argmax argmax, const Tensor& x, const Windows& windows, bool ceil_mode) {
+TensorPair native(Argmax argmax, const Tensor& x, IntArrayRef kernel, IntArrayRef stride,
+                  IntArrayRef padding, IntArrayRef dilation, bool ceil_mode) {
+  if (argmax == Argmax::kNone) {
+    return {at::max_pool2d(x, kernel, stride, padding, dilation, ceil_mode), Tensor()};
+  }
+  TORCH_CHECK_NOT_IMPLEMENTED(argmax == Argmax::kIndex,
+                              "max_pool2d_with_taps: PyTorch has no such operator");
+  return at::max_pool2d_with_indices(x, kernel, stride, padding, dilation, ceil_mode);
+}
+
+const char* name_of(Argmax argmax) {
+  if (argmax == Argmax::kNone) return "max_pool2d";
+  return argmax == Argmax::kTap ? "max_pool2d_with_taps" : "max_pool2d_with_indices";
+}
+
+// Decides again what the autograd kernel decided: inference mode comes straight here.
+TensorPair forward_cpu(Argmax argmax, const Tensor& x, IntArrayRef kernel, IntArrayRef stride,
+                       IntArrayRef padding, IntArrayRef dilation, bool ceil_mode) {
+  if (goes_native(name_of(argmax), {x})) {
+    return native(argmax, x, kernel, stride, padding, dilation, ceil_mode);
+  }
+  const Windows windows(kernel, stride, padding, dilation);
   check_input(x, windows, ceil_mode);
   TORCH_CHECK(argmax != Argmax::kTap || fits_taps(windows),
               "max_pool2d_with_taps: kernel_size must have at most 256 taps, got (",
               windows.kernel.h, ", ", windows.kernel.w, ")");
-  const bool channels_last = is_channels_last(x);
-  const auto format = format_of(channels_last);
+  const auto format = format_of(is_channels_last(x));
   const Tensor xc = x.contiguous(format);
   MaxPool2dParams params{.dtype = dtype_of(x),
                          .argmax = argmax,
-                         .channels_last = channels_last,
+                         .channels_last = format == at::MemoryFormat::ChannelsLast,
                          .n = x.dim() == 4 ? x.size(0) : 1,
                          .c = x.size(-3),
                          .h = windows.h(x.size(-2)),
@@ -134,9 +156,8 @@ TensorPair forward_cpu(Argmax argmax, const Tensor& x, const Windows& windows, b
   shape[x.dim() - 2] = params.oh;
   shape[x.dim() - 1] = params.ow;
   const Tensor y = at::empty(shape, x.options(), format);
-  const auto where_type = argmax == Argmax::kTap ? at::kByte : at::kLong;
-  const Tensor where =
-      argmax == Argmax::kNone ? Tensor() : at::empty(shape, x.options().dtype(where_type), format);
+  const auto options = x.options().dtype(argmax == Argmax::kTap ? at::kByte : at::kLong);
+  const Tensor where = argmax == Argmax::kNone ? Tensor() : at::empty(shape, options, format);
   params.y = y.mutable_data_ptr();
   params.where = where.defined() ? where.mutable_data_ptr() : nullptr;
   if (y.numel() != 0) choose("max_pool2d", kForward, params, {x}).run(params);
@@ -145,19 +166,19 @@ TensorPair forward_cpu(Argmax argmax, const Tensor& x, const Windows& windows, b
 
 Tensor max_pool2d_cpu(const Tensor& x, IntArrayRef kernel, IntArrayRef stride, IntArrayRef padding,
                       IntArrayRef dilation, bool ceil_mode) {
-  return std::get<0>(forward_cpu(Argmax::kNone, x, {kernel, stride, padding, dilation}, ceil_mode));
+  return std::get<0>(forward_cpu(Argmax::kNone, x, kernel, stride, padding, dilation, ceil_mode));
 }
 
 template <Argmax kArgmax>
 TensorPair max_pool2d_with_argmax_cpu(const Tensor& x, IntArrayRef kernel, IntArrayRef stride,
                                       IntArrayRef padding, IntArrayRef dilation, bool ceil_mode) {
-  return forward_cpu(kArgmax, x, {kernel, stride, padding, dilation}, ceil_mode);
+  return forward_cpu(kArgmax, x, kernel, stride, padding, dilation, ceil_mode);
 }
 
 Tensor max_pool2d_backward_cpu(const Tensor& grad, const Tensor& where, IntArrayRef input_size,
                                IntArrayRef kernel, IntArrayRef stride, IntArrayRef padding,
                                IntArrayRef dilation, bool channels_last) {
-  const auto format = channels_last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
+  const auto format = format_of(channels_last);
   const Windows windows(kernel, stride, padding, dilation);
   TORCH_CHECK(where.sizes() == grad.sizes(), "max_pool2d_backward: argmax must have grad's shape ",
               grad.sizes(), ", got ", where.sizes());
@@ -202,9 +223,7 @@ TensorPair call_forward_with_argmax(const Tensor& x, IntArrayRef kernel, IntArra
                                     IntArrayRef padding, IntArrayRef dilation, bool ceil_mode) {
   static const auto op =
       c10::Dispatcher::singleton()
-          .findSchemaOrThrow(kArgmax == Argmax::kTap ? "pyops::max_pool2d_with_taps"
-                                                     : "pyops::max_pool2d_with_indices",
-                             "")
+          .findSchemaOrThrow((std::string("pyops::") + name_of(kArgmax)).c_str(), "")
           .template typed<decltype(max_pool2d_with_argmax_cpu<kArgmax>)>();
   const at::AutoDispatchBelowADInplaceOrView below;
   return op.call(x, kernel, stride, padding, dilation, ceil_mode);
@@ -310,29 +329,12 @@ struct MaxPool2dFunction : torch::autograd::Function<MaxPool2dFunction<kArgmax>>
   }
 };
 
-Tensor max_pool2d_native(const Tensor& x, IntArrayRef kernel, IntArrayRef stride,
-                         IntArrayRef padding, IntArrayRef dilation, bool ceil_mode) {
-  return at::max_pool2d(x, kernel, stride, padding, dilation, ceil_mode);
-}
-
-TensorPair max_pool2d_with_indices_native(const Tensor& x, IntArrayRef kernel, IntArrayRef stride,
-                                          IntArrayRef padding, IntArrayRef dilation,
-                                          bool ceil_mode) {
-  return at::max_pool2d_with_indices(x, kernel, stride, padding, dilation, ceil_mode);
-}
-
 template <Argmax kArgmax>
 TensorPair max_pool2d_with_argmax_autograd(const Tensor& x, IntArrayRef kernel, IntArrayRef stride,
                                            IntArrayRef padding, IntArrayRef dilation,
                                            bool ceil_mode) {
-  if constexpr (kArgmax == Argmax::kIndex) {
-    if (goes_native("max_pool2d_with_indices", {x})) {
-      return max_pool2d_with_indices_native(x, kernel, stride, padding, dilation, ceil_mode);
-    }
-  } else {
-    const char* reason = native_reason({x});
-    TORCH_CHECK_NOT_IMPLEMENTED(reason == nullptr, "max_pool2d_with_taps: PyTorch has no such ",
-                                "operator to hand over to (", reason, "), call max_pool2d");
+  if (goes_native(name_of(kArgmax), {x})) {
+    return native(kArgmax, x, kernel, stride, padding, dilation, ceil_mode);
   }
   check_input(x, {kernel, stride, padding, dilation}, ceil_mode);
   if (!needs_grad({x})) {
@@ -346,7 +348,7 @@ TensorPair max_pool2d_with_argmax_autograd(const Tensor& x, IntArrayRef kernel, 
 Tensor max_pool2d_autograd(const Tensor& x, IntArrayRef kernel, IntArrayRef stride,
                            IntArrayRef padding, IntArrayRef dilation, bool ceil_mode) {
   if (goes_native("max_pool2d", {x})) {
-    return max_pool2d_native(x, kernel, stride, padding, dilation, ceil_mode);
+    return at::max_pool2d(x, kernel, stride, padding, dilation, ceil_mode);
   }
   const Windows windows(kernel, stride, padding, dilation);
   check_input(x, windows, ceil_mode);
@@ -355,6 +357,11 @@ Tensor max_pool2d_autograd(const Tensor& x, IntArrayRef kernel, IntArrayRef stri
     return MaxPool2dFunction<kArgmax>::apply(x, kernel, stride, padding, dilation, ceil_mode)[0];
   };
   return fits_taps(windows) ? apply.operator()<Argmax::kTap>() : apply.operator()<Argmax::kIndex>();
+}
+
+void implement_native(torch::Library& m) {
+  m.impl("max_pool2d", TORCH_FN(at::max_pool2d));
+  m.impl("max_pool2d_with_indices", TORCH_FN(at::max_pool2d_with_indices));
 }
 
 }  // namespace
@@ -382,9 +389,12 @@ TORCH_LIBRARY_IMPL(pyops, Autograd, m) {
   m.impl("max_pool2d_with_taps", max_pool2d_with_argmax_autograd<Argmax::kTap>);
   m.impl("max_pool2d_backward", max_pool2d_backward_autograd);
 }
-TORCH_LIBRARY_IMPL(pyops, FuncTorchBatched, m) {
-  m.impl("max_pool2d", max_pool2d_native);
-  m.impl("max_pool2d_with_indices", max_pool2d_with_indices_native);
+// Devices and layouts without kernels of ours, where autograd does not look (inference mode).
+TORCH_LIBRARY_IMPL(pyops, CompositeExplicitAutograd, m) { implement_native(m); }
+TORCH_LIBRARY_IMPL(pyops, CompositeImplicitAutogradNestedTensor, m) { implement_native(m); }
+TORCH_LIBRARY_IMPL(pyops, PythonTLSSnapshot, m) {
+  register_for_subclasses(m, {"max_pool2d", "max_pool2d_with_indices"});
 }
+TORCH_LIBRARY_IMPL(pyops, FuncTorchBatched, m) { implement_native(m); }
 
 }  // namespace pyops

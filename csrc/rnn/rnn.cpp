@@ -106,10 +106,14 @@ NetworkOutputs run(const Network& n) {
   return {x, stack_states(hn), n.lstm() ? stack_states(cn) : Tensor()};
 }
 
-// Other devices have networks of their own. What else is not ours the layers know.
+// Other devices, and nested tensors, have networks of their own. What else is not ours the layers
+// know.
 bool is_elsewhere(const char* op, const Tensor& input) {
-  if (input.device().is_cpu() || input.device().is_meta()) return false;
-  if (explaining()) record_call(op, "native", {input}, {{"every kernel of ours", "device"}});
+  const bool here = input.device().is_cpu() || input.device().is_meta();
+  if (here && !input.is_nested()) return false;
+  if (explaining()) {
+    record_call(op, "native", {input}, {{"every kernel of ours", here ? "layout" : "device"}});
+  }
   return true;
 }
 
@@ -132,7 +136,8 @@ Lstm lstm_input(const Tensor& input, at::TensorList hx, at::TensorList params, b
   return {batch_first ? y.transpose(0, 1) : y, hn, cn};
 }
 
-// As native: without projections it runs in the lower precision as a whole, states included.
+// As native: its fused kernel, where it takes one, runs in the lower precision as a whole, states
+// included.
 Lstm lstm_input_autocast(const Tensor& input, at::TensorList hx, at::TensorList params,
                          bool has_biases, int64_t num_layers, double dropout, bool train,
                          bool bidirectional, bool batch_first) {
@@ -141,7 +146,8 @@ Lstm lstm_input_autocast(const Tensor& input, at::TensorList hx, at::TensorList 
     return at::autocast::cached_cast(at::autocast::get_autocast_dtype(device), t, device);
   };
   const bool projects = hx.size() == 2 && hx[0].sym_sizes().back() != hx[1].sym_sizes().back();
-  if (projects) {
+  const bool fused = at::globalContext().userEnabledMkldnn() && !projects && input.sym_numel() != 0;
+  if (!fused) {
     return lstm_input(input, hx, params, has_biases, num_layers, dropout, train, bidirectional,
                       batch_first);
   }
@@ -189,11 +195,33 @@ Gru gru_data(const Tensor& data, const Tensor& batch_sizes, const Tensor& hx, at
   return {y, hn};
 }
 
+// What native checks, said in its words behind ours; the layer checks the rest.
+void check_cell(const char* op, const RnnLayer& cell) {
+  const Tensor& x = cell.input;
+  TORCH_CHECK_INDEX(x.dim() >= 2, op, ": input must be (B, I), got ", x.sym_sizes());
+  TORCH_CHECK(x.dim() == 2, op, ": input must be (B, I), got ", x.sym_sizes());
+  if (cell.w_ih.dim() != 2 || cell.w_hh.dim() != 2) return;
+  const c10::SymInt batch = x.sym_size(0), features = x.sym_size(1), hidden = cell.w_hh.sym_size(1);
+  TORCH_CHECK(features == cell.w_ih.sym_size(1), op, ": w_ih must be (", cell.gates(),
+              "*H, I) with I=", features, ", got ", cell.w_ih.sym_sizes(),
+              ": input has inconsistent input_size: got ", features, " expected ",
+              cell.w_ih.sym_size(1));
+  int64_t index = 0;
+  for (const Tensor* state : {&cell.h0, cell.c0 ? &*cell.c0 : nullptr}) {
+    if (state == nullptr || state->dim() != 2) continue;
+    TORCH_CHECK(state->sym_size(0) == batch, op, ": hx[", index, "] must be (B, H) with B=", batch,
+                ", got ", state->sym_sizes(), ": Input batch size ", batch, " doesn't match hidden",
+                index, " batch size ", state->sym_size(0));
+    TORCH_CHECK(state->sym_size(1) == hidden, op, ": hx[", index,
+                "] must be (B, H) with H=", hidden, ", got ", state->sym_sizes(), ": hidden", index,
+                " has inconsistent hidden_size: got ", state->sym_size(1), ", expected ", hidden);
+    ++index;
+  }
+}
+
 // One step: a layer without a dimension of time.
 RnnOutputs run_cell(const char* op, const RnnLayer& cell) {
-  TORCH_CHECK_INDEX(cell.input.dim() >= 2, op, ": input must be (B, I), got ",
-                    cell.input.sym_sizes());
-  TORCH_CHECK(cell.input.dim() == 2, op, ": input must be (B, I), got ", cell.input.sym_sizes());
+  check_cell(op, cell);
   return call_rnn_layer(cell);
 }
 
@@ -251,6 +279,10 @@ TORCH_LIBRARY_FRAGMENT(pyops, m) {
 TORCH_LIBRARY_IMPL(pyops, CompositeImplicitAutograd, m) { implement(m); }
 // functorch asks each composite for a rule of its own.
 TORCH_LIBRARY_IMPL(pyops, FuncTorchBatched, m) { implement(m); }
+TORCH_LIBRARY_IMPL(pyops, PythonTLSSnapshot, m) {
+  register_for_subclasses(
+      m, {"lstm.input", "lstm.data", "gru.input", "gru.data", "lstm_cell", "gru_cell"});
+}
 TORCH_LIBRARY_IMPL(pyops, AutocastCPU, m) { m.impl("lstm.input", lstm_input_autocast); }
 
 }  // namespace pyops

@@ -52,7 +52,7 @@ struct Padding {
 
 RnnOutputs rnn_layer_composite(const RnnLayer& layer) {
   const auto dtype = layer.input.scalar_type();
-  TORCH_CHECK(at::isFloatingType(dtype) || at::isComplexType(dtype), layer.name(),
+  TORCH_CHECK(!at::isIntegralType(dtype, /*includeBool=*/false), layer.name(),
               ": input must be floating-point or complex, got ", dtype);
   const Tensor b_hh = value_or_undefined(layer.b_hh), w_hr = value_or_undefined(layer.w_hr);
   std::optional<Padding> padding;

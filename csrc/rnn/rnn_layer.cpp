@@ -367,6 +367,7 @@ TORCH_LIBRARY_IMPL(pyops, CompositeExplicitAutograd, m) {
 TORCH_LIBRARY_IMPL(pyops, FuncTorchBatched, m) {
   m.impl("rnn_layer", flat_forward<rnn_layer_composite>);
 }
+TORCH_LIBRARY_IMPL(pyops, PythonTLSSnapshot, m) { register_for_subclasses(m, {"rnn_layer"}); }
 TORCH_LIBRARY_IMPL(pyops, AutocastCPU, m) { m.impl("rnn_layer", flat_forward<rnn_layer_autocast>); }
 TORCH_LIBRARY_IMPL(pyops, AutocastCUDA, m) {
   m.impl("rnn_layer", flat_forward<rnn_layer_autocast>);

@@ -21,8 +21,9 @@ def scaled_dot_product_attention(
 
     Nothing of size (L, S) is stored, in either direction, with any mask and with dropout; only the
     second derivative forms such matrices. A mask's broadcast dimensions are never expanded. An
-    `attn_mask` together with `is_causal` holds both. Which elements dropout drops depends on one
-    number drawn from torch's generator: reproducible, but not native's choice.
+    `attn_mask` together with `is_causal` holds both, and is refused where torch refuses it. Which
+    elements dropout drops depends on one number drawn from torch's generator: reproducible, but not
+    native's choice.
 
     query (…, H, L, D), key (…, G, S, D), value (…, G, S, E) -> (…, H, L, E), G = H unless
     `enable_gqa`; attn_mask bool (True: seen) or float, broadcastable to (…, H, L, S); float64,
@@ -30,6 +31,17 @@ def scaled_dot_product_attention(
 
     Flash attention: Dao 2023, https://arxiv.org/abs/2307.08691.
     """
+    if query.is_nested:  # torch's attention of ragged sequences lives above the dispatcher
+        return torch.nn.functional.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask,
+            dropout_p,
+            is_causal,
+            scale=scale,
+            enable_gqa=enable_gqa,
+        )
     return torch.ops.pyops.scaled_dot_product_attention.default(
         query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
     )

@@ -6,13 +6,7 @@ import torch
 from torch import Tensor
 
 from pyops.ops._register import register_fake
-
-Size2 = int | Sequence[int]
-
-
-def _pair(size: Size2) -> Sequence[int]:
-    """One integer for both axes, twice: schemas of symbolic integers do not repeat it."""
-    return (size, size) if isinstance(size, int) else size
+from pyops.ops._size2 import Size2, pair
 
 
 def conv2d(
@@ -31,10 +25,10 @@ def conv2d(
     channels_last when the input or the weight is.
     """
     op = torch.ops.pyops.conv2d
-    stride, dilation = _pair(stride), _pair(dilation)
+    stride, dilation = pair(stride), pair(dilation)
     if isinstance(padding, str):
         return op.padding(input, weight, bias, stride, padding, dilation, groups)
-    return op.default(input, weight, bias, stride, _pair(padding), dilation, groups)
+    return op.default(input, weight, bias, stride, pair(padding), dilation, groups)
 
 
 def conv2d_relu(
@@ -51,10 +45,10 @@ def conv2d_relu(
     The backward masks the gradient while it is read, so neither direction has a pass for the ReLU.
     """
     op = torch.ops.pyops.conv2d_relu
-    stride, dilation = _pair(stride), _pair(dilation)
+    stride, dilation = pair(stride), pair(dilation)
     if isinstance(padding, str):
         return op.padding(input, weight, bias, stride, padding, dilation, groups)
-    return op.default(input, weight, bias, stride, _pair(padding), dilation, groups)
+    return op.default(input, weight, bias, stride, pair(padding), dilation, groups)
 
 
 def conv2d_relu_max_pool2d(
@@ -83,14 +77,14 @@ def conv2d_relu_max_pool2d(
         input,
         weight,
         bias,
-        _pair(stride),
-        padding if isinstance(padding, str) else _pair(padding),
-        _pair(dilation),
+        pair(stride),
+        padding if isinstance(padding, str) else pair(padding),
+        pair(dilation),
         groups,
-        kernel_size=_pair(kernel_size),
-        pool_stride=() if pool_stride is None else _pair(pool_stride),
-        pool_padding=_pair(pool_padding),
-        pool_dilation=_pair(pool_dilation),
+        kernel_size=pair(kernel_size),
+        pool_stride=() if pool_stride is None else pair(pool_stride),
+        pool_padding=pair(pool_padding),
+        pool_dilation=pair(pool_dilation),
         ceil_mode=ceil_mode,
     )
 

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from pyops.ops._register import register_fake
-
-Ints = int | Sequence[int]
+from pyops.ops._size2 import Size2, pair
 
 _pool = torch.ops.pyops.max_pool2d
 _pool_with_indices = torch.ops.pyops.max_pool2d_with_indices
@@ -16,10 +15,10 @@ _native = torch.ops.aten.max_pool2d_with_indices
 
 def max_pool2d(
     input: Tensor,
-    kernel_size: Ints,
-    stride: Ints | None = None,
-    padding: Ints = 0,
-    dilation: Ints = 1,
+    kernel_size: Size2,
+    stride: Size2 | None = None,
+    padding: Size2 = 0,
+    dilation: Size2 = 1,
     ceil_mode: bool = False,
     return_indices: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
@@ -33,8 +32,11 @@ def max_pool2d(
     pool = _pool_with_indices if return_indices else _pool
     # Every argument that the dispatcher must parse costs as much as a small tensor's pooling.
     if padding == 0 and dilation == 1 and not ceil_mode:
+        if torch.compiler.is_dynamo_compiling():
+            kernel_size, stride = pair(kernel_size), None if stride is None else pair(stride)
         return pool(input, kernel_size) if stride is None else pool(input, kernel_size, stride)
-    return pool(input, kernel_size, () if stride is None else stride, padding, dilation, ceil_mode)
+    stride = () if stride is None else pair(stride)
+    return pool(input, pair(kernel_size), stride, pair(padding), pair(dilation), ceil_mode)
 
 
 @register_fake("max_pool2d")
