@@ -1,13 +1,11 @@
 """Every test runs deterministic, on NaN-filled memory; a failing one says how to run it again."""
 
 import os
-from fnmatch import fnmatchcase
 
 import pytest
 import torch
 
 import pyops
-from known_gaps import KNOWN_GAPS
 
 pytest.register_assert_rewrite("suite", "judging", "composition")  # asserts as in tests
 
@@ -18,15 +16,6 @@ torch.use_deterministic_algorithms(True)
 torch.utils.deterministic.fill_uninitialized_memory = True
 pyops._C.poison_scratch(True)
 torch.set_num_threads(1)  # pytest-xdist uses the cores; test_threads has its own number
-
-
-def pytest_collection_modifyitems(items):
-    for item in items:
-        # Brackets are a test's parameters here, not fnmatch's sets of characters.
-        name = item.nodeid.replace("[", "(").replace("]", ")")
-        for pattern, missing in KNOWN_GAPS.items():
-            if fnmatchcase(name, pattern):
-                item.add_marker(pytest.mark.xfail(reason=missing))
 
 
 @pytest.hookimpl(hookwrapper=True)
