@@ -1,4 +1,6 @@
 import builtins
+import subprocess
+import sys
 
 import pyops
 from pyops.cli import info, table
@@ -57,3 +59,9 @@ def test_tables_need_no_rich(monkeypatch, capsys):
         "longer     20",
         "",
     ]
+
+
+def test_a_reader_that_leaves_early_is_no_error():
+    command = f"set -o pipefail; {sys.executable} -m pyops info | true"
+    process = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert (process.returncode, process.stderr) == (0, "")

@@ -5,6 +5,7 @@ A subcommand's module has `add_arguments(parser)` and `run(args) -> int`, its ex
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from types import ModuleType
@@ -29,6 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         args = _parser(argv).parse_args(argv)
         code: int = _module(args.command).run(args)
+        sys.stdout.flush()
         return code
     except UserError as error:
         message = str(error)
@@ -40,6 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("pyops: interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # whoever reads our output, `head` for one, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     print(f"pyops: {message}", file=sys.stderr)
     return 2
 
