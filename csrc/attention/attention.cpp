@@ -10,6 +10,8 @@ namespace {
 
 constexpr DtypeSet kFloat32Based = kFloat32 | kHalfTypes;
 constexpr Candidate<AttentionParams> kForward[] = {
+    {"attention_forward_amx", Isa::kAmx, kBFloat16, attention_forward_amx,
+     attention_forward_amx_takes, "eight queries or more"},
     {"attention_forward_avx512", Isa::kAvx512, kFloat32Based, attention_forward_avx512},
     {"attention_forward_avx2", Isa::kAvx2, kFloat32Based, attention_forward_avx2},
     {"attention_forward_scalar", Isa::kScalar, kAnyFloat, attention_forward_scalar},

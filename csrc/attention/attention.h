@@ -70,6 +70,8 @@ struct AttentionBackwardParams : AttentionShape {
 void attention_forward_scalar(const AttentionParams& params);
 void attention_forward_avx2(const AttentionParams& params);
 void attention_forward_avx512(const AttentionParams& params);
+void attention_forward_amx(const AttentionParams& params);
+bool attention_forward_amx_takes(const AttentionParams& params);
 
 void attention_backward_scalar(const AttentionBackwardParams& params);
 void attention_backward_avx2(const AttentionBackwardParams& params);
