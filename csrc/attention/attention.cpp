@@ -17,6 +17,8 @@ constexpr Candidate<AttentionParams> kForward[] = {
     {"attention_forward_scalar", Isa::kScalar, kAnyFloat, attention_forward_scalar},
 };
 constexpr Candidate<AttentionBackwardParams> kBackward[] = {
+    {"attention_backward_amx", Isa::kAmx, kBFloat16, attention_backward_amx,
+     attention_backward_amx_takes, "eight queries or more, a mask without a gradient"},
     {"attention_backward_avx512", Isa::kAvx512, kFloat32Based, attention_backward_avx512},
     {"attention_backward_avx2", Isa::kAvx2, kFloat32Based, attention_backward_avx2},
     {"attention_backward_scalar", Isa::kScalar, kAnyFloat, attention_backward_scalar},
