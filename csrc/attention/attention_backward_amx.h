@@ -99,9 +99,8 @@ class TileBackwardWorker {
       const int64_t l0 = block * kBlockRows, rows = std::min(kBlockRows, p_.queries - l0);
       const Bf16Rows q = bf16_rows(p_.q, b_, h_, l0, rows, p_.dim);
       const Bf16Rows g = bf16_rows(p_.grad_out, b_, h_, l0, rows, p_.value_dim);
-      const int64_t tiles = kBlockRows / kTileRows;
-      pack_rows<false>(q, tiles, blocking_.steps, queries_.get() + l0 * query_width());
-      pack_rows<false>(g, tiles, blocking_.value_steps, grads_.get() + l0 * grad_width());
+      pack_rows<false>(q, blocking_.steps, queries_.get() + l0 * query_width());
+      pack_rows<false>(g, blocking_.value_steps, grads_.get() + l0 * grad_width());
       pack_columns<false>(q, blocking_.dim_tiles, kRowSteps, queries_turned(block));
       pack_columns<false>(g, blocking_.value_tiles, kRowSteps, grads_turned(block));
       for (int64_t r = 0; r < kBlockRows; ++r) {
@@ -139,8 +138,8 @@ class TileBackwardWorker {
     held_ = std::min(kBlockKeys, p_.keys - s0_);
     const Bf16Rows k = bf16_rows(p_.k, b_, kv_head, s0_, held_, p_.dim);
     const Bf16Rows v = bf16_rows(p_.v, b_, kv_head, s0_, held_, p_.value_dim);
-    pack_rows<true>(k, kKeyTiles, blocking_.steps, keys_.get());
-    pack_rows<true>(v, kKeyTiles, blocking_.value_steps, values_.get());
+    pack_rows<true>(k, blocking_.steps, keys_.get());
+    pack_rows<true>(v, blocking_.value_steps, values_.get());
     pack_columns<true>(k, blocking_.dim_tiles, kKeySteps, keys_turned_.get());
   }
 

@@ -92,7 +92,7 @@ class TileForwardWorker {
     head_ = b * p_.kv_heads + kv_head;
     for (int64_t strip = 0; strip < blocking_.strips; ++strip) {
       const int64_t s0 = strip * kStripKeys, keys = std::min(kStripKeys, p_.keys - s0);
-      pack_rows<true>(bf16_rows(p_.k, b, kv_head, s0, keys, p_.dim), kStripTiles, blocking_.steps,
+      pack_rows<true>(bf16_rows(p_.k, b, kv_head, s0, keys, p_.dim), blocking_.steps,
                       keys_.get() + strip * blocking_.strip_keys());
       const Bf16Rows values = bf16_rows(p_.v, b, kv_head, s0, keys, p_.value_dim);
       pack_columns<true>(values, blocking_.value_tiles, kStripKeys / kTileDepth,
@@ -114,8 +114,7 @@ class TileForwardWorker {
       panel.max[r] = lowest<float>();
       panel.sums[0][r] = panel.sums[1][r] = _mm512_setzero_ps();
     }
-    pack_rows<false>(bf16_rows(p_.q, b, h, first, panel.rows, p_.dim), panel.tiles(),
-                     blocking_.steps, queries);
+    pack_rows<false>(bf16_rows(p_.q, b, h, first, panel.rows, p_.dim), blocking_.steps, queries);
   }
 
   struct Strip {

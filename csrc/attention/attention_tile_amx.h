@@ -57,10 +57,10 @@ inline Bf16Rows bf16_rows(const ConstRows& t, int64_t b, int64_t h, int64_t row,
           columns};
 }
 
-// The numbers of `tiles` tiles of 16 rows, all `steps` of 32 columns long, summed along columns.
+// The numbers of tiles of 16 rows, an even number of them, summed along columns in `steps` of 32.
 template <bool kRight>
-void pack_rows(const Bf16Rows& from, int64_t tiles, int64_t steps, uint16_t* to) {
-  for (int64_t i = 0; i < tiles; ++i) {
+void pack_rows(const Bf16Rows& from, int64_t steps, uint16_t* to) {
+  for (int64_t i = 0; i < 2 * ceil_div(from.rows, 2 * kTileRows); ++i) {
     for (int64_t step = 0; step < steps; ++step, to += kTileElements) {
       for (int r = 0; r < kTileRows; ++r) {
         _mm512_store_si512(to + r * kTileDepth, from.load(i * kTileRows + r, step * kTileDepth));
@@ -70,9 +70,10 @@ void pack_rows(const Bf16Rows& from, int64_t tiles, int64_t steps, uint16_t* to)
   }
 }
 
-// The numbers of `tiles` tiles of 16 columns, all `steps` of 32 rows long, summed along rows.
+// The numbers of `tiles` tiles of 16 columns, summed along rows: as many steps of 32 as there are,
+// with room for `max_steps`.
 template <bool kRight>
-void pack_columns(const Bf16Rows& from, int64_t tiles, int64_t steps, uint16_t* to) {
+void pack_columns(const Bf16Rows& from, int64_t tiles, int64_t max_steps, uint16_t* to) {
   alignas(64) uint16_t low_pairs[32], high_pairs[32];
   for (int i = 0; i < 32; ++i) {
     low_pairs[i] = static_cast<uint16_t>(i / 2 + i % 2 * 32);
@@ -80,9 +81,9 @@ void pack_columns(const Bf16Rows& from, int64_t tiles, int64_t steps, uint16_t* 
   }
   const __m512i low = _mm512_load_si512(low_pairs), high = _mm512_load_si512(high_pairs);
   for (int64_t i = 0; i < tiles; i += 2) {
-    for (int64_t step = 0; step < steps; ++step) {
-      uint16_t* left = to + (i * steps + step) * kTileElements;
-      uint16_t* right = i + 1 < tiles ? left + steps * kTileElements : nullptr;
+    for (int64_t step = 0; step < ceil_div(from.rows, kTileDepth); ++step) {
+      uint16_t* left = to + (i * max_steps + step) * kTileElements;
+      uint16_t* right = i + 1 < tiles ? left + max_steps * kTileElements : nullptr;
       for (int64_t pair = 0; pair < kTilePairs; ++pair) {
         const int64_t row = step * kTileDepth + 2 * pair;
         const __m512i even = from.load(row, i * kTileRows), odd = from.load(row + 1, i * kTileRows);
