@@ -48,7 +48,7 @@ class TileBackwardWorker {
       : p_(p),
         blocking_(blocking),
         units_(p, p.mask),
-        mask_(p.mask),
+        mask_(p.mask, p.scale),
         dropout_(p.seed, p.dropout_p),
         sums_q_(sums_q),
         queries_(blocking.rows() * blocking.steps * kTileDepth),
@@ -199,7 +199,9 @@ class TileBackwardWorker {
       const int64_t index = (b_ * p_.heads + h_) * p_.queries + l + r;
       dropout_row(dropout_, index, s0_, width, kept);
     }
-    if (units_.finished && seen > 0) finish(l + r, r, seen, width);
+    if (units_.finished && seen > 0) {
+      mask_.finish(sums_at(scores_, kKeyTiles, r, 0), b_, h_, l + r, s0_, held_, seen, width);
+    }
     const bool fuses = ScoreUnits::shift_is_small(row.shift);
     const __m512 max = _mm512_set1_ps(row.max), shift = _mm512_set1_ps(row.shift);
     const __m512 factor = _mm512_set1_ps(units_.factor), scale = _mm512_set1_ps(row.scale);
@@ -219,14 +221,6 @@ class TileBackwardWorker {
     // rowsum(dP∘P) is rowsum(dout∘out) without out's rounding, but takes all of a row's keys.
     const bool sees_all = s0_ == 0 && visible_keys(p_.is_causal, l + r, 0, p_.keys) <= held_;
     return sees_all ? _mm512_reduce_add_ps(delta) : row.delta;
-  }
-
-  void finish(int64_t l, int64_t r, int64_t seen, int64_t width) {
-    const float* mask = mask_.row(b_, h_, l, s0_, held_);
-    for (int64_t j = 0; j < width; j += 16) {
-      finish_scores(sums_at(scores_, kKeyTiles, r, j / 16), static_cast<float>(p_.scale),
-                    mask == nullptr ? nullptr : mask + j, std::clamp<int64_t>(seen - j, 0, 16), 16);
-    }
   }
 
   // Keys [j, j + 32) of rows r and r + 1 of the panel, from P and dP to operands of P and dS.
@@ -295,7 +289,7 @@ class TileBackwardWorker {
   const AttentionBackwardParams& p_;
   const Blocking& blocking_;
   const ScoreUnits units_;
-  MaskRows<BFloat16> mask_;
+  TileMask mask_;
   const Dropout dropout_;
   float* sums_q_;  // (splits, B, H, L in blocks, D in tiles)
   Scratch<uint16_t> queries_, queries_turned_, grads_, grads_turned_;  // of a head

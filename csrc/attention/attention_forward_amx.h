@@ -61,7 +61,7 @@ class TileForwardWorker {
       : p_(p),
         blocking_(blocking),
         units_(p, p.mask),
-        mask_(p.mask),
+        mask_(p.mask, p.scale),
         dropout_(p.seed, p.dropout_p),
         keys_(blocking.strips * blocking.strip_keys()),
         values_(blocking.strips * blocking.strip_values()),
@@ -227,20 +227,13 @@ class TileForwardWorker {
     const __m512i limit = _mm512_set1_epi32(static_cast<int>(float_bits(0x1p16f)));
     return _mm512_cmpgt_epu32_mask(_mm512_castps_si512(sum), limit) != 0;
   }
-  // Scores of a row times scale plus mask, -inf where a key is hidden.
-  void finish(const QueryPanel& panel, const Strip& strip, int64_t r) {
-    const float* mask = mask_.row(panel.b, panel.h, panel.first + r, strip.s0, strip.keys);
-    const int64_t seen = seen_keys(panel, strip, r);
-    for (int64_t j = 0; j < strip.width; j += 16) {
-      finish_scores(scores_at(strip, r, j / 16), static_cast<float>(p_.scale),
-                    mask == nullptr ? nullptr : mask + j, std::clamp<int64_t>(seen - j, 0, 16), 16);
-    }
-  }
-
   // Turns scores of rows [from, to) to weights; the largest sum, as bits.
   __m512i weigh(QueryPanel& panel, const Strip& strip, int64_t from, int64_t to) {
     if (units_.finished) {
-      for (int64_t r = from; r < to; ++r) finish(panel, strip, r);
+      for (int64_t r = from; r < to; ++r) {
+        mask_.finish(scores_at(strip, r, 0), panel.b, panel.h, panel.first + r, strip.s0,
+                     strip.keys, seen_keys(panel, strip, r), strip.width);
+      }
     }
     if (strip.index == 0) {
       for (int64_t r = from; r < to; ++r) raise_max(panel, strip, r);
@@ -365,7 +358,7 @@ class TileForwardWorker {
   const AttentionParams& p_;
   const Blocking& blocking_;
   const ScoreUnits units_;
-  MaskRows<BFloat16> mask_;
+  TileMask mask_;
   const Dropout dropout_;
   Scratch<uint16_t> keys_, values_;
   Scratch<bool> finite_;

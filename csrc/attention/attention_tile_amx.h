@@ -173,7 +173,7 @@ inline __m512 exp2_bf16(__m512 x) {
 }
 
 // How scores become exponents of two. Plain scores are used as they left the tiles; those with a
-// mask, or with a scale that orders them backwards, are finished first (finish_scores).
+// mask, or with a scale that orders them backwards, are finished first (TileMask).
 struct ScoreUnits {
   static constexpr float kLog2E = 1.44269504088896341f;
   bool finished;
@@ -210,5 +210,59 @@ inline bool finite(const Bf16Rows& x) {
   }
   return found == 0;
 }
+
+// Scores times scale plus mask, -inf where a key is hidden, for a row of score tiles. Masks whose
+// keys are neighbours are read where they are, truth values 64 at a time.
+class TileMask {
+ public:
+  TileMask(const AttentionMask& mask, double scale)
+      : mask_(mask), rows_(mask), scale_(static_cast<float>(scale)) {}
+
+  // `scores` is the row in the first of its tiles, `width` whole tiles; `seen` of `keys` count.
+  void finish(float* scores, int64_t b, int64_t h, int64_t l, int64_t s0, int64_t keys,
+              int64_t seen, int64_t width) {
+    const int64_t at = b * mask_.b + h * mask_.h + l * mask_.row + s0;
+    if (mask_.kind == MaskKind::kNone) {
+      add(scores, seen, width, [](int64_t) { return _mm512_setzero_ps(); });
+    } else if (mask_.key != 1) {
+      const float* row = rows_.row(b, h, l, s0, keys);
+      add(scores, seen, width, [&](int64_t j) { return load(row, j, keys); });
+    } else if (mask_.kind == MaskKind::kBool) {
+      const auto* row = static_cast<const uint8_t*>(mask_.data) + at;
+      const __m512 hidden = _mm512_set1_ps(-INFINITY);
+      add(scores, seen, width, [&](int64_t j) {
+        const __m128i bytes = _mm_maskz_loadu_epi8(first_of(keys - j), row + j);
+        return _mm512_maskz_mov_ps(_mm_testn_epi8_mask(bytes, bytes), hidden);
+      });
+    } else if (mask_.dtype == Dtype::kFloat32) {
+      const auto* row = static_cast<const float*>(mask_.data) + at;
+      add(scores, seen, width, [&](int64_t j) { return load(row, j, keys); });
+    } else {
+      const auto* row = static_cast<const uint16_t*>(mask_.data) + at;
+      add(scores, seen, width, [&](int64_t j) {
+        const __m256i bits = _mm256_maskz_loadu_epi16(first_of(keys - j), row + j);
+        return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+      });
+    }
+  }
+
+ private:
+  static __m512 load(const float* row, int64_t j, int64_t keys) {
+    return _mm512_maskz_loadu_ps(first_of(keys - j), row + j);
+  }
+  template <class Mask>
+  void add(float* scores, int64_t seen, int64_t width, Mask&& mask) const {
+    const __m512 scale = _mm512_set1_ps(scale_);
+    for (int64_t j = 0; j < width; j += kTileRows, scores += kSumElements) {
+      const __m512 score = _mm512_fmadd_ps(_mm512_load_ps(scores), scale, mask(j));
+      const __m512 hidden = _mm512_set1_ps(-INFINITY);
+      _mm512_store_ps(scores, _mm512_mask_mov_ps(hidden, first_of(seen - j), score));
+    }
+  }
+
+  const AttentionMask& mask_;
+  MaskRows<BFloat16> rows_;
+  const float scale_;
+};
 
 }  // namespace pyops::PYOPS_ISA_NAMESPACE
