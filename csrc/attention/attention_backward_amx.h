@@ -11,9 +11,10 @@
 
 namespace pyops::PYOPS_ISA_NAMESPACE {
 
-// 128 deep, a product with dq, dk or dv spends as long in the tiles as on loading and storing what
-// it adds to; everything of a block pair stays in L2.
-inline constexpr int64_t kBlockRows = 128, kBlockKeys = 128, kScorePanel = 32;
+// 256 deep, a product with dk or dv spends longer in the tiles than on loading and storing what it
+// adds to (7 % over 128 on Emerald Rapids, November 2026; 512 is no better); the operands of a pair
+// of blocks stay in L2.
+inline constexpr int64_t kBlockRows = 256, kBlockKeys = 128, kScorePanel = 32;
 inline constexpr int64_t kRowSteps = kBlockRows / kTileDepth, kKeySteps = kBlockKeys / kTileDepth;
 inline constexpr int64_t kKeyTiles = kBlockKeys / kTileRows;
 static_assert(kBlockKeys % Dropout::kKeys == 0 && kBlockKeys <= kMaxBlockKeys);
@@ -70,7 +71,8 @@ class TileBackwardWorker {
     std::fill_n(sums_v_.get(), blocking_.blocks_per_split() * blocking_.value_sums(), 0.0f);
     for (h_ = kv_head * group; h_ < (kv_head + 1) * group; ++h_) {
       head_sums_ = sums_q_ + ((split * p_.batch + b_) * p_.heads + h_) * blocking_.query_sums();
-      std::fill_n(head_sums_, blocking_.query_sums(), 0.0f);
+      const int64_t rows = round_up(p_.queries, kScorePanel);
+      std::fill_n(head_sums_, rows * blocking_.dim_tiles * kTileRows, 0.0f);
       hold_queries();
       for (int64_t block = split; block < blocking_.key_blocks; block += blocking_.splits) {
         hold_keys(kv_head, block);
@@ -103,7 +105,7 @@ class TileBackwardWorker {
       pack_rows<false>(g, blocking_.value_steps, grads_.get() + l0 * grad_width());
       pack_columns<false>(q, blocking_.dim_tiles, kRowSteps, queries_turned(block));
       pack_columns<false>(g, blocking_.value_tiles, kRowSteps, grads_turned(block));
-      for (int64_t r = 0; r < kBlockRows; ++r) {
+      for (int64_t r = 0; r < round_up(rows, kScorePanel); ++r) {
         statistics_[l0 + r] = r < rows ? statistics_of(l0 + r) : RowStatistics{};
       }
     }
