@@ -185,15 +185,20 @@ class TileBackwardWorker {
              {grads_.get() + l * grad_width(), value_stride}, {values_.get(), value_stride},
              grad_p_, kKeyTiles, false);
     for (int64_t r = 0; r < kScorePanel; r += 2) {
-      const float delta[2] = {weigh(l, r, end, seen), weigh(l, r + 1, end, seen)};
+      const WeighedRow weighed[2] = {weigh(l, r, end, seen), weigh(l, r + 1, end, seen)};
       for (int64_t j = 0; j < width; j += kTileDepth) {
-        differentiate(panel, r, j, j < seen, delta);
+        differentiate(panel, r, j, j < seen, weighed);
       }
     }
   }
 
-  // Row r of the panel: scores become P. Returns delta.
-  float weigh(int64_t l, int64_t r, int64_t end, int64_t width) {
+  // What P still has to be multiplied with, and rowsum(dout∘out).
+  struct WeighedRow {
+    float scale, delta;
+  };
+
+  // Row r of the panel: scores become exponentials.
+  WeighedRow weigh(int64_t l, int64_t r, int64_t end, int64_t width) {
     const RowStatistics& row = statistics_[l + r];
     const int64_t seen = l + r < end ? seen_keys(l + r) : 0;
     float* kept = kept_[r % 2];
@@ -206,33 +211,39 @@ class TileBackwardWorker {
     }
     const bool fuses = ScoreUnits::shift_is_small(row.shift);
     const __m512 max = _mm512_set1_ps(row.max), shift = _mm512_set1_ps(row.shift);
-    const __m512 factor = _mm512_set1_ps(units_.factor), scale = _mm512_set1_ps(row.scale);
-    __m512 delta = _mm512_setzero_ps();
+    const __m512 factor = _mm512_set1_ps(units_.factor);
+    __m512 sum = _mm512_setzero_ps(), delta = _mm512_setzero_ps();
     for (int64_t j = 0; j < width; j += 16) {
       float* at = sums_at(scores_, kKeyTiles, r, j / 16);
       const __m512 score = _mm512_load_ps(at);
       const __m512 exponent = fuses ? _mm512_fmsub_ps(score, factor, shift)
                                     : _mm512_mul_ps(_mm512_sub_ps(score, max), factor);
-      const __m512 weight = _mm512_maskz_mul_ps(first_of(seen - j), exp2_bf16(exponent), scale);
+      const __m512 weight = _mm512_maskz_mov_ps(first_of(seen - j), exp2_bf16(exponent));
+      sum = _mm512_add_ps(sum, weight);
       _mm512_store_ps(at, weight);
       const __m512 grad = _mm512_load_ps(sums_at(grad_p_, kKeyTiles, r, j / 16));
       const __m512 dropped =
           p_.dropout_p > 0 ? _mm512_mul_ps(weight, _mm512_load_ps(kept + j)) : weight;
       delta = _mm512_fmadd_ps(dropped, grad, delta);
     }
-    // rowsum(dP∘P) is rowsum(dout∘out) without out's rounding, but takes all of a row's keys.
+    // A block with all of a row's keys normalises it anew, and takes rowsum(dP∘P), which is
+    // rowsum(dout∘out) without out's rounding: where one key outweighs all others, its gradient is
+    // 0 only if everything comes from the same rounding.
     const bool sees_all = s0_ == 0 && visible_keys(p_.is_causal, l + r, 0, p_.keys) <= held_;
-    return sees_all ? _mm512_reduce_add_ps(delta) : row.delta;
+    if (!sees_all) return {row.scale, row.delta};
+    const float total = _mm512_reduce_add_ps(sum), scale = total == 0 ? 0 : 1 / total;
+    return {scale, _mm512_reduce_add_ps(delta) * scale};
   }
 
   // Keys [j, j + 32) of rows r and r + 1 of the panel, from P and dP to operands of P and dS.
-  void differentiate(int64_t panel, int64_t r, int64_t j, bool seen, const float (&delta)[2]) {
+  void differentiate(int64_t panel, int64_t r, int64_t j, bool seen, const WeighedRow (&row)[2]) {
     __m512i weights[2] = {}, scores[2] = {};
     for (int i = 0; i < 2 && seen; ++i) {
       __m512 weight[2], score[2];
       for (int half = 0; half < 2; ++half) {
         const int64_t tile = j / kTileRows + half;
-        const __m512 p = _mm512_load_ps(sums_at(scores_, kKeyTiles, r + i, tile));
+        const __m512 p = _mm512_mul_ps(_mm512_load_ps(sums_at(scores_, kKeyTiles, r + i, tile)),
+                                       _mm512_set1_ps(row[i].scale));
         __m512 grad = _mm512_load_ps(sums_at(grad_p_, kKeyTiles, r + i, tile));
         weight[half] = p;
         if (p_.dropout_p > 0) {
@@ -240,15 +251,15 @@ class TileBackwardWorker {
           weight[half] = _mm512_mul_ps(p, kept);
           grad = _mm512_mul_ps(grad, kept);
         }
-        score[half] = _mm512_mul_ps(p, _mm512_sub_ps(grad, _mm512_set1_ps(delta[i])));
+        score[half] = _mm512_mul_ps(p, _mm512_sub_ps(grad, _mm512_set1_ps(row[i].delta)));
       }
       weights[i] = (__m512i)_mm512_cvtne2ps_pbh(weight[1], weight[0]);
       scores[i] = (__m512i)_mm512_cvtne2ps_pbh(score[1], score[0]);
     }
-    const int64_t row = panel * kScorePanel + r;
+    const int64_t at = panel * kScorePanel + r;
     uint16_t* rows = grad_scores_ +
-                     ((row / kTileRows) * kKeySteps + j / kTileDepth) * kTileElements +
-                     row % kTileRows * kTileDepth;
+                     ((at / kTileRows) * kKeySteps + j / kTileDepth) * kTileElements +
+                     at % kTileRows * kTileDepth;
     _mm512_store_si512(rows, scores[0]);
     _mm512_store_si512(rows + kTileDepth, scores[1]);
     store_interleaved(weights, weights_, panel, r, j);
