@@ -270,6 +270,22 @@ class TestTiles:
         finally:
             torch.set_num_threads(1)
 
+    @pytest.mark.parametrize("s", LENGTHS)
+    @pytest.mark.parametrize("l", LENGTHS[1::2])
+    def test_selects(self, l, s):  # noqa: E741
+        """As TestRetrieval, with values as wide as keys."""
+        generator = torch.Generator().manual_seed(l * 1000 + s)
+        chosen = torch.randint(s, (2, l), generator=generator)
+        code = ((torch.arange(s)[:, None] >> torch.arange(9) & 1) * 2 - 1).bfloat16()
+        value = torch.randint(-9, 9, (1, 2, s, 9), generator=generator).bfloat16()
+        grad = torch.randint(-2, 3, (1, 2, l, 9), generator=generator).bfloat16()
+        index = chosen[None, :, :, None].expand(1, 2, l, 9)
+        leaf = value.clone().requires_grad_()
+        out = sdpa(512 * code[chosen][None], code.expand(1, 2, s, 9), leaf, scale=1.0)
+        out.backward(grad)
+        assert torch.equal(out, value.gather(2, index))
+        assert torch.equal(leaf.grad, torch.zeros_like(value).scatter_add(2, index, grad))
+
     def test_rising_scores(self):
         """The maximum of the first keys is soon too low, again and again."""
         inputs = draw(1, 2, 150, 1000, 64, dtype=torch.bfloat16)
