@@ -7,6 +7,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.testing import assert_close
 
 import pyops
+from judging import judge
 from suite import DTYPES, ISAS, Case, OpSuite, Randn, Reject, results
 
 sdpa = pyops.functional.scaled_dot_product_attention
@@ -237,6 +238,68 @@ class TestSoftmaxRows:
         folded = results(sdpa, {**inputs, "attn_mask": both})
         for name in ours:
             assert torch.equal(ours[name], folded[name]), name
+
+
+TILED = [
+    case("whole blocks", h=2, l=256, s=256, d=64),
+    case("blocks and a rest", b=1, h=2, l=161, s=289, d=80, e=48),
+    case("causal blocks", h=2, l=300, s=300, d=64, is_causal=True),
+    case("causal, wider than long", b=1, l=300, s=330, d=33, is_causal=True),
+    case("grouped blocks", h=4, g=2, l=150, s=200, d=64, is_causal=True, enable_gqa=True),
+    case("half a panel", b=1, l=13, s=520, d=32),
+    case("one row more", b=1, h=1, l=129, s=129, d=65),
+    case(
+        "float mask of blocks", h=2, l=200, s=300, d=64, attn_mask=torch.linspace(-1, 1, 300)[None]
+    ),
+    case("boolean mask of blocks", h=2, l=200, s=300, d=64, attn_mask=seen(2, 200, 300)),
+    case("mask and causal", b=1, h=2, l=200, s=220, d=24, attn_mask=seen(200, 220), is_causal=True),
+    case("falling scale", b=1, h=2, l=100, s=200, d=32, scale=-0.2),
+    case("keys beyond the cache", b=1, h=1, l=70, s=2100, d=144),
+]
+
+
+class TestTiles:
+    """bfloat16 where the matrix unit's panels, strips and blocks end."""
+
+    @pytest.mark.parametrize("threads", [1, 3])
+    @pytest.mark.parametrize("tiled", TILED, ids=lambda tiled: tiled.name)
+    def test_by_the_rule(self, tiled, threads):
+        torch.set_num_threads(threads)
+        try:
+            judge(sdpa, native, tiled.draw(torch.bfloat16), terms=tiled.terms)
+        finally:
+            torch.set_num_threads(1)
+
+    @pytest.mark.parametrize("s", LENGTHS)
+    @pytest.mark.parametrize("l", LENGTHS[1::2])
+    def test_selects(self, l, s):  # noqa: E741
+        """As TestRetrieval, with values as wide as keys."""
+        generator = torch.Generator().manual_seed(l * 1000 + s)
+        chosen = torch.randint(s, (2, l), generator=generator)
+        code = ((torch.arange(s)[:, None] >> torch.arange(9) & 1) * 2 - 1).bfloat16()
+        value = torch.randint(-9, 9, (1, 2, s, 9), generator=generator).bfloat16()
+        grad = torch.randint(-2, 3, (1, 2, l, 9), generator=generator).bfloat16()
+        index = chosen[None, :, :, None].expand(1, 2, l, 9)
+        leaf = value.clone().requires_grad_()
+        out = sdpa(512 * code[chosen][None], code.expand(1, 2, s, 9), leaf, scale=1.0)
+        out.backward(grad)
+        assert torch.equal(out, value.gather(2, index))
+        assert torch.equal(leaf.grad, torch.zeros_like(value).scatter_add(2, index, grad))
+
+    def test_rising_scores(self):
+        """The maximum of the first keys is soon too low, again and again."""
+        inputs = draw(1, 2, 150, 1000, 64, dtype=torch.bfloat16)
+        with torch.no_grad():
+            inputs["query"][..., 0] = 8
+            inputs["key"][..., 0] += torch.linspace(-40, 40, 1000)
+        judge(sdpa, native, inputs, terms=2**20, max_zeros=1.0)
+
+    def test_same_results_again(self):
+        inputs = draw(1, 3, 300, 700, 64, dtype=torch.bfloat16)
+        first = results(sdpa, {**inputs, "dropout_p": 0.3})
+        for _ in range(3):
+            again = results(sdpa, {**inputs, "dropout_p": 0.3})
+            assert all(torch.equal(first[name], again[name]) for name in first)
 
 
 def test_one_key_is_taken_whole():

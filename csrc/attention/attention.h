@@ -70,10 +70,14 @@ struct AttentionBackwardParams : AttentionShape {
 void attention_forward_scalar(const AttentionParams& params);
 void attention_forward_avx2(const AttentionParams& params);
 void attention_forward_avx512(const AttentionParams& params);
+void attention_forward_amx(const AttentionParams& params);
+bool attention_forward_amx_takes(const AttentionParams& params);
 
 void attention_backward_scalar(const AttentionBackwardParams& params);
 void attention_backward_avx2(const AttentionBackwardParams& params);
 void attention_backward_avx512(const AttentionBackwardParams& params);
+void attention_backward_amx(const AttentionBackwardParams& params);
+bool attention_backward_amx_takes(const AttentionBackwardParams& params);
 
 // Which elements of (rows, keys) the dropout of both directions keeps.
 void attention_dropout_scalar(uint64_t seed, double p, int64_t rows, int64_t keys, bool* kept);

@@ -1,0 +1,268 @@
+// bfloat16 on the matrix unit: what forward and backward share.
+//
+// A tile is 16 rows of 32 numbers. Left tiles run along the summed dimension within a row, right
+// tiles hold pairs along it (VNNI); four ways of packing make both from rows or from columns.
+#pragma once
+
+#include "attention/attention_tile_simd.h"
+#include "core/tile_config.h"
+#include "gemm/amx_engine.h"
+
+namespace pyops::PYOPS_ISA_NAMESPACE {
+
+inline constexpr int64_t kTileDepth = 32;
+
+// The thread's state while tiles are in use. Results below 2^-126 become zero: a weight that small
+// counts for nothing, and computing it would cost an assist of 150 cycles.
+class TileSession {
+ public:
+  TileSession() : control_(_mm_getcsr()) {
+    _tile_loadconfig(&kTileConfig);
+    _mm_setcsr(control_ | _MM_FLUSH_ZERO_ON);
+  }
+  ~TileSession() {
+    _mm_setcsr(control_);
+    _tile_release();
+  }
+  TileSession(const TileSession&) = delete;
+  TileSession& operator=(const TileSession&) = delete;
+
+ private:
+  unsigned control_;
+};
+
+// A packed operand: per 16 of its unsummed dimension, `stride` elements of tiles along the other.
+struct Tiles {
+  const uint16_t* data;
+  int64_t stride;
+
+  Tiles from(int64_t tile) const { return {data + tile * stride, stride}; }
+};
+
+// Rows of a matrix in memory, zero beyond its ends.
+struct Bf16Rows {
+  const uint16_t* data;
+  int64_t stride, rows, columns;
+
+  __m512i load(int64_t row, int64_t column) const {
+    const int64_t n = row < rows ? columns - column : 0;
+    const auto first = n >= 32 ? ~__mmask32{0} : n <= 0 ? 0 : (__mmask32{1} << n) - 1;
+    return _mm512_maskz_loadu_epi16(first, data + row * stride + column);
+  }
+};
+
+inline Bf16Rows bf16_rows(const ConstRows& t, int64_t b, int64_t h, int64_t row, int64_t rows,
+                          int64_t columns) {
+  return {static_cast<const uint16_t*>(t.data) + b * t.b + h * t.h + row * t.row, t.row, rows,
+          columns};
+}
+
+// The numbers of tiles of 16 rows, an even number of them, summed along columns in `steps` of 32.
+template <bool kRight>
+void pack_rows(const Bf16Rows& from, int64_t steps, uint16_t* to) {
+  for (int64_t i = 0; i < 2 * ceil_div(from.rows, 2 * kTileRows); ++i) {
+    for (int64_t step = 0; step < steps; ++step, to += kTileElements) {
+      for (int r = 0; r < kTileRows; ++r) {
+        _mm512_store_si512(to + r * kTileDepth, from.load(i * kTileRows + r, step * kTileDepth));
+      }
+      if (kRight) transpose_tile(to);
+    }
+  }
+}
+
+// The numbers of `tiles` tiles of 16 columns, summed along rows: as many steps of 32 as there are,
+// with room for `max_steps`.
+template <bool kRight>
+void pack_columns(const Bf16Rows& from, int64_t tiles, int64_t max_steps, uint16_t* to) {
+  alignas(64) uint16_t low_pairs[32], high_pairs[32];
+  for (int i = 0; i < 32; ++i) {
+    low_pairs[i] = static_cast<uint16_t>(i / 2 + i % 2 * 32);
+    high_pairs[i] = static_cast<uint16_t>(16 + i / 2 + i % 2 * 32);
+  }
+  const __m512i low = _mm512_load_si512(low_pairs), high = _mm512_load_si512(high_pairs);
+  for (int64_t i = 0; i < tiles; i += 2) {
+    for (int64_t step = 0; step < ceil_div(from.rows, kTileDepth); ++step) {
+      uint16_t* left = to + (i * max_steps + step) * kTileElements;
+      uint16_t* right = i + 1 < tiles ? left + max_steps * kTileElements : nullptr;
+      for (int64_t pair = 0; pair < kTilePairs; ++pair) {
+        const int64_t row = step * kTileDepth + 2 * pair;
+        const __m512i even = from.load(row, i * kTileRows), odd = from.load(row + 1, i * kTileRows);
+        _mm512_store_si512(left + pair * 32, _mm512_permutex2var_epi16(even, low, odd));
+        if (right == nullptr) continue;
+        _mm512_store_si512(right + pair * 32, _mm512_permutex2var_epi16(even, high, odd));
+      }
+      if (kRight) continue;
+      transpose_tile(left);
+      if (right != nullptr) transpose_tile(right);
+    }
+  }
+}
+
+// A tile of c holds 16×16 numbers in one piece: rows farther apart would be stores that later loads
+// of the same address modulo 4096 wait for.
+inline constexpr int64_t kSumElements = 256;
+
+// One to four tiles of c, as AmxEngine::multiply_tiles: c in 0 … 3, a in 4 and 5, b in 6 and 7.
+template <bool kTall, bool kWide>
+void multiply_tiles(int64_t steps, const Tiles& a, const Tiles& b, float* c, float* below,
+                    bool add) {
+  if (add) {
+    _tile_loadd(0, c, 64);
+    if (kWide) _tile_loadd(1, c + kSumElements, 64);
+    if (kTall) _tile_loadd(2, below, 64);
+    if (kTall && kWide) _tile_loadd(3, below + kSumElements, 64);
+  } else {
+    _tile_zero(0);
+    if (kWide) _tile_zero(1);
+    if (kTall) _tile_zero(2);
+    if (kTall && kWide) _tile_zero(3);
+  }
+  for (int64_t at = 0; at < steps * kTileElements; at += kTileElements) {
+    _tile_loadd(4, a.data + at, 64);
+    if (kTall) _tile_loadd(5, a.data + a.stride + at, 64);
+    _tile_loadd(6, b.data + at, 64);
+    if (kWide) _tile_loadd(7, b.data + b.stride + at, 64);
+    _tile_dpbf16ps(0, 4, 6);
+    if (kWide) _tile_dpbf16ps(1, 4, 7);
+    if (kTall) _tile_dpbf16ps(2, 5, 6);
+    if (kTall && kWide) _tile_dpbf16ps(3, 5, 7);
+  }
+  _tile_stored(0, c, 64);
+  if (kWide) _tile_stored(1, c + kSumElements, 64);
+  if (kTall) _tile_stored(2, below, 64);
+  if (kTall && kWide) _tile_stored(3, below + kSumElements, 64);
+}
+
+// c = or += a·b for m×n tiles, `steps` of 32 deep; a row of c has `columns` tiles.
+inline void multiply(int64_t m, int64_t n, int64_t steps, const Tiles& a, const Tiles& b, float* c,
+                     int64_t columns, bool add) {
+  // GCC does not know that tile loads read memory.
+  asm volatile("" ::: "memory");
+  for (int64_t j = 0; j < n; j += 2) {
+    for (int64_t i = 0; i < m; i += 2) {
+      const bool tall = i + 1 < m, wide = j + 1 < n;
+      float* at = c + (i * columns + j) * kSumElements;
+      float* below = at + columns * kSumElements;
+      if (tall && wide) {
+        multiply_tiles<true, true>(steps, a.from(i), b.from(j), at, below, add);
+      } else if (tall) {
+        multiply_tiles<true, false>(steps, a.from(i), b.from(j), at, below, add);
+      } else if (wide) {
+        multiply_tiles<false, true>(steps, a.from(i), b.from(j), at, below, add);
+      } else {
+        multiply_tiles<false, false>(steps, a.from(i), b.from(j), at, below, add);
+      }
+    }
+  }
+}
+
+// Where columns from 16·j on of row i of such a c are.
+inline float* sums_at(float* c, int64_t columns, int64_t i, int64_t j) {
+  return c + (i / kTileRows * columns + j) * kSumElements + i % kTileRows * kTileRows;
+}
+
+// 2^x within 2^-13, exact at integers: what a weight rounded to bfloat16 asks for.
+inline __m512 exp2_bf16(__m512 x) {
+  constexpr int kDown = 9;  // round down, no exceptions
+  const __m512 fraction = _mm512_reduce_ps(x, kDown);
+  __m512 p = _mm512_set1_ps(0.07706756f);
+  p = _mm512_fmadd_ps(p, fraction, _mm512_set1_ps(0.22764443f));
+  p = _mm512_fmadd_ps(p, fraction, _mm512_set1_ps(0.69511691f));
+  p = _mm512_fmadd_ps(p, fraction, _mm512_set1_ps(1.0f));
+  return _mm512_scalef_ps(p, x);  // takes the integer below x
+}
+
+// How scores become exponents of two. Plain scores are used as they left the tiles; those with a
+// mask, or with a scale that orders them backwards, are finished first (TileMask).
+struct ScoreUnits {
+  static constexpr float kLog2E = 1.44269504088896341f;
+  bool finished;
+  float scale;   // of what is stored: a maximum in score units times this is row_max
+  float factor;  // score units to exponents of two
+
+  explicit ScoreUnits(const AttentionShape& p, const AttentionMask& mask)
+      : finished(mask.kind != MaskKind::kNone || !(p.scale > 1e-20 && p.scale < 1e20)),
+        scale(finished ? 1.0f : static_cast<float>(p.scale)),
+        factor(finished ? kLog2E : static_cast<float>(p.scale * 1.4426950408889634)) {}
+
+  // Whether factor·score - factor·max in one rounding is as good as factor·(score - max).
+  static bool shift_is_small(float shift) { return std::fabs(shift) < 1024; }
+};
+
+// The first n of 16 lanes, for any n.
+inline __mmask16 first_of(int64_t n) {
+  return n >= 16 ? 0xffff : n <= 0 ? 0 : static_cast<__mmask16>((1u << n) - 1);
+}
+
+// 32 numbers of a row, rounded.
+inline void store_pair(__m512 low, __m512 high, uint16_t* to) {
+  _mm512_store_si512(to, (__m512i)_mm512_cvtne2ps_pbh(high, low));
+}
+
+inline bool finite(const Bf16Rows& x) {
+  const __m512i exponent = _mm512_set1_epi16(0x7f80);
+  __mmask32 found = 0;
+  for (int64_t row = 0; row < x.rows; ++row) {
+    for (int64_t column = 0; column < x.columns; column += 32) {
+      const __m512i bits = _mm512_and_si512(x.load(row, column), exponent);
+      found |= _mm512_cmpeq_epi16_mask(bits, exponent);
+    }
+  }
+  return found == 0;
+}
+
+// Scores times scale plus mask, -inf where a key is hidden, for a row of score tiles. Masks whose
+// keys are neighbours are read where they are, truth values 64 at a time.
+class TileMask {
+ public:
+  TileMask(const AttentionMask& mask, double scale)
+      : mask_(mask), rows_(mask), scale_(static_cast<float>(scale)) {}
+
+  // `scores` is the row in the first of its tiles, `width` whole tiles; `seen` of `keys` count.
+  void finish(float* scores, int64_t b, int64_t h, int64_t l, int64_t s0, int64_t keys,
+              int64_t seen, int64_t width) {
+    const int64_t at = b * mask_.b + h * mask_.h + l * mask_.row + s0;
+    if (mask_.kind == MaskKind::kNone) {
+      add(scores, seen, width, [](int64_t) { return _mm512_setzero_ps(); });
+    } else if (mask_.key != 1) {
+      const float* row = rows_.row(b, h, l, s0, keys);
+      add(scores, seen, width, [&](int64_t j) { return load(row, j, keys); });
+    } else if (mask_.kind == MaskKind::kBool) {
+      const auto* row = static_cast<const uint8_t*>(mask_.data) + at;
+      const __m512 hidden = _mm512_set1_ps(-INFINITY);
+      add(scores, seen, width, [&](int64_t j) {
+        const __m128i bytes = _mm_maskz_loadu_epi8(first_of(keys - j), row + j);
+        return _mm512_maskz_mov_ps(_mm_testn_epi8_mask(bytes, bytes), hidden);
+      });
+    } else if (mask_.dtype == Dtype::kFloat32) {
+      const auto* row = static_cast<const float*>(mask_.data) + at;
+      add(scores, seen, width, [&](int64_t j) { return load(row, j, keys); });
+    } else {
+      const auto* row = static_cast<const uint16_t*>(mask_.data) + at;
+      add(scores, seen, width, [&](int64_t j) {
+        const __m256i bits = _mm256_maskz_loadu_epi16(first_of(keys - j), row + j);
+        return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+      });
+    }
+  }
+
+ private:
+  static __m512 load(const float* row, int64_t j, int64_t keys) {
+    return _mm512_maskz_loadu_ps(first_of(keys - j), row + j);
+  }
+  template <class Mask>
+  void add(float* scores, int64_t seen, int64_t width, Mask&& mask) const {
+    const __m512 scale = _mm512_set1_ps(scale_);
+    for (int64_t j = 0; j < width; j += kTileRows, scores += kSumElements) {
+      const __m512 score = _mm512_fmadd_ps(_mm512_load_ps(scores), scale, mask(j));
+      const __m512 hidden = _mm512_set1_ps(-INFINITY);
+      _mm512_store_ps(scores, _mm512_mask_mov_ps(hidden, first_of(seen - j), score));
+    }
+  }
+
+  const AttentionMask& mask_;
+  MaskRows<BFloat16> rows_;
+  const float scale_;
+};
+
+}  // namespace pyops::PYOPS_ISA_NAMESPACE
