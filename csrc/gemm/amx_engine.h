@@ -63,6 +63,7 @@ struct Magnitude {
     const unsigned largest = _mm512_reduce_max_epu32(bits);
     return largest == 0 || (largest >= float_bits(0x1p-50f) && largest < float_bits(0x1p126f));
   }
+  bool finite() const { return _mm512_reduce_max_epu32(bits) < float_bits(0x1p126f); }
 };
 
 // Sixteen dwords of two bfloat16: the parts of (low[i], high[i]), one vector a part.
@@ -107,6 +108,9 @@ class AmxEngine {
   // A B-panel fills a 48 KiB L1 whatever the parts; eight panels of A take 384 KiB of L2.
   static constexpr int64_t kMaxDepth = 768 / kParts, kMaxRowPanels = 8, kMaxColPanels = 18;
 
+  static constexpr int64_t kPartElements = 2 * kTileElements;
+  static constexpr int64_t kStepElements = kParts * kPartElements;
+
   AmxEngine() { _tile_loadconfig(&kTileConfig); }
   ~AmxEngine() { _tile_release(); }
 
@@ -143,9 +147,6 @@ class AmxEngine {
   }
 
  private:
-  static constexpr int64_t kPartElements = 2 * kTileElements;
-  static constexpr int64_t kStepElements = kParts * kPartElements;
-
   template <bool kIsA, class Source>
   bool pack(const Source& source, int64_t i0, int64_t p0, int64_t depth, uint16_t* panel) {
     Magnitude magnitude;
