@@ -9,6 +9,7 @@
 #include "core/precision.h"
 #include "core/scratch.h"
 #include "gemm/dot_products.h"
+#include "gemm/thin_products.h"
 #include "gemm/vector_engine.h"
 #if defined(__AMX_TILE__)
 #include "gemm/amx_engine.h"
@@ -208,6 +209,10 @@ void gemm(int64_t m, int64_t n, int64_t k, const A& a, const B& b, const Sink& s
     }
   }
 #endif
+  if constexpr (ColumnReadable<B>) {
+    if (b.i_stride == 1 && m <= kThin) return thin_rows(m, n, k, a, b, sink);
+    if (b.i_stride == 1 && k <= kThin) return thin_depth(m, n, k, a, b, sink);
+  }
   Gemm<VectorEngine<Acc>, A, B, Sink>(m, n, k, a, b, sink).run();
 }
 
