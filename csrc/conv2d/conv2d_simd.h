@@ -67,12 +67,11 @@ Correlation<T> band_of(const Correlation<T>& c, int64_t n, int64_t row, int64_t 
 template <bool kMasked, class T>
 bool correlate_tiles(const Correlation<T>& c) {
   if constexpr (std::is_same_v<acc_t<T>, float>) {
-    if (!split_pays(c)) return false;
     const auto patches = [&](int64_t n, int64_t row, int64_t rows) {
       correlate_patches<kMasked>(band_of(c, n, row, rows));
     };
     return with_parts<T>(c.precision, [&](auto parts) {
-      return correlate_split<decltype(parts)::value, kMasked>(c, patches);
+      return split_pays(c, parts) && correlate_split<decltype(parts)::value, kMasked>(c, patches);
     });
   }
   return false;
@@ -235,6 +234,7 @@ bool backward_weight_tiles(const Conv2dBackwardParams& p, int64_t pass, T* grad)
     const auto g = gradient_images<T>(p, pass, y_points, x_points);
     return with_parts<T>(p.precision, [&](auto parts) {
       constexpr int kParts = decltype(parts)::value;
+      if (kParts > 1 && !splitting_pays(x)) return false;
       return SplitWeightGradient<kParts, kMasked, T>(x, g, p.n, p.channels_last).run(grad);
     });
   }

@@ -137,7 +137,7 @@ class SplitCorrelation {
         taps_(c.images.taps()),
         row_panels_(ceil_div(c.channels, kPanel)),
         steps_(ceil_div(taps_, Engine::kDepthStep)),
-        block_steps_(ceil_div(steps_, ceil_div(steps_, Engine::kMaxDepth / Engine::kDepthStep))),
+        block_steps_(ceil_div(steps_, ceil_div(steps_, kMaxSteps))),
         weight_(row_panels_ * steps_ * Engine::kStepElements) {
     plan_bands();
   }
@@ -177,6 +177,8 @@ class SplitCorrelation {
   }
 
  private:
+  // An eighth more than the engine's own, which a 3×3 kernel of 32 channels takes in one block.
+  static constexpr int64_t kMaxSteps = Engine::kMaxDepth * 9 / 8 / Engine::kDepthStep;
   // bfloat16 is not split: the unit does with it what native's does.
   static constexpr bool kUnsplit = std::is_same_v<T, BFloat16> && kParts == 1;
   static constexpr int64_t kPanel = 32, kTileSums = kPanel * kPanel, kMaxThreads = 64;
@@ -220,9 +222,8 @@ class SplitCorrelation {
           grid_(job.band_grid(job.band_rows_)),
           part_(grid_.part_elements(job.c_.images.channels)),
           max_panels_(job.units_per_task_ * grid_.panels()),
-          range_panels_(std::clamp<int64_t>(
-              kSumsBytes / (std::min(job.row_panels_, Engine::kMaxRowPanels) * 4 * kTileSums), 1,
-              max_panels_)),
+          range_panels_(
+              std::clamp<int64_t>(sums_panels(job), 4, std::max<int64_t>(4, max_panels_))),
           offsets_(job.taps_),
           parts_(job.units_per_task_ * kParts * part_),
           b_panel_(job.block_steps_ * Engine::kStepElements),
@@ -340,10 +341,14 @@ class SplitCorrelation {
   Scratch<uint16_t> weight_;
 };
 
-// Splitting an image and packing the weights must pay; a single step of depth has few products.
+// Break-even against the panels of correlate_patches on Sapphire Rapids, November 2026: a pair of
+// taps packed for few channels has few products; float32 must be split anyway, and gains where many
+// taps meet an element, unless a grid of small images is mostly padding.
 template <class T>
-bool split_pays(const Correlation<T>& c) {
-  return c.channels >= 8 && c.images.taps() >= 16;
+bool split_pays(const Correlation<T>& c, int parts) {
+  if (c.images.taps() < 16) return false;
+  if (c.channels < (parts == 1 || c.channels_last ? 2 : 8)) return false;
+  return parts == 1 || splitting_pays(c.images);
 }
 
 // Whether it was done; `other` as in SplitCorrelation::run.

@@ -183,6 +183,14 @@ Magnitude split_image(const Images<T>& images, bool channels_last, int64_t n, ui
   return magnitude;
 }
 
+// Whether splitting an element once rather than for each tap outweighs the padded grid.
+template <class T>
+bool splitting_pays(const Images<T>& images) {
+  const int64_t panels = SplitGrid(images.y, images.x).panels();
+  return images.y.taps * images.x.taps > 1 &&
+         5 * images.positions_per_image() >= 4 * kGridStep * panels;
+}
+
 // Rows [row, row + rows) of an image, as images of their own.
 template <class T>
 Images<T> row_band(Images<T> images, int64_t row, int64_t rows) {

@@ -1,5 +1,5 @@
 // The weight gradient on AMX tiles: taps × positions times positions × output channels, both
-// operands from grids (split_image_amx.h), so that a tap's row of 32 positions is a copy.
+// numbered by a grid (split_image_amx.h), so that a tap's row of 32 positions is a copy.
 //
 // A thread takes a slice of the images' bands and keeps its own sums of all weights; the slices are
 // added in order. Sums leave the tiles every kMaxDepth positions, which keeps float32's accuracy.
@@ -8,6 +8,74 @@
 #include "conv2d/split_image_amx.h"
 
 namespace pyops::PYOPS_ISA_NAMESPACE {
+
+// Rows of the result's gradient as an operand, numbered as the positions of a grid whose rows are
+// `pitch` apart: zero at their ends.
+template <bool kMasked, class T>
+class GridGradient {
+ public:
+  using Element = T;
+  using Acc = float;
+
+  // Of up to `panels` panels of positions.
+  GridGradient(const Images<T>& g, bool channels_last, int64_t panels)
+      : g_(g), channels_last_(channels_last), chunks_(2 * panels) {}
+
+  // Rows of the images from now on: `rows` of them from `row` on of image n.
+  void set_rows(int64_t n, int64_t row, int64_t rows, int64_t pitch) {
+    const int64_t width = g_.x.size, panels = ceil_div((rows - 1) * pitch + width, kGridStep);
+    first_ = (n * g_.total_channels * g_.y.size + row) * width;
+    if (channels_last_) first_ = (n * g_.y.size + row) * width * g_.total_channels;
+    for (int64_t chunk = 0; chunk < 2 * panels; ++chunk) {
+      const int64_t y = chunk * 16 / pitch, x = chunk * 16 % pitch;
+      unsigned mask = 0;
+      for (int64_t lane = 0, cy = y, cx = x; lane < 16; ++lane, ++cx) {
+        if (cx == pitch) cx = 0, ++cy;
+        mask |= static_cast<unsigned>(cx < width && cy < rows) << lane;
+      }
+      chunks_[chunk] = {std::min(y * width + std::min(x, width), rows * width), mask};
+    }
+  }
+
+  bool rows_contiguous() const { return !channels_last_; }
+
+  // 16 positions from p on of a planar channel: dense in memory, spread over the grid.
+  Vec<float> load_row(int64_t channel, int64_t p, int) const {
+    const Chunk& chunk = chunks_[p / 16];
+    if (channel >= g_.channels || chunk.mask == 0) return Vec<float>::zero();
+    const int64_t at = first_ + channel * g_.y.size * g_.x.size + chunk.start;
+    const auto x = load_masked<T, kMasked>(g_, at, __builtin_popcount(chunk.mask));
+    return {_mm512_maskz_expand_ps(static_cast<__mmask16>(chunk.mask), x.v)};
+  }
+
+  template <int kWidth>
+  void pack(int64_t c, int64_t p, int64_t depth, float* panel) const {
+    for (int64_t q = 0; q < depth; ++q, panel += kWidth) {
+      const Chunk& chunk = chunks_[(p + q) / 16];
+      const unsigned below = chunk.mask & ((1u << (p + q) % 16) - 1);
+      const bool inside = chunk.mask >> (p + q) % 16 & 1;
+      const int64_t at = chunk.start + __builtin_popcount(below);
+      for (int v = 0; v < kWidth; v += 16) {
+        const int n = static_cast<int>(std::clamp<int64_t>(g_.channels - c - v, 0, 16));
+        const auto x = inside && n > 0
+                           ? load_masked<T, kMasked>(g_, first_ + at * g_.total_channels + c + v, n)
+                           : Vec<float>::zero();
+        x.store(panel + v);
+      }
+    }
+  }
+
+ private:
+  struct Chunk {
+    int64_t start;  // positions before it
+    unsigned mask;  // its lanes that are positions
+  };
+
+  const Images<T> g_;
+  const bool channels_last_;
+  int64_t first_ = 0;
+  Scratch<Chunk> chunks_;
+};
 
 template <int kParts, bool kMasked, class T>
 class SplitWeightGradient {
@@ -63,12 +131,6 @@ class SplitWeightGradient {
   static constexpr int64_t kBandBytes = 768 << 10;
 
   SplitGrid x_grid(int64_t rows) const { return {row_band(x_, 0, rows).y, x_.x}; }
-  // The positions of x's grid, numbered as there: g is zero at a row's end.
-  Images<T> g_band(const SplitGrid& grid, int64_t row, int64_t rows) const {
-    Images<T> band = row_band(g_, row, rows);
-    band.x.positions = grid.pitch();
-    return band;
-  }
   int64_t band_bytes(int64_t rows) const {
     const SplitGrid grid = x_grid(rows);
     return (grid.part_elements(x_.channels) + grid.panels() * kGridStep * g_.channels) * kParts * 2;
@@ -101,6 +163,7 @@ class SplitWeightGradient {
         : job_(job),
           sums_(sums),
           grid_(job.x_grid(job.band_rows_)),
+          gradient_(job.g_, job.channels_last_, grid_.panels()),
           offsets_(job.taps_),
           parts_(kParts * grid_.part_elements(job.x_.channels)),
           a_panel_(Engine::kMaxDepth / kGridStep * Engine::kStepElements),
@@ -132,19 +195,13 @@ class SplitWeightGradient {
 
    private:
     bool pack_gradient(int64_t n, int64_t row, int64_t rows) {
-      const Images<T> band = job_.g_band(grid_, row, rows);
-      const SplitGrid grid(band.y, band.x);
-      GridPlanes<kMasked, T> planes(band, grid, job_.channels_last_,
-                                    std::min(kPanel, band.channels));
+      gradient_.set_rows(n, row, rows, grid_.pitch());
       bool regular = true;
       for (int64_t j = 0; j < job_.out_panels_; ++j) {
-        const int64_t count = std::min(kPanel, band.channels - j * kPanel);
-        const float* from = planes.fill(n, j * kPanel, count);
-        const StridedOperand<float> rows_of_g{from, count, grid.plane, 1};
-        regular &= engine_.pack_b(rows_of_g, 0, 0, grid_.panels() * kGridStep,
+        regular &= engine_.pack_b(gradient_, j * kPanel, 0, grid_.panels() * kGridStep,
                                   b_panels_.get() + j * grid_.panels() * Engine::kStepElements);
       }
-      return kUnsplit || regular;
+      return regular;
     }
 
     void multiply(bool add) {
@@ -186,6 +243,7 @@ class SplitWeightGradient {
     float* const sums_;
     Engine engine_;
     SplitGrid grid_;
+    GridGradient<kMasked, T> gradient_;
     Scratch<int64_t> offsets_;
     Scratch<uint16_t> parts_, a_panel_, b_panels_;
   };

@@ -197,6 +197,10 @@ class AmxEngine {
           const int64_t i = i0 + half * 16 + r;
           const __m512 low = source.load_row(i, p0 + p, low_count).v;
           const __m512 high = source.load_row(i, p0 + p + 16, high_count).v;
+          if constexpr (requires { source.prefetch_row(i, p0); }) {
+            source.prefetch_row(i + 32, p0 + p);
+            source.prefetch_row(i + 32, p0 + p + 16);
+          }
           magnitude.see(low);
           magnitude.see(high);
           split_row<kParts>(low, high, tile + r * 32, kPartElements);
