@@ -227,9 +227,11 @@ template <class T, bool kMasked>
 bool backward_weight_tiles(const Conv2dBackwardParams& p, int64_t pass, T* grad) {
   if constexpr (std::is_same_v<acc_t<T>, float>) {
     // Every thread keeps sums of all weights, in its L2 or not far from it.
-    constexpr int64_t kManyWeights = 512 << 10;
+    constexpr int64_t kManyWeights = 512 << 10, kManySums = 8 << 20;
     const auto x = input_images<T>(p, p.x, pass);
-    if (p.group_o() * x.taps() > kManyWeights || p.group_o() < 8 || x.taps() < 8) return false;
+    const int64_t weights = p.group_o() * x.taps();
+    if (weights > kManyWeights || weights * num_threads() > kManySums) return false;
+    if (p.group_o() < 8 || x.taps() < 8) return false;
     const Axis y_points{p.oh, p.oh, 1, 1, 0, 1}, x_points{p.ow, p.ow, 1, 1, 0, 1};
     const auto g = gradient_images<T>(p, pass, y_points, x_points);
     return with_parts<T>(p.precision, [&](auto parts) {

@@ -222,8 +222,9 @@ class SplitCorrelation {
           grid_(job.band_grid(job.band_rows_)),
           part_(grid_.part_elements(job.c_.images.channels)),
           max_panels_(job.units_per_task_ * grid_.panels()),
-          range_panels_(
-              std::clamp<int64_t>(sums_panels(job), 4, std::max<int64_t>(4, max_panels_))),
+          range_panels_(std::clamp<int64_t>(
+              kSumsBytes / (std::min(job.row_panels_, Engine::kMaxRowPanels) * 4 * kTileSums), 1,
+              max_panels_)),
           offsets_(job.taps_),
           parts_(job.units_per_task_ * kParts * part_),
           b_panel_(job.block_steps_ * Engine::kStepElements),
@@ -265,9 +266,13 @@ class SplitCorrelation {
                                          parts_.get() + (unit - first) * kParts * part_);
         regular &= kUnsplit || magnitude.regular();
       }
-      if (!regular) {
-        for (int64_t u = first; u < last; ++u) other(u / job_.bands_, row_of(u), rows_of(u));
+      if (!regular && last - first > 1) {  // one image's numbers do not decide for the others
+        for (int64_t unit = first; unit < last; ++unit) run_equal(unit, unit + 1, other);
         return;
+      }
+      if (!regular) {
+        other(first / job_.bands_, row_of(first), rows_of(first));
+        return Engine::configure();
       }
       const int64_t panels = (last - first) * grid_.panels();
       for (int64_t i = 0; i < job_.row_panels_; i += Engine::kMaxRowPanels) {

@@ -111,8 +111,11 @@ class AmxEngine {
   static constexpr int64_t kPartElements = 2 * kTileElements;
   static constexpr int64_t kStepElements = kParts * kPartElements;
 
-  AmxEngine() { _tile_loadconfig(&kTileConfig); }
+  AmxEngine() { configure(); }
   ~AmxEngine() { _tile_release(); }
+
+  // Again, after another engine of this thread is gone.
+  static void configure() { _tile_loadconfig(&kTileConfig); }
 
   static constexpr int64_t panel_elements(int, int64_t depth) {
     return ceil_div(depth, kDepthStep) * kStepElements;

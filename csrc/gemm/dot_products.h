@@ -59,8 +59,10 @@ void dot_tile(int64_t i, int64_t j, int64_t k, const A& a, const B& b, Acc* tile
 template <class A, class B, class Sink>
 void dot_products(int64_t m, int64_t n, int64_t k, const A& a, const B& b, const Sink& sink) {
   using Acc = typename A::Acc;
-  constexpr int64_t kTile = kDotTile, kMinimumWork = 1 << 15;
-  const int64_t grain = std::max<int64_t>(1, kMinimumWork / std::max<int64_t>(1, kTile * m * k));
+  // Products that pay for waking a thread; with few rows, reading B takes as long as eight.
+  constexpr int64_t kTile = kDotTile, kMinimumWork = 1 << 19;
+  const int64_t work = std::max<int64_t>(1, kTile * std::max<int64_t>(m, 8) * k);
+  const int64_t grain = std::max<int64_t>(1, kMinimumWork / work);
   parallel_for(0, ceil_div(n, kTile), grain, [&](int64_t begin, int64_t end) {
     Acc tile[kDotTile * kDotTile];
     for (int64_t j = begin * kTile; j < std::min(n, end * kTile); j += kTile) {

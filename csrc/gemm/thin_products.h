@@ -84,7 +84,7 @@ template <class A, class B, class Sink>
 void thin_rows(int64_t m, int64_t n, int64_t k, const A& a, const B& b, const Sink& sink) {
   using Acc = typename A::Acc;
   constexpr int64_t kCols = kThinVecs * Vec<Acc>::kWidth, kBlock = 16, kStretch = 128;
-  constexpr int64_t kMostCols = 16 * kCols, kMinimumWork = 1 << 15;
+  constexpr int64_t kMostCols = 16 * kCols, kMinimumWork = 1 << 19;
   const int64_t panels = ceil_div(m, kThinRows), rows = panels * kThinRows;
   const int64_t share = ceil_div(ceil_div(n, num_threads()), kCols) * kCols;
   const int64_t range = std::min(share, kMostCols);
@@ -92,7 +92,8 @@ void thin_rows(int64_t m, int64_t n, int64_t k, const A& a, const B& b, const Si
   for (int64_t i = 0; i < panels; ++i) {
     a.template pack<kThinRows>(i * kThinRows, 0, k, &packed[i * kThinRows * k]);
   }
-  const int64_t grain = std::max<int64_t>(1, kMinimumWork / (range * std::max<int64_t>(m * k, 1)));
+  const int64_t work = range * std::max<int64_t>(m, 8) * std::max<int64_t>(k, 1);
+  const int64_t grain = std::max<int64_t>(1, kMinimumWork / work);
   parallel_for(0, ceil_div(n, range), grain, [&](int64_t begin, int64_t end) {
     Scratch<Acc> sums(rows * range), totals(rows * range);
     for (int64_t j0 = begin * range; j0 < std::min(n, end * range); j0 += range) {
@@ -123,7 +124,7 @@ void thin_rows(int64_t m, int64_t n, int64_t k, const A& a, const B& b, const Si
 template <class A, class B, class Sink>
 void thin_depth(int64_t m, int64_t n, int64_t k, const A& a, const B& b, const Sink& sink) {
   using Acc = typename A::Acc;
-  constexpr int64_t kCols = kThinVecs * Vec<Acc>::kWidth, kMinimumWork = 1 << 14;
+  constexpr int64_t kCols = kThinVecs * Vec<Acc>::kWidth, kMinimumWork = 1 << 16;
   const int64_t grain = std::max<int64_t>(1, kMinimumWork / (kThinRows * n));
   parallel_for(0, ceil_div(m, kThinRows), grain, [&](int64_t begin, int64_t end) {
     Acc packed[kThinRows * kThin];
