@@ -219,19 +219,56 @@ def test_memory_format_is_native(ours, native, last, shape):
 @pytest.mark.parametrize(("c", "o"), [(1, 1), (3, 16), (16, 31), (33, 15)])
 def test_tails(place, memory_format, hw, c, o):
     """Small integers, whose sums are exact, in every remainder of channels and positions."""
-    generator = torch.Generator().manual_seed(c * o)
-    shapes = [(3, c, *hw), (o, c, 3, 3), (o,)]
-    draws = [torch.randint(-2, 3, s, generator=generator).float() for s in shapes]
+    assert_exact(place, memory_format, (3, c, *hw), (o, c, 3, 3), padding=1)
+
+
+@pytest.mark.parametrize("place", ["avx512", "amx"])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, LAST])
+@pytest.mark.parametrize(
+    ("x", "w", "options"),
+    [
+        ((3, 3, 62, 65), (16, 3, 7, 7), {"stride": 2, "padding": 3}),
+        ((5, 8, 16, 16), (33, 8, 3, 3), {"padding": 1}),
+        ((2, 16, 40, 34), (24, 8, 3, 3), {"padding": 2, "groups": 2, "dilation": 2}),
+        ((1, 64, 70, 66), (9, 64, 3, 3), {"padding": 1}),
+        ((2, 9, 33, 48), (65, 9, 3, 5), {"stride": (1, 3)}),
+    ],
+)
+def test_grids(place, memory_format, x, w, options):
+    """The same for images large enough to be split before they are packed."""
+    assert_exact(place, memory_format, x, w, **options)
+
+
+def assert_exact(place, memory_format, x, w, **options):
+    generator = torch.Generator().manual_seed(w[0] * w[1])
+    draws = [torch.randint(-2, 3, s, generator=generator).float() for s in (x, w, w[:1])]
     draws[:2] = [t.contiguous(memory_format=memory_format) for t in draws[:2]]
     tensors = [t.requires_grad_() for t in draws]
     with pyops.isa_cap(place):
-        ours = conv2d(*tensors, padding=1)
+        ours = conv2d(*tensors, **options)
         grad = torch.randint(-2, 3, ours.shape, generator=generator).float()
         gradients = torch.autograd.grad(ours, tensors, grad)
-    native = F.conv2d(*tensors, padding=1)
+    native = F.conv2d(*tensors, **options)
     assert torch.equal(ours, native)
     for a, b in zip(gradients, torch.autograd.grad(native, tensors, grad), strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("value", [torch.inf, 1e-30], ids=str)
+def test_an_image_that_cannot_be_split(value):
+    """Its neighbours' results are what they are without it, in the forward and input gradient."""
+    x, w = torch.randn(5, 8, 16, 16), torch.randn(16, 8, 3, 3)
+    odd = x.clone()
+    odd[1::2] = x[1::2] * value
+    results = []
+    for images in (x, odd):
+        images.requires_grad_()
+        y = conv2d(images, w, padding=1)
+        grad = images.detach().repeat(1, 2, 1, 1)
+        results.append((y, *torch.autograd.grad(y, images, grad)))
+    for a, b in zip(*results, strict=True):
+        assert torch.equal(a[::2], b[::2])
+    torch.testing.assert_close(results[1][0], F.conv2d(odd, w, padding=1), equal_nan=True)
 
 
 def test_batch_invariance():

@@ -9,12 +9,16 @@
 #include "conv2d/conv2d.h"
 #include "conv2d/depthwise_simd.h"
 #include "conv2d/patches_simd.h"
+#if defined(__AMX_TILE__)
+#include "conv2d/correlate_amx.h"
+#include "conv2d/weight_gradient_amx.h"
+#endif
 
 namespace pyops::PYOPS_ISA_NAMESPACE {
 
+// Through the shared engine, panels packed straight from the images.
 template <bool kMasked, class T>
-void correlate(const Correlation<T>& c) {
-  if (c.depthwise) return depthwise<kMasked>(c);
+void correlate_patches(const Correlation<T>& c) {
   Images<T> images = c.images;
   const bool identity = images.x.is_identity() && images.y.is_identity();
   if (identity) {
@@ -39,6 +43,48 @@ void correlate(const Correlation<T>& c) {
     const Transposed<PixelPatches<T, kMasked>> patches{{images, 0}, positions};
     gemm(positions, c.channels, taps, patches, weight, sink, c.precision);
   }
+}
+
+#if defined(__AMX_TILE__)
+// Rows [row, row + rows) of image n alone.
+template <class T>
+Correlation<T> band_of(const Correlation<T>& c, int64_t n, int64_t row, int64_t rows) {
+  Correlation<T> band = c;
+  band.map = grid_map(c);
+  band.result += n * band.map.image_stride + row * band.map.row_stride;
+  band.map.rows = rows;
+  Images<T>& images = band.images;
+  const int64_t image = n * images.total_channels * images.y.size * images.x.size;
+  images.data += image;
+  if (images.mask != nullptr) images.mask += image;
+  images.y.origin += row * images.y.stride;
+  images.y.positions = rows;
+  band.batch = 1;
+  return band;
+}
+
+// Whether it was done.
+template <bool kMasked, class T>
+bool correlate_tiles(const Correlation<T>& c) {
+  if constexpr (std::is_same_v<acc_t<T>, float>) {
+    const auto patches = [&](int64_t n, int64_t row, int64_t rows) {
+      correlate_patches<kMasked>(band_of(c, n, row, rows));
+    };
+    return with_parts<T>(c.precision, [&](auto parts) {
+      return split_pays(c, parts) && correlate_split<decltype(parts)::value, kMasked>(c, patches);
+    });
+  }
+  return false;
+}
+#endif
+
+template <bool kMasked, class T>
+void correlate(const Correlation<T>& c) {
+  if (c.depthwise) return depthwise<kMasked>(c);
+#if defined(__AMX_TILE__)
+  if (correlate_tiles<kMasked>(c)) return;
+#endif
+  correlate_patches<kMasked>(c);
 }
 
 // Groups are done one after the other, depthwise ones all at once.
@@ -175,6 +221,29 @@ void sum_over_positions(const Conv2dBackwardParams& p, int64_t pass, int64_t beg
   }
 }
 
+#if defined(__AMX_TILE__)
+// Whether it was done.
+template <class T, bool kMasked>
+bool backward_weight_tiles(const Conv2dBackwardParams& p, int64_t pass, T* grad) {
+  if constexpr (std::is_same_v<acc_t<T>, float>) {
+    // Every thread keeps sums of all weights, in its L2 or not far from it.
+    constexpr int64_t kManyWeights = 512 << 10, kManySums = 8 << 20;
+    const auto x = input_images<T>(p, p.x, pass);
+    const int64_t weights = p.group_o() * x.taps();
+    if (weights > kManyWeights || weights * num_threads() > kManySums) return false;
+    if (p.group_o() < 8 || x.taps() < 8) return false;
+    const Axis y_points{p.oh, p.oh, 1, 1, 0, 1}, x_points{p.ow, p.ow, 1, 1, 0, 1};
+    const auto g = gradient_images<T>(p, pass, y_points, x_points);
+    return with_parts<T>(p.precision, [&](auto parts) {
+      constexpr int kParts = decltype(parts)::value;
+      if (kParts > 1 && !splitting_pays(x)) return false;
+      return SplitWeightGradient<kParts, kMasked, T>(x, g, p.n, p.channels_last).run(grad);
+    });
+  }
+  return false;
+}
+#endif
+
 template <class T, bool kMasked>
 void backward_weight(const Conv2dBackwardParams& p, int64_t pass) {
   using Acc = acc_t<T>;
@@ -185,6 +254,9 @@ void backward_weight(const Conv2dBackwardParams& p, int64_t pass) {
     const auto x = input_images<T>(p, p.x, 0), g = gradient_images<T>(p, 0, x.y, x.x);
     return depthwise_weight<kMasked>(p.channels_last, x, g, p.n, grad);
   }
+#if defined(__AMX_TILE__)
+  if (backward_weight_tiles<T, kMasked>(p, pass, grad)) return;
+#endif
   // With fewer weights than this, splitting them among threads would repeat the packing; a slice
   // of positions should still amortise its own partial sums.
   constexpr int64_t kFewWeights = 256 << 10, kMinSlice = 1024;

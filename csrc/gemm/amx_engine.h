@@ -33,7 +33,7 @@ constexpr int bf16_parts(Precision precision) {
 // seldom is faster in vector registers. Break-even against AVX-512 on Sapphire Rapids, November
 // 2026.
 inline bool amx_pays(int64_t m, int64_t n, int64_t k, int parts) {
-  const int64_t narrow = parts == 1 ? 8 : parts == 2 ? 32 : 96;
+  const int64_t narrow = parts == 1 ? 8 : parts == 2 ? 32 : 64;
   return m >= narrow && n >= narrow && k >= 16;
 }
 
@@ -63,6 +63,7 @@ struct Magnitude {
     const unsigned largest = _mm512_reduce_max_epu32(bits);
     return largest == 0 || (largest >= float_bits(0x1p-50f) && largest < float_bits(0x1p126f));
   }
+  bool finite() const { return _mm512_reduce_max_epu32(bits) < float_bits(0x1p126f); }
 };
 
 // Sixteen dwords of two bfloat16: the parts of (low[i], high[i]), one vector a part.
@@ -107,8 +108,14 @@ class AmxEngine {
   // A B-panel fills a 48 KiB L1 whatever the parts; eight panels of A take 384 KiB of L2.
   static constexpr int64_t kMaxDepth = 768 / kParts, kMaxRowPanels = 8, kMaxColPanels = 18;
 
-  AmxEngine() { _tile_loadconfig(&kTileConfig); }
+  static constexpr int64_t kPartElements = 2 * kTileElements;
+  static constexpr int64_t kStepElements = kParts * kPartElements;
+
+  AmxEngine() { configure(); }
   ~AmxEngine() { _tile_release(); }
+
+  // Again, after another engine of this thread is gone.
+  static void configure() { _tile_loadconfig(&kTileConfig); }
 
   static constexpr int64_t panel_elements(int, int64_t depth) {
     return ceil_div(depth, kDepthStep) * kStepElements;
@@ -143,9 +150,6 @@ class AmxEngine {
   }
 
  private:
-  static constexpr int64_t kPartElements = 2 * kTileElements;
-  static constexpr int64_t kStepElements = kParts * kPartElements;
-
   template <bool kIsA, class Source>
   bool pack(const Source& source, int64_t i0, int64_t p0, int64_t depth, uint16_t* panel) {
     Magnitude magnitude;
@@ -196,6 +200,10 @@ class AmxEngine {
           const int64_t i = i0 + half * 16 + r;
           const __m512 low = source.load_row(i, p0 + p, low_count).v;
           const __m512 high = source.load_row(i, p0 + p + 16, high_count).v;
+          if constexpr (requires { source.prefetch_row(i, p0); }) {
+            source.prefetch_row(i + 32, p0 + p);
+            source.prefetch_row(i + 32, p0 + p + 16);
+          }
           magnitude.see(low);
           magnitude.see(high);
           split_row<kParts>(low, high, tile + r * 32, kPartElements);

@@ -14,24 +14,42 @@ inline constexpr int kDotTile = 4;
 // in the time of its packing, reading the operands where they lie is cheaper.
 inline bool dot_products_pay(int64_t m, int64_t n) { return m <= 8 || n <= 16; }
 
+// Rows past the last stand for the last: their sums are dropped.
+template <class Source>
+void dot_rows(const Source& source, int64_t i, int64_t (&offsets)[kDotTile]) {
+  for (int r = 0; r < kDotTile; ++r) {
+    offsets[r] = std::min(i + r, source.extent - 1) * source.i_stride;
+  }
+}
+
 template <class A, class B, class Acc>
 void dot_tile(int64_t i, int64_t j, int64_t k, const A& a, const B& b, Acc* tile) {
   using V = Vec<Acc>;
+  int64_t a_rows[kDotTile], b_rows[kDotTile];
+  dot_rows(a, i, a_rows);
+  dot_rows(b, j, b_rows);
   V sums[kDotTile][kDotTile];
   for (auto& row : sums) {
     for (V& sum : row) sum = V::zero();
   }
-  for (int64_t p = 0; p < k; p += V::kWidth) {
-    const int count = static_cast<int>(std::min<int64_t>(V::kWidth, k - p));
+  const auto add_products = [&](auto load) {
     V bv[kDotTile];
 #pragma GCC unroll 4
-    for (int c = 0; c < kDotTile; ++c) bv[c] = b.load_row(j + c, p, count);
+    for (int c = 0; c < kDotTile; ++c) bv[c] = load(b, b_rows[c]);
 #pragma GCC unroll 4
     for (int r = 0; r < kDotTile; ++r) {
-      const V av = a.load_row(i + r, p, count);
+      const V av = load(a, a_rows[r]);
 #pragma GCC unroll 4
       for (int c = 0; c < kDotTile; ++c) sums[r][c] = V::fma(av, bv[c], sums[r][c]);
     }
+  };
+  int64_t p = 0;
+  for (; p + V::kWidth <= k; p += V::kWidth) {
+    add_products([p](const auto& source, int64_t row) { return source.load(row + p); });
+  }
+  if (p < k) {
+    const int rest = static_cast<int>(k - p);
+    add_products([p, rest](const auto& source, int64_t row) { return source.load(row + p, rest); });
   }
   for (int r = 0; r < kDotTile; ++r) {
     for (int c = 0; c < kDotTile; ++c) tile[r * kDotTile + c] = sums[r][c].sum();
@@ -41,8 +59,10 @@ void dot_tile(int64_t i, int64_t j, int64_t k, const A& a, const B& b, Acc* tile
 template <class A, class B, class Sink>
 void dot_products(int64_t m, int64_t n, int64_t k, const A& a, const B& b, const Sink& sink) {
   using Acc = typename A::Acc;
-  constexpr int64_t kTile = kDotTile, kMinimumWork = 1 << 15;
-  const int64_t grain = std::max<int64_t>(1, kMinimumWork / std::max<int64_t>(1, kTile * m * k));
+  // Products that pay for waking a thread; with few rows, reading B takes as long as eight.
+  constexpr int64_t kTile = kDotTile, kMinimumWork = 1 << 19;
+  const int64_t work = std::max<int64_t>(1, kTile * std::max<int64_t>(m, 8) * k);
+  const int64_t grain = std::max<int64_t>(1, kMinimumWork / work);
   parallel_for(0, ceil_div(n, kTile), grain, [&](int64_t begin, int64_t end) {
     Acc tile[kDotTile * kDotTile];
     for (int64_t j = begin * kTile; j < std::min(n, end * kTile); j += kTile) {

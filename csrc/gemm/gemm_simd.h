@@ -9,6 +9,7 @@
 #include "core/precision.h"
 #include "core/scratch.h"
 #include "gemm/dot_products.h"
+#include "gemm/thin_products.h"
 #include "gemm/vector_engine.h"
 #if defined(__AMX_TILE__)
 #include "gemm/amx_engine.h"
@@ -136,6 +137,9 @@ class Gemm {
         const Panel<Element> b = b_panel(engine, j, block, depth, packed, space.b_panel);
         for (int64_t i = i0, at = 0; i < i1; i += kRows, ++at) {
           const int rows = static_cast<int>(std::min<int64_t>(kRows, i1 - i));
+          if constexpr (requires { sink_.prefetch(i, j, rows, cols); }) {
+            if (block + 1 == blocking_.depth_blocks) sink_.prefetch(i, j, rows, cols);
+          }
           Acc* tile = one_pass ? space.c_block : space.c_block + (i - i0) * ldc + (j - j0);
           if (a_panels[at].regular && b.regular) {
             engine.multiply(rows, cols, depth, a_panels[at].data, b.data, tile, ldc, block > 0);
@@ -208,6 +212,10 @@ void gemm(int64_t m, int64_t n, int64_t k, const A& a, const B& b, const Sink& s
     }
   }
 #endif
+  if constexpr (ColumnReadable<B>) {
+    if (b.i_stride == 1 && m <= kThin) return thin_rows(m, n, k, a, b, sink);
+    if (b.i_stride == 1 && k <= kThin) return thin_depth(m, n, k, a, b, sink);
+  }
   Gemm<VectorEngine<Acc>, A, B, Sink>(m, n, k, a, b, sink).run();
 }
 
@@ -220,6 +228,16 @@ struct MatrixSink {
   const T* col_bias = nullptr;  // one per column
   bool relu = false;
   bool accumulate = false;
+
+  // A tile is a few lines of many pages: they are asked for before its products are computed.
+  void prefetch(int64_t i, int64_t j, int rows, int cols) const {
+    constexpr int kLine = 64 / sizeof(T);
+    if constexpr (sizeof(T) == 2) return;
+    for (int r = 0; r < rows; ++r) {
+      const T* out = c + (i + r) * row_stride + j;
+      for (int q = 0; q < cols; q += kLine) __builtin_prefetch(out + q, 1, 2);
+    }
+  }
 
   void operator()(int64_t i, int64_t j, int rows, int cols, const Acc* tile, int64_t ld) const {
     using V = Vec<Acc>;

@@ -39,6 +39,18 @@ struct StridedOperand {
     if constexpr (kMasked) return Vec<Acc>::where_positive(Vec<Acc>::load(mask + offset, n), x);
     return x;
   }
+  // Panels of a large matrix are strips of many pages, too short for the machine to foresee: the
+  // same strip of the next panel is asked for while this one is read. Of 16-bit numbers, half as
+  // many bytes, it gained nothing (Sapphire Rapids, November 2026).
+  void prefetch(int64_t offset) const {
+    if constexpr (sizeof(T) == 2) return;
+    __builtin_prefetch(data + offset, 0, 2);
+    if constexpr (kMasked) __builtin_prefetch(mask + offset, 0, 2);
+  }
+  void prefetch_row(int64_t i, int64_t p) const {
+    if (i < extent) prefetch(i * i_stride + p);
+  }
+
   Acc at(int64_t offset) const {
     if constexpr (kMasked) {
       if (static_cast<Acc>(mask[offset]) <= 0) return 0;
@@ -83,6 +95,7 @@ struct StridedOperand {
                        : have > 0 ? load(base + c, have)
                                   : Vec<Acc>::zero();
         room == kV ? x.store(panel + c) : x.store(panel + c, room);
+        if (have > 0) prefetch(base + c + kWidth);
       }
     }
   }
@@ -103,6 +116,7 @@ struct StridedOperand {
                      : columns == kV ? load(offset)
                                      : load(offset, columns);
         }
+        for (int r = 0; r < have; ++r) prefetch(base + (c + r + kWidth) * i_stride + p);
         transpose(block);
         for (int q = 0; q < columns; ++q) block[q].store(panel + (p + q) * kWidth + c, room);
       }
