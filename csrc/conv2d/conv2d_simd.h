@@ -9,6 +9,7 @@
 #include "conv2d/conv2d.h"
 #include "conv2d/depthwise_simd.h"
 #include "conv2d/patches_simd.h"
+#include "gemm/short_sums.h"
 #if defined(__AMX_TILE__)
 #include "conv2d/correlate_amx.h"
 #include "conv2d/weight_gradient_amx.h"
@@ -213,11 +214,12 @@ void sum_over_positions(const Conv2dBackwardParams& p, int64_t pass, int64_t beg
     const int64_t at = begin * p.o;
     const StridedOperand<T, kMasked> gradient{g.data + at, p.group_o(), 1, p.o,
                                               kMasked ? g.mask + at : nullptr};
-    gemm(p.group_o(), x.taps(), count, gradient, PixelPatches<T>{x, begin}, sink, p.precision);
+    gemm_in_short_sums(p.group_o(), x.taps(), count, gradient, PixelPatches<T>{x, begin}, sink,
+                       p.precision);
   } else {
     const Transposed<PlanarPatches<T, kMasked>> gradient{{g, begin, count}, p.group_o()};
     const Transposed<PlanarPatches<T>> patches{{x, begin, count}, x.taps()};
-    gemm(p.group_o(), x.taps(), count, gradient, patches, sink, p.precision);
+    gemm_in_short_sums(p.group_o(), x.taps(), count, gradient, patches, sink, p.precision);
   }
 }
 

@@ -44,6 +44,9 @@ class GridGradient {
     const Chunk& chunk = chunks_[p / 16];
     if (channel >= g_.channels || chunk.mask == 0) return Vec<float>::zero();
     const int64_t at = first_ + channel * g_.y.size * g_.x.size + chunk.start;
+    // 32 channels, and as many masks, are more streams than the machine follows.
+    __builtin_prefetch(g_.data + at + kAhead, 0, 2);
+    if constexpr (kMasked) __builtin_prefetch(g_.mask + at + kAhead, 0, 2);
     const auto x = load_masked<T, kMasked>(g_, at, __builtin_popcount(chunk.mask));
     return {_mm512_maskz_expand_ps(static_cast<__mmask16>(chunk.mask), x.v)};
   }
@@ -70,6 +73,8 @@ class GridGradient {
     int64_t start;  // positions before it
     unsigned mask;  // its lanes that are positions
   };
+
+  static constexpr int64_t kAhead = 256 / sizeof(T);
 
   const Images<T> g_;
   const bool channels_last_;

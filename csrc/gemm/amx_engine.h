@@ -33,7 +33,7 @@ constexpr int bf16_parts(Precision precision) {
 // seldom is faster in vector registers. Break-even against AVX-512 on Sapphire Rapids, November
 // 2026.
 inline bool amx_pays(int64_t m, int64_t n, int64_t k, int parts) {
-  const int64_t narrow = parts == 1 ? 8 : parts == 2 ? 32 : 64;
+  const int64_t narrow = parts == 1 ? 8 : parts == 2 ? 32 : 96;
   return m >= narrow && n >= narrow && k >= 16;
 }
 
