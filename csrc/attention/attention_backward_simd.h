@@ -112,7 +112,14 @@ class BackwardWorker {
         product_.pack_left(by_rows<T>(p_.q, b, h, l0, rows), p_.dim, queries_left_.get());
     const Packed grads = product_.pack_left(by_rows<T>(p_.grad_out, b, h, l0, rows), p_.value_dim,
                                             grads_left_.get());
-    product_.multiply(rows, keys, p_.dim, queries, keys_, weights_.get(), ld_, false);
+    if (meets_keys_alone(p_)) {
+      const auto k = by_rows<T>(p_.k, b, h / (p_.heads / p_.kv_heads), s0, keys);
+      for (int64_t r = 0; r < rows; ++r) {
+        multiply_row(by_rows<T>(p_.q, b, h, l0 + r, 1), k, keys, p_.dim, weights_.get() + r * ld_);
+      }
+    } else {
+      product_.multiply(rows, keys, p_.dim, queries, keys_, weights_.get(), ld_, false);
+    }
     product_.multiply(rows, keys, p_.value_dim, grads, values_, grad_scores_.get(), ld_, false);
     for (int64_t r = 0; r < rows; ++r) row(b, h, l0 + r, s0, keys, r * ld_);
 

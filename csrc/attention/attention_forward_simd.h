@@ -71,7 +71,7 @@ class ForwardWorker {
       const int64_t s0 = block * blocking_.block_keys;
       const int64_t keys = std::min(blocking_.block_keys, p_.keys - s0);
       if (visible_keys(p_.is_causal, l0 + rows - 1, s0, keys) == 0) break;
-      if (rows <= kFewRows) {
+      if (meets_keys_alone(p_)) {
         for (int64_t i = 0; i < rows; ++i) attend_alone(b, h, l0, i, s0, keys);
         continue;
       }
@@ -91,9 +91,6 @@ class ForwardWorker {
  private:
   using Packed = typename Product::Packed;
   using Element = typename Product::Element;
-  // So few rows read the keys and values where they lie: packing them costs more.
-  static constexpr int64_t kFewRows = 4;
-
   void hold(int64_t b, int64_t kv_head, int64_t block, int64_t s0, int64_t keys) {
     const int64_t slot = block % blocking_.held_blocks;
     Element* keys_at = keys_.get() + slot * keys_stride_;
@@ -151,14 +148,7 @@ class ForwardWorker {
     if (visible == 0) return;
     const auto q = by_rows<T>(p_.q, b, h, l, 1), k = by_rows<T>(p_.k, b, kv_head, s0, keys);
     float* x = tile_.get();
-    for (int64_t s = 0; s < visible; ++s) {
-      V sum = V::zero();
-      for (int64_t d = 0; d < p_.dim; d += V::kWidth) {
-        const int n = static_cast<int>(std::min<int64_t>(V::kWidth, p_.dim - d));
-        sum = V::fma(q.load_row(0, d, n), k.load_row(s, d, n), sum);
-      }
-      x[s] = sum.sum();
-    }
+    multiply_row(q, k, visible, p_.dim, x);
     float* sums = sums_.get() + i * value_columns_;
     const int64_t width = round_up(visible, V::kWidth);
     soften(x, softmax_[i], sums, mask_.row(b, h, l, s0, keys), visible, width);

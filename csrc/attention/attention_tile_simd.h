@@ -141,6 +141,25 @@ class MaskRows {
   int64_t held_keys_ = 0;
 };
 
+// So few query rows read the keys where they lie: packing them costs more.
+inline bool meets_keys_alone(const AttentionShape& p) { return p.queries <= 4; }
+
+// x[s] = q·k[s], added up lane by lane. Forward and backward must round a row's scores alike: the
+// weights of a row sum to 1 only then.
+template <class T>
+void multiply_row(const StridedOperand<T>& q, const StridedOperand<T>& k, int64_t keys, int64_t dim,
+                  float* x) {
+  using V = Vec<float>;
+  for (int64_t s = 0; s < keys; ++s) {
+    V sum = V::zero();
+    for (int64_t d = 0; d < dim; d += V::kWidth) {
+      const int n = static_cast<int>(std::min<int64_t>(V::kWidth, dim - d));
+      sum = V::fma(q.load_row(0, d, n), k.load_row(s, d, n), sum);
+    }
+    x[s] = sum.sum();
+  }
+}
+
 // x[0, visible) becomes scale·x + mask and x[visible, width) -inf; the maximum lane by lane, NaN
 // aside. `width` is a multiple of the vector width.
 inline Vec<float> finish_scores(float* x, float scale, const float* mask, int64_t visible,
