@@ -36,7 +36,8 @@ lint: build
 tidy: build
 	git ls-files 'csrc/core/*.cpp' 'csrc/*_scalar.cpp' 'csrc/*_amx.cpp' \
 	  | grep -v -e core/torch.cpp -e core/parallel.cpp \
-	  | xargs -P 2 -n 2 $(BIN)/clang-tidy --quiet -p $$(ls -td build/cpython-*-torch* | head -n 1)
+	  | xargs -P 2 -n 2 $(BIN)/clang-tidy --quiet -p $$(ls -td build/cpython-*-torch* | head -n 1) \
+	      --extra-arg=-Wno-unknown-warning-option --extra-arg=-Wno-ignored-gch
 
 format: build
 	$(BIN)/ruff check --fix .
