@@ -50,7 +50,7 @@ class PlanarBackward {
   struct Shift {
     int64_t shift, taps[kTogether];
   };
-  // An output row that covers the input row, of the same plane, and its share of the code.
+  // An output row that covers the input row, and its share of the code.
   struct CoveringRow {
     int64_t offset, code;
   };
@@ -65,9 +65,7 @@ class PlanarBackward {
         groups_(p.w.stride / kTogether),
         residue_((p.w.size + p.w.stride - 1) / p.w.stride),
         left_(max_covering(p.w)),
-        most_rows_(max_covering(p.h)),
-        rows_(p.h.size * most_rows_),
-        rows_count_(p.h.size),
+        rows_(max_covering(p.h)),
         shifts_(groups_ * (max_covering(p.w) + 1) + 1),
         shifts_end_(groups_ + 1),
         inside_(left_ + residue_ + p.w.padding + 2 * kV),
@@ -92,15 +90,20 @@ class PlanarBackward {
       }
     }
     shifts_end_[groups_] = count;
-    // The same for every plane, and too much division for a short row.
-    for (int64_t ih = 0; ih < p.h.size; ++ih) cover_row(ih);
   }
 
   // Input rows of all planes.
   void run(int64_t begin, int64_t end) const {
     int64_t plane = begin / p.h.size, ih = begin % p.h.size;
     for (int64_t row = begin; row < end; ++row) {
-      write_row(static_cast<T*>(p.grad_x) + row * p.w.size, plane * p.oh * p.ow, ih);
+      const Covering cover = covering(p.h, p.oh, ih);
+      int64_t count = 0;
+      for (int64_t oh = cover.begin; oh < cover.end; ++oh) {
+        const int64_t tap = tap_at(p.h, oh, ih);
+        if (tap < 0) continue;
+        rows_[count++] = {(plane * p.oh + oh) * p.ow, kIndex ? ih * p.w.size : tap * p.w.kernel};
+      }
+      write_row(static_cast<T*>(p.grad_x) + row * p.w.size, count);
       if (++ih == p.h.size) {
         ih = 0;
         ++plane;
@@ -109,17 +112,6 @@ class PlanarBackward {
   }
 
  private:
-  void cover_row(int64_t ih) {
-    const Covering cover = covering(p.h, p.oh, ih);
-    int64_t count = 0;
-    for (int64_t oh = cover.begin; oh < cover.end; ++oh) {
-      const int64_t tap = tap_at(p.h, oh, ih);
-      if (tap < 0) continue;
-      rows_[ih * most_rows_ + count++] = {oh * p.ow, kIndex ? ih * p.w.size : tap * p.w.kernel};
-    }
-    rows_count_[ih] = count;
-  }
-
   // Of the outputs at, at + 1, … of all planes.
   Gradients load(int64_t at) const {
     const T* grad = static_cast<const T*>(p.grad_y) + at;
@@ -137,8 +129,8 @@ class PlanarBackward {
     return {V::load(grads), load_lanes<A>(codes, kV)};
   }
 
-  // Elements m, m + 1, … of the group's residues in input row ih of the plane at `plane`.
-  void gather(int64_t group, int64_t m, int64_t plane, int64_t ih, V (&sums)[kTogether]) const {
+  // Elements m, m + 1, … of the group's residues.
+  void gather(int64_t group, int64_t m, int64_t count, V (&sums)[kTogether]) const {
     Lanes<A> column{};
     if constexpr (kIndex) {
       const auto stride = static_cast<Code>(p.w.stride);
@@ -146,15 +138,14 @@ class PlanarBackward {
       column += static_cast<Code>(group * kTogether);
     }
     for (V& sum : sums) sum = V::zero();
-    const CoveringRow* rows = &rows_[ih * most_rows_];
-    for (int64_t r = 0; r < rows_count_[ih]; ++r) {
+    for (int64_t r = 0; r < count; ++r) {
       for (int64_t s = shifts_end_[group]; s < shifts_end_[group + 1]; ++s) {
         const Shift& entry = shifts_[s];
-        const auto [grad, code] = load(plane + rows[r].offset + m + entry.shift);
+        const auto [grad, code] = load(rows_[r].offset + m + entry.shift);
         const auto inside = load_lanes<A>(inside_.get() + left_ + m + entry.shift);
         for (int e = 0; e < kTogether; ++e) {
           if (entry.taps[e] < 0) continue;
-          const int64_t share = rows[r].code + (kIndex ? e : entry.taps[e]);
+          const int64_t share = rows_[r].code + (kIndex ? e : entry.taps[e]);
           const auto mine = inside & (code == column + static_cast<Code>(share));
           sums[e] = sums[e] + V{mine ? grad.v : V::zero().v};
         }
@@ -167,12 +158,12 @@ class PlanarBackward {
     if (room > 0) x.store(to, static_cast<int>(room));
   }
 
-  void write_row(T* grad_x, int64_t plane, int64_t ih) const {
+  void write_row(T* grad_x, int64_t count) const {
     const int64_t width = p.w.size;
     V sums[kTogether];
     for (int64_t group = 0; group < groups_; ++group) {
       for (int64_t m = 0; m < residue_; m += kV) {
-        gather(group, m, plane, ih, sums);
+        gather(group, m, count, sums);
         if constexpr (kStride == 1) {
           store(sums[0], grad_x + m, width - m);
         } else if constexpr (kStride == 2) {
@@ -197,9 +188,7 @@ class PlanarBackward {
   int64_t groups_;   // of residues computed together
   int64_t residue_;  // elements of a row per residue
   int64_t left_;     // positions before the row in `inside_`
-  int64_t most_rows_;
-  Scratch<CoveringRow> rows_;  // most_rows_ for each input row
-  Scratch<int64_t> rows_count_;
+  Scratch<CoveringRow> rows_;
   Scratch<Shift> shifts_;  // by group, then in the order of the outputs
   Scratch<int64_t> shifts_end_;
   Scratch<Code> inside_;  // all ones where the row has an output
