@@ -55,11 +55,10 @@ Correlation<T> band_of(const Correlation<T>& c, int64_t n, int64_t row, int64_t 
   band.result += n * band.map.image_stride + row * band.map.row_stride;
   band.map.rows = rows;
   Images<T>& images = band.images;
+  images = row_band(images, row, rows);
   const int64_t image = n * images.total_channels * images.y.size * images.x.size;
   images.data += image;
   if (images.mask != nullptr) images.mask += image;
-  images.y.origin += row * images.y.stride;
-  images.y.positions = rows;
   band.batch = 1;
   return band;
 }

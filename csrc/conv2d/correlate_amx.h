@@ -138,9 +138,11 @@ class SplitCorrelation {
         row_panels_(ceil_div(c.channels, kPanel)),
         steps_(ceil_div(taps_, Engine::kDepthStep)),
         block_steps_(ceil_div(steps_, ceil_div(steps_, kMaxSteps))),
-        weight_(row_panels_ * steps_ * Engine::kStepElements) {
-    plan_bands();
-  }
+        bands_(cut_rows(c.images.y.positions, c.batch, kPartsBytes,
+                        [this](int64_t rows) { return band_bytes(rows); })),
+        units_(c.batch * bands_.count),
+        units_per_task_(units_of_task()),
+        weight_(row_panels_ * steps_ * Engine::kStepElements) {}
 
   // False when bfloat16 parts cannot hold the weights: nothing is done then.
   bool pack_weight() {
@@ -165,12 +167,12 @@ class SplitCorrelation {
   // other(n, row, rows) does the bands that bfloat16 parts cannot hold.
   template <class Other>
   void run(const Other& other) {
-    const int64_t tasks = ceil_div(c_.batch * bands_, units_per_task_);
+    const int64_t tasks = ceil_div(units_, units_per_task_);
     parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
       Worker worker(*this);
       for (int64_t task = begin; task < end; ++task) {
         const int64_t first = task * units_per_task_;
-        const int64_t last = std::min(c_.batch * bands_, first + units_per_task_);
+        const int64_t last = std::min(units_, first + units_per_task_);
         worker.run(first, last, other);
       }
     });
@@ -179,32 +181,19 @@ class SplitCorrelation {
  private:
   // An eighth more than the engine's own, which a 3×3 kernel of 32 channels takes in one block.
   static constexpr int64_t kMaxSteps = Engine::kMaxDepth * 9 / 8 / Engine::kDepthStep;
-  // bfloat16 is not split: the unit does with it what native's does.
-  static constexpr bool kUnsplit = std::is_same_v<T, BFloat16> && kParts == 1;
   static constexpr int64_t kPanel = 32, kTileSums = kPanel * kPanel, kMaxThreads = 64;
   // Of 2 MiB: half for the parts of a task's images, the rest for sums, weights and a panel of B.
   static constexpr int64_t kPartsBytes = 512 << 10, kSumsBytes = 384 << 10, kTaskPanels = 18;
 
-  SplitGrid band_grid(int64_t rows) const {
-    Axis y = c_.images.y;
-    y.positions = rows;
-    return {y, c_.images.x};
+  int64_t band_bytes(int64_t rows) const {
+    return band_grid(c_.images, rows).part_elements(c_.images.channels) * kParts * 2;
   }
 
-  void plan_bands() {
-    const int64_t rows = c_.images.y.positions, threads = num_threads();
-    const auto bytes = [&](int64_t count) {
-      return band_grid(count).part_elements(c_.images.channels) * kParts * 2;
-    };
-    bands_ = 1;
-    while (ceil_div(rows, bands_) > 4 && bytes(ceil_div(rows, bands_)) > kPartsBytes) ++bands_;
-    bands_ = std::min(rows, std::max(bands_, ceil_div(threads, c_.batch)));
-    band_rows_ = ceil_div(rows, bands_);
-    bands_ = ceil_div(rows, band_rows_);
-    const int64_t units = c_.batch * bands_;
-    const int64_t fitting = std::max<int64_t>(
-        1, std::min(kTaskPanels / band_grid(band_rows_).panels(), kPartsBytes / bytes(band_rows_)));
-    units_per_task_ = std::min(fitting, ceil_div(units, threads));
+  int64_t units_of_task() const {
+    const int64_t panels = band_grid(c_.images, bands_.rows).panels();
+    const int64_t fitting =
+        std::max<int64_t>(1, std::min(kTaskPanels / panels, kPartsBytes / band_bytes(bands_.rows)));
+    return std::min(fitting, ceil_div(units_, int64_t{num_threads()}));
   }
 
   int rows_of_panel(int64_t panel) const {
@@ -219,7 +208,7 @@ class SplitCorrelation {
    public:
     explicit Worker(const SplitCorrelation& job)
         : job_(job),
-          grid_(job.band_grid(job.band_rows_)),
+          grid_(band_grid(job.c_.images, job.bands_.rows)),
           part_(grid_.part_elements(job.c_.images.channels)),
           max_panels_(job.units_per_task_ * grid_.panels()),
           range_panels_(std::clamp<int64_t>(
@@ -230,7 +219,7 @@ class SplitCorrelation {
           b_panel_(job.block_steps_ * Engine::kStepElements),
           sums_(std::min(job.row_panels_, Engine::kMaxRowPanels) * range_panels_ * kTileSums),
           sink_(job.c_, range_panels_) {
-      set_rows(job.band_rows_);
+      set_rows(job.bands_.rows);
     }
 
     template <class Other>
@@ -246,13 +235,13 @@ class SplitCorrelation {
 
    private:
     void set_rows(int64_t rows) {
-      grid_ = job_.band_grid(rows);
+      grid_ = band_grid(job_.c_.images, rows);
       part_ = grid_.part_elements(job_.c_.images.channels);
       tap_offsets(job_.c_.images, grid_, job_.c_.channels_last, offsets_.get());
     }
-    int64_t row_of(int64_t unit) const { return unit % job_.bands_ * job_.band_rows_; }
+    int64_t row_of(int64_t unit) const { return unit % job_.bands_.count * job_.bands_.rows; }
     int64_t rows_of(int64_t unit) const {
-      return std::min(job_.band_rows_, job_.c_.images.y.positions - row_of(unit));
+      return std::min(job_.bands_.rows, job_.c_.images.y.positions - row_of(unit));
     }
 
     template <class Other>
@@ -262,16 +251,16 @@ class SplitCorrelation {
       for (int64_t unit = first; unit < last; ++unit) {
         const Images<T> band = row_band(job_.c_.images, row_of(unit), rows_of(unit));
         const Magnitude magnitude =
-            split_image<kParts, kMasked>(band, job_.c_.channels_last, unit / job_.bands_,
+            split_image<kParts, kMasked>(band, job_.c_.channels_last, unit / job_.bands_.count,
                                          parts_.get() + (unit - first) * kParts * part_);
-        regular &= kUnsplit || magnitude.regular();
+        regular &= kUnsplit<kParts, T> || magnitude.regular();
       }
       if (!regular && last - first > 1) {  // one image's numbers do not decide for the others
         for (int64_t unit = first; unit < last; ++unit) run_equal(unit, unit + 1, other);
         return;
       }
       if (!regular) {
-        other(first / job_.bands_, row_of(first), rows_of(first));
+        other(first / job_.bands_.count, row_of(first), rows_of(first));
         return Engine::configure();
       }
       const int64_t panels = (last - first) * grid_.panels();
@@ -302,7 +291,7 @@ class SplitCorrelation {
       for (int64_t j = j0; j < j1;) {
         const int64_t unit = first + j / grid_.panels(), p = j % grid_.panels();
         const int64_t panels = std::min(j1 - j, grid_.panels() - p);
-        const GridStretch at{unit / job_.bands_, row_of(unit), p * kGridStep, panels};
+        const GridStretch at{unit / job_.bands_.count, row_of(unit), p * kGridStep, panels};
         for (int64_t i = i0; i < i1; ++i) {
           sink_(grid_, at, i * kPanel, job_.rows_of_panel(i),
                 sums_.get() + ((i - i0) * range_panels_ + j - j0) * kTileSums);
@@ -342,8 +331,9 @@ class SplitCorrelation {
 
   const Correlation<T>& c_;
   const int64_t taps_, row_panels_, steps_, block_steps_;
-  int64_t bands_, band_rows_, units_per_task_;
-  Scratch<uint16_t> weight_;
+  const RowBands bands_;
+  const int64_t units_, units_per_task_;
+  const Scratch<uint16_t> weight_;
 };
 
 // Break-even against the panels of correlate_patches on Sapphire Rapids, November 2026: a pair of

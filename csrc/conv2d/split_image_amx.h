@@ -198,5 +198,28 @@ Images<T> row_band(Images<T> images, int64_t row, int64_t rows) {
   images.y.positions = rows;
   return images;
 }
+template <class T>
+SplitGrid band_grid(const Images<T>& images, int64_t rows) {
+  return {row_band(images, 0, rows).y, images.x};
+}
+
+// How the rows of each image are cut: `count` bands of `rows`, the last one maybe of fewer.
+struct RowBands {
+  int64_t rows, count;
+};
+
+// As few as keep bytes(rows of a band) within `most`, and no fewer than give every thread one.
+template <class Bytes>
+RowBands cut_rows(int64_t rows, int64_t batch, int64_t most, const Bytes& bytes) {
+  int64_t bands = 1;
+  while (ceil_div(rows, bands) > 4 && bytes(ceil_div(rows, bands)) > most) ++bands;
+  bands = std::min(rows, std::max(bands, ceil_div(int64_t{num_threads()}, batch)));
+  const int64_t height = ceil_div(rows, bands);
+  return {height, ceil_div(rows, height)};
+}
+
+// bfloat16 is not split: the unit does with it what native's does.
+template <int kParts, class T>
+inline constexpr bool kUnsplit = std::is_same_v<T, BFloat16> && kParts == 1;
 
 }  // namespace pyops::PYOPS_ISA_NAMESPACE

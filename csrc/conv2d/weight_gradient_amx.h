@@ -91,30 +91,25 @@ class SplitWeightGradient {
   SplitWeightGradient(const Images<T>& x, const Images<T>& g, int64_t batch, bool channels_last)
       : x_(x),
         g_(g),
-        batch_(batch),
         channels_last_(channels_last),
         taps_(x.taps()),
         tap_panels_(ceil_div(taps_, kPanel)),
-        out_panels_(ceil_div(g.channels, kPanel)) {
-    const int64_t rows = x.y.positions, threads = num_threads();
-    bands_ = 1;
-    while (ceil_div(rows, bands_) > 4 && band_bytes(ceil_div(rows, bands_)) > kBandBytes) ++bands_;
-    bands_ = std::min(rows, std::max(bands_, ceil_div(threads, batch)));
-    band_rows_ = ceil_div(rows, bands_);
-    bands_ = ceil_div(rows, band_rows_);
-    slices_ = std::min(threads, batch * bands_);
-  }
+        out_panels_(ceil_div(g.channels, kPanel)),
+        bands_(cut_rows(x.y.positions, batch, kBandBytes,
+                        [this](int64_t rows) { return band_bytes(rows); })),
+        units_(batch * bands_.count),
+        slices_(std::min<int64_t>(num_threads(), units_)) {}
 
   // grad[o, tap]; false when bfloat16 parts cannot hold the numbers: grad is undefined then.
   bool run(T* grad) const {
-    const int64_t sums = tap_panels_ * out_panels_ * kTileSums, units = batch_ * bands_;
+    const int64_t sums = tap_panels_ * out_panels_ * kTileSums;
     Scratch<float> partial(slices_ * sums);
     Scratch<bool> regular(slices_);
-    const int64_t length = ceil_div(units, slices_);
+    const int64_t length = ceil_div(units_, slices_);
     parallel_for(0, slices_, 1, [&](int64_t begin, int64_t end) {
       for (int64_t slice = begin; slice < end; ++slice) {
         Worker worker(*this, partial.get() + slice * sums);
-        regular[slice] = worker.run(slice * length, std::min(units, (slice + 1) * length));
+        regular[slice] = worker.run(slice * length, std::min(units_, (slice + 1) * length));
       }
     });
     if (!std::all_of(regular.get(), regular.get() + slices_, [](bool r) { return r; })) {
@@ -129,15 +124,12 @@ class SplitWeightGradient {
   }
 
  private:
-  // bfloat16 is not split: the unit does with it what native's does.
-  static constexpr bool kUnsplit = std::is_same_v<T, BFloat16> && kParts == 1;
   static constexpr int64_t kPanel = 32, kTileSums = kPanel * kPanel;
   // The parts of a band of x and the panels of g share a 2 MiB L2 with the sums.
   static constexpr int64_t kBandBytes = 768 << 10;
 
-  SplitGrid x_grid(int64_t rows) const { return {row_band(x_, 0, rows).y, x_.x}; }
   int64_t band_bytes(int64_t rows) const {
-    const SplitGrid grid = x_grid(rows);
+    const SplitGrid grid = band_grid(x_, rows);
     return (grid.part_elements(x_.channels) + grid.panels() * kGridStep * g_.channels) * kParts * 2;
   }
 
@@ -167,7 +159,7 @@ class SplitWeightGradient {
     Worker(const SplitWeightGradient& job, float* sums)
         : job_(job),
           sums_(sums),
-          grid_(job.x_grid(job.band_rows_)),
+          grid_(band_grid(job.x_, job.bands_.rows)),
           gradient_(job.g_, job.channels_last_, grid_.panels()),
           offsets_(job.taps_),
           parts_(kParts * grid_.part_elements(job.x_.channels)),
@@ -182,17 +174,18 @@ class SplitWeightGradient {
         std::memset(sums_, 0, sizeof(float) * kTileSums * job_.tap_panels_ * job_.out_panels_);
       }
       for (int64_t unit = first; unit < last; ++unit) {
-        const int64_t row = unit % job_.bands_ * job_.band_rows_;
-        const int64_t rows = std::min(job_.band_rows_, job_.x_.y.positions - row);
+        const int64_t row = unit % job_.bands_.count * job_.bands_.rows;
+        const int64_t rows = std::min(job_.bands_.rows, job_.x_.y.positions - row);
         if (rows != grid_.y.axis.positions) {
-          grid_ = job_.x_grid(rows);
+          grid_ = band_grid(job_.x_, rows);
           tap_offsets(job_.x_, grid_, job_.channels_last_, offsets_.get());
         }
-        const int64_t n = unit / job_.bands_;
+        const int64_t n = unit / job_.bands_.count;
         const Magnitude x = split_image<kParts, false>(row_band(job_.x_, row, rows),
                                                        job_.channels_last_, n, parts_.get());
         // Even unsplit x must be finite: at a row's end it meets zeros that are no gradients.
-        if (!(kUnsplit ? x.finite() : x.regular()) || !pack_gradient(n, row, rows)) return false;
+        if (!(kUnsplit<kParts, T> ? x.finite() : x.regular()) || !pack_gradient(n, row, rows))
+          return false;
         multiply(unit > first);
       }
       return true;
@@ -254,10 +247,10 @@ class SplitWeightGradient {
   };
 
   const Images<T> x_, g_;
-  const int64_t batch_;
   const bool channels_last_;
   const int64_t taps_, tap_panels_, out_panels_;
-  int64_t bands_, band_rows_, slices_;
+  const RowBands bands_;
+  const int64_t units_, slices_;
 };
 
 }  // namespace pyops::PYOPS_ISA_NAMESPACE
