@@ -1,6 +1,7 @@
 """conv2d and its fusions with ReLU and max pooling."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,10 +26,7 @@ def conv2d(
     channels_last when the input or the weight is.
     """
     op = torch.ops.pyops.conv2d
-    stride, dilation = pair(stride), pair(dilation)
-    if isinstance(padding, str):
-        return op.padding(input, weight, bias, stride, padding, dilation, groups)
-    return op.default(input, weight, bias, stride, pair(padding), dilation, groups)
+    return _convolve(op, input, weight, bias, stride, padding, dilation, groups)
 
 
 def conv2d_relu(
@@ -45,10 +43,7 @@ def conv2d_relu(
     The backward masks the gradient while it is read, so neither direction has a pass for the ReLU.
     """
     op = torch.ops.pyops.conv2d_relu
-    stride, dilation = pair(stride), pair(dilation)
-    if isinstance(padding, str):
-        return op.padding(input, weight, bias, stride, padding, dilation, groups)
-    return op.default(input, weight, bias, stride, pair(padding), dilation, groups)
+    return _convolve(op, input, weight, bias, stride, padding, dilation, groups)
 
 
 def conv2d_relu_max_pool2d(
@@ -73,6 +68,35 @@ def conv2d_relu_max_pool2d(
     came from, one byte per element (four for windows of more than 256).
     """
     op = torch.ops.pyops.conv2d_relu_max_pool2d
+    return _convolve(
+        op,
+        input,
+        weight,
+        bias,
+        stride,
+        padding,
+        dilation,
+        groups,
+        kernel_size=pair(kernel_size),
+        pool_stride=() if pool_stride is None else pair(pool_stride),
+        pool_padding=pair(pool_padding),
+        pool_dilation=pair(pool_dilation),
+        ceil_mode=ceil_mode,
+    )
+
+
+def _convolve(
+    op: Any,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Size2,
+    padding: Size2 | str,
+    dilation: Size2,
+    groups: int,
+    **pooling: Any,
+) -> Tensor:
+    """The overload of `op` for numbers or for the name of a padding."""
     return (op.padding if isinstance(padding, str) else op.default)(
         input,
         weight,
@@ -81,11 +105,7 @@ def conv2d_relu_max_pool2d(
         padding if isinstance(padding, str) else pair(padding),
         pair(dilation),
         groups,
-        kernel_size=pair(kernel_size),
-        pool_stride=() if pool_stride is None else pair(pool_stride),
-        pool_padding=pair(pool_padding),
-        pool_dilation=pair(pool_dilation),
-        ceil_mode=ceil_mode,
+        **pooling,
     )
 
 
