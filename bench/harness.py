@@ -20,7 +20,7 @@ from torch import Tensor
 
 import pyops
 from pyops.certificate import Function, Inputs, Op, Shape, kernels, random_like, verify
-from pyops.numerics import settle
+from pyops.numerics import Verdict, settle
 
 from .peaks import Peaks, measure, time_calls
 
@@ -136,9 +136,12 @@ class Case:
         try:
             draw = partial(op.inputs, shape, self.dtype, self.settings.device)
             lay_out = _layout_like(inputs)
-            verdicts = settle(
-                lambda i: verify(op, draw(draw=i).map(lay_out), shape, kinks=self.bench.kinks)
-            )
+
+            def verdicts_of(i: int) -> dict[str, Verdict]:
+                drawn = draw(draw=i).map(lay_out) if i else inputs
+                return verify(op, drawn, shape, kinks=self.bench.kinks)
+
+            verdicts = settle(verdicts_of)
             if op.kinked:
                 exact = verify(op, draw(lattice=True).map(lay_out), shape)
                 verdicts |= {name: v for name, v in exact.items() if name.startswith("grad_")}

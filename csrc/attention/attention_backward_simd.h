@@ -108,8 +108,7 @@ class BackwardWorker {
     const int64_t rows = std::min(blocking_.block_rows, p_.queries - l0);
     const int64_t keys = visible_keys(p_.is_causal, l0 + rows - 1, s0, held_keys);
     if (keys == 0) return;
-    const Packed queries =
-        product_.pack_left(by_rows<T>(p_.q, b, h, l0, rows), p_.dim, queries_left_.get());
+    const auto q_rows = by_rows<T>(p_.q, b, h, l0, rows);
     const Packed grads = product_.pack_left(by_rows<T>(p_.grad_out, b, h, l0, rows), p_.value_dim,
                                             grads_left_.get());
     if (meets_keys_alone(p_)) {
@@ -118,6 +117,7 @@ class BackwardWorker {
         multiply_row(by_rows<T>(p_.q, b, h, l0 + r, 1), k, keys, p_.dim, weights_.get() + r * ld_);
       }
     } else {
+      const Packed queries = product_.pack_left(q_rows, p_.dim, queries_left_.get());
       product_.multiply(rows, keys, p_.dim, queries, keys_, weights_.get(), ld_, false);
     }
     product_.multiply(rows, keys, p_.value_dim, grads, values_, grad_scores_.get(), ld_, false);

@@ -161,8 +161,9 @@ def _try_shape(
     error = ""
     try:
         verdicts = settle(lambda i: verify(op, draw(draw=i), shape))
-        served = kernels(op, draw())
-        moved = _moved(op, draw())
+        inputs = draw()
+        served = kernels(op, inputs)
+        moved = _moved(op, inputs)
     except Exception as exception:  # A certificate reports whatever an op raises.
         error = f"{type(exception).__name__}: {str(exception).splitlines()[0]}"
     for direction in ("forward", "backward"):
