@@ -7,13 +7,13 @@ namespace pyops {
 namespace {
 
 constexpr Candidate<Conv2dParams> kForward[] = {
-    {"conv2d_forward_amx", Isa::kAmx, kFloat32 | kHalfTypes, conv2d_forward_amx},
+    {"conv2d_forward_amx", Isa::kAmx, kTileTypes, conv2d_forward_amx},
     {"conv2d_forward_avx512", Isa::kAvx512, kAnyFloat, conv2d_forward_avx512},
     {"conv2d_forward_avx2", Isa::kAvx2, kAnyFloat, conv2d_forward_avx2},
     {"conv2d_forward_scalar", Isa::kScalar, kAnyFloat, conv2d_forward_scalar},
 };
 constexpr Candidate<Conv2dBackwardParams> kBackward[] = {
-    {"conv2d_backward_amx", Isa::kAmx, kFloat32 | kHalfTypes, conv2d_backward_amx},
+    {"conv2d_backward_amx", Isa::kAmx, kTileTypes, conv2d_backward_amx},
     {"conv2d_backward_avx512", Isa::kAvx512, kAnyFloat, conv2d_backward_avx512},
     {"conv2d_backward_avx2", Isa::kAvx2, kAnyFloat, conv2d_backward_avx2},
     {"conv2d_backward_scalar", Isa::kScalar, kAnyFloat, conv2d_backward_scalar},

@@ -6,7 +6,7 @@ namespace pyops {
 namespace {
 
 constexpr Candidate<Conv2dPoolParams> kForward[] = {
-    {"conv2d_pool_forward_amx", Isa::kAmx, kFloat32 | kHalfTypes, conv2d_pool_forward_amx},
+    {"conv2d_pool_forward_amx", Isa::kAmx, kTileTypes, conv2d_pool_forward_amx},
     {"conv2d_pool_forward_avx512", Isa::kAvx512, kAnyFloat, conv2d_pool_forward_avx512},
     {"conv2d_pool_forward_avx2", Isa::kAvx2, kAnyFloat, conv2d_pool_forward_avx2},
     {"conv2d_pool_forward_scalar", Isa::kScalar, kAnyFloat, conv2d_pool_forward_scalar},

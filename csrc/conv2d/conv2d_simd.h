@@ -342,11 +342,11 @@ void conv2d_backward(const Conv2dBackwardParams& p) {
 }
 
 inline void conv2d_forward(const Conv2dParams& params) {
-  dispatch_dtype(params.dtype, [&](auto t) { conv2d_forward<decltype(t)>(params); });
+  dispatch_dtype<kKernelTypes>(params.dtype, [&](auto t) { conv2d_forward<decltype(t)>(params); });
 }
 
 inline void conv2d_backward(const Conv2dBackwardParams& params) {
-  dispatch_dtype(params.dtype, [&](auto t) {
+  dispatch_dtype<kKernelTypes>(params.dtype, [&](auto t) {
     params.y != nullptr ? conv2d_backward<decltype(t), true>(params)
                         : conv2d_backward<decltype(t), false>(params);
   });

@@ -20,6 +20,7 @@ inline constexpr DtypeSet kBFloat16 = dtype_bit(Dtype::kBFloat16);
 inline constexpr DtypeSet kFloat16 = dtype_bit(Dtype::kFloat16);
 inline constexpr DtypeSet kHalfTypes = kBFloat16 | kFloat16;
 inline constexpr DtypeSet kAnyFloat = kFloat64 | kFloat32 | kHalfTypes;
+inline constexpr DtypeSet kTileTypes = kFloat32 | kHalfTypes;  // what AMX computes
 
 PYOPS_HOST_DEVICE inline uint32_t float_bits(float x) {
   uint32_t bits;
@@ -91,18 +92,21 @@ struct AccumulateType<Float16> {
 template <class T>
 using acc_t = typename AccumulateType<T>::type;
 
-// Calls f(T{}) with the C++ type of `dtype`.
-template <class F>
+// Calls f(T{}) with the C++ type of `dtype`, one of `kTypes`.
+template <DtypeSet kTypes = kAnyFloat, class F>
 void dispatch_dtype(Dtype dtype, F&& f) {
+  const auto call = [&]<class T, DtypeSet kBit>() {
+    if constexpr ((kTypes & kBit) != 0) f(T{});
+  };
   switch (dtype) {
     case Dtype::kFloat64:
-      return f(double{});
+      return call.template operator()<double, kFloat64>();
     case Dtype::kFloat32:
-      return f(float{});
+      return call.template operator()<float, kFloat32>();
     case Dtype::kBFloat16:
-      return f(BFloat16{});
+      return call.template operator()<BFloat16, kBFloat16>();
     case Dtype::kFloat16:
-      return f(Float16{});
+      return call.template operator()<Float16, kFloat16>();
   }
 }
 

@@ -21,6 +21,13 @@
 
 namespace pyops::PYOPS_ISA_NAMESPACE {
 
+// What an operator's table offers the kernels of this instruction set.
+#if defined(__AMX_TILE__)
+inline constexpr DtypeSet kKernelTypes = kTileTypes;
+#else
+inline constexpr DtypeSet kKernelTypes = kAnyFloat;
+#endif
+
 template <class T>
 struct Vec;
 

@@ -6,13 +6,13 @@ namespace pyops {
 namespace {
 
 constexpr Candidate<LinearParams> kForward[] = {
-    {"linear_forward_amx", Isa::kAmx, kFloat32 | kHalfTypes, linear_forward_amx},
+    {"linear_forward_amx", Isa::kAmx, kTileTypes, linear_forward_amx},
     {"linear_forward_avx512", Isa::kAvx512, kAnyFloat, linear_forward_avx512},
     {"linear_forward_avx2", Isa::kAvx2, kAnyFloat, linear_forward_avx2},
     {"linear_forward_scalar", Isa::kScalar, kAnyFloat, linear_forward_scalar},
 };
 constexpr Candidate<LinearBackwardParams> kBackward[] = {
-    {"linear_backward_amx", Isa::kAmx, kFloat32 | kHalfTypes, linear_backward_amx},
+    {"linear_backward_amx", Isa::kAmx, kTileTypes, linear_backward_amx},
     {"linear_backward_avx512", Isa::kAvx512, kAnyFloat, linear_backward_avx512},
     {"linear_backward_avx2", Isa::kAvx2, kAnyFloat, linear_backward_avx2},
     {"linear_backward_scalar", Isa::kScalar, kAnyFloat, linear_backward_scalar},

@@ -57,11 +57,11 @@ void linear_backward(const LinearBackwardParams& p) {
 }
 
 inline void linear_forward(const LinearParams& params) {
-  dispatch_dtype(params.dtype, [&](auto t) { linear_forward<decltype(t)>(params); });
+  dispatch_dtype<kKernelTypes>(params.dtype, [&](auto t) { linear_forward<decltype(t)>(params); });
 }
 
 inline void linear_backward(const LinearBackwardParams& params) {
-  dispatch_dtype(params.dtype, [&](auto t) {
+  dispatch_dtype<kKernelTypes>(params.dtype, [&](auto t) {
     params.y != nullptr ? linear_backward<decltype(t), true>(params)
                         : linear_backward<decltype(t), false>(params);
   });

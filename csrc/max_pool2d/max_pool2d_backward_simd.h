@@ -274,7 +274,7 @@ void max_pool2d_backward(const MaxPool2dBackwardParams& p) {
 }
 
 inline void max_pool2d_backward(const MaxPool2dBackwardParams& p) {
-  dispatch_dtype(p.dtype, [&](auto t) {
+  dispatch_dtype<kKernelTypes>(p.dtype, [&](auto t) {
     using T = decltype(t);
     p.argmax == Argmax::kIndex ? max_pool2d_backward<T, int64_t>(p)
                                : max_pool2d_backward<T, uint8_t>(p);

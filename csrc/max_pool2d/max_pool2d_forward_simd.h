@@ -308,7 +308,7 @@ void max_pool2d_forward(const MaxPool2dParams& p) {
 }
 
 inline void max_pool2d_forward(const MaxPool2dParams& p) {
-  dispatch_dtype(p.dtype, [&](auto t) {
+  dispatch_dtype<kKernelTypes>(p.dtype, [&](auto t) {
     using T = decltype(t);
     switch (p.argmax) {
       case Argmax::kNone:

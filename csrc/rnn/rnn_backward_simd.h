@@ -209,7 +209,7 @@ class RnnBackward {
 
 template <template <class, class> class Pass, class Params>
 void run_rnn(const Params& params) {
-  dispatch_dtype(params.dtype, [&](auto t) {
+  dispatch_dtype<kKernelTypes>(params.dtype, [&](auto t) {
     using T = decltype(t);
     params.cell == RnnCell::kLstm ? Pass<Lstm, T>(params).run() : Pass<Gru, T>(params).run();
   });

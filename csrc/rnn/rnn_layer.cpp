@@ -9,13 +9,13 @@ namespace pyops {
 namespace {
 
 constexpr Candidate<RnnParams> kForward[] = {
-    {"rnn_forward_amx", Isa::kAmx, kFloat32 | kHalfTypes, rnn_forward_amx},
+    {"rnn_forward_amx", Isa::kAmx, kTileTypes, rnn_forward_amx},
     {"rnn_forward_avx512", Isa::kAvx512, kAnyFloat, rnn_forward_avx512},
     {"rnn_forward_avx2", Isa::kAvx2, kAnyFloat, rnn_forward_avx2},
     {"rnn_forward_scalar", Isa::kScalar, kAnyFloat, rnn_forward_scalar},
 };
 constexpr Candidate<RnnBackwardParams> kBackward[] = {
-    {"rnn_backward_amx", Isa::kAmx, kFloat32 | kHalfTypes, rnn_backward_amx},
+    {"rnn_backward_amx", Isa::kAmx, kTileTypes, rnn_backward_amx},
     {"rnn_backward_avx512", Isa::kAvx512, kAnyFloat, rnn_backward_avx512},
     {"rnn_backward_avx2", Isa::kAvx2, kAnyFloat, rnn_backward_avx2},
     {"rnn_backward_scalar", Isa::kScalar, kAnyFloat, rnn_backward_scalar},

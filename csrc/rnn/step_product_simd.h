@@ -73,8 +73,10 @@ void multiply_rows(int64_t depth, const Acc* a, const StridedOperand<T>& w, Colu
   constexpr int kUnroll = kFewRows / kRows;
   const int low = std::min<int>(cols, V::kWidth), high = cols - low;
   V acc[kUnroll][kRows][2];
-  for (auto& rows : acc) {
-    for (auto& row : rows) row[0] = row[1] = V::zero();
+#pragma GCC unroll 4
+  for (int u = 0; u < kUnroll; ++u) {
+#pragma GCC unroll 4
+    for (int r = 0; r < kRows; ++r) acc[u][r][0] = acc[u][r][1] = V::zero();
   }
   const auto add = [&](int64_t p, V(&sums)[kRows][2]) {
     const T* b = w.data + p * w.p_stride;
@@ -92,9 +94,12 @@ void multiply_rows(int64_t depth, const Acc* a, const StridedOperand<T>& w, Colu
     for (int u = 0; u < kUnroll; ++u) add(p + u, acc[u]);
   }
   for (; p < depth; ++p) add(p, acc[0]);
+#pragma GCC unroll 4
   for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 2
     for (int v = 0; v < 2; ++v) {
       V sum = acc[0][r][v];
+#pragma GCC unroll 4
       for (int u = 1; u < kUnroll; ++u) sum = sum + acc[u][r][v];
       sum.store(tile + r * kCols + v * V::kWidth);
     }
