@@ -1,5 +1,5 @@
-// Importing this module registers the operators with PyTorch; what is exported here is insight
-// only.
+// Importing this module registers the operators with PyTorch; what it exports besides a quicker way
+// to call some of them is insight only.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -9,6 +9,7 @@
 #include "core/isa.h"
 #include "core/peaks.h"
 #include "core/scratch.h"
+#include "direct_calls.h"
 
 namespace py = pybind11;
 
@@ -55,6 +56,7 @@ py::list measure_peaks() {
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
+  pyops::define_direct_calls(m);
   m.def("isa", [] { return pyops::isa_name(pyops::isa()); });
   m.def("isa_detected", [] { return pyops::isa_name(pyops::isa_detected()); });
   m.def("isa_cap", [] { return pyops::isa_name(pyops::isa_cap()); });

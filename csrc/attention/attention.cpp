@@ -118,9 +118,7 @@ Forward forward_cpu(const Tensor& query, const Tensor& key, const Tensor& value,
                                mutable_rows_of(out),
                                row_max.mutable_data_ptr(),
                                row_scale.mutable_data_ptr()};
-  choose("scaled_dot_product_attention", kForward, params,
-         {query, key, value, value_or_undefined(mask)})
-      .run(params);
+  choose("scaled_dot_product_attention", kForward, params, {query, key, value, mask}).run(params);
   return {out, row_max, row_scale};
 }
 

@@ -170,17 +170,16 @@ template <bool kRelu>
 Tensor conv2d_autograd(const Tensor& x, const Tensor& w, const OptionalTensor& bias,
                        IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation,
                        int64_t groups) {
-  const Tensor b = value_or_undefined(bias);
-  if (goes_native(kName<kRelu>, {x, w, b}) || is_empty(kName<kRelu>, x, w)) {
+  if (goes_native(kName<kRelu>, {x, w, bias}) || is_empty(kName<kRelu>, x, w)) {
     return conv2d_native<kRelu>(x, w, bias, stride, padding, dilation, groups);
   }
   check_same_kind(kName<kRelu>, "weight", w, x);
-  if (b.defined()) check_same_kind(kName<kRelu>, "bias", b, x);
+  if (bias) check_same_kind(kName<kRelu>, "bias", *bias, x);
   if (x.dim() == 3) {
     return conv2d_autograd<kRelu>(x.unsqueeze(0), w, bias, stride, padding, dilation, groups)
         .squeeze(0);
   }
-  if (needs_grad({x, w, b})) {
+  if (needs_grad({x, w, bias})) {
     return Conv2dFunction<kRelu>::apply(x, w, bias, stride, padding, dilation, groups);
   }
   return call_forward<kRelu>(x, w, bias, stride, padding, dilation, groups);

@@ -109,7 +109,7 @@ Tensor pooled_cpu(const Tensor& x, const Tensor& w, const OptionalTensor& bias, 
                   IntArrayRef pool_dilation, bool ceil_mode) {
   const Sizes s{stride,      padding,      dilation,      groups,   kernel_size,
                 pool_stride, pool_padding, pool_dilation, ceil_mode};
-  if (goes_native(kName, {x, w, value_or_undefined(bias)}) || is_empty(kName, x, w)) {
+  if (goes_native(kName, {x, w, bias}) || is_empty(kName, x, w)) {
     return native(x, w, bias, s);
   }
   if (x.dim() == 3) return std::get<0>(forward_cpu(x.unsqueeze(0), w, bias, s, false)).squeeze(0);
@@ -268,7 +268,7 @@ Pooled with_offsets_autograd(const Tensor& x, const Tensor& w, const OptionalTen
                              IntArrayRef pool_padding, IntArrayRef pool_dilation, bool ceil_mode) {
   const Sizes s{stride,      padding,      dilation,      groups,   kernel_size,
                 pool_stride, pool_padding, pool_dilation, ceil_mode};
-  if (!needs_grad({x, w, value_or_undefined(bias)})) return call_with_offsets(x, w, bias, s);
+  if (!needs_grad({x, w, bias})) return call_with_offsets(x, w, bias, s);
   const variable_list outputs = PoolFunction::apply(x, w, bias, s);
   return {outputs[0], outputs[1]};
 }
@@ -279,16 +279,15 @@ Tensor pooled_autograd(const Tensor& x, const Tensor& w, const OptionalTensor& b
                        IntArrayRef pool_padding, IntArrayRef pool_dilation, bool ceil_mode) {
   const Sizes s{stride,      padding,      dilation,      groups,   kernel_size,
                 pool_stride, pool_padding, pool_dilation, ceil_mode};
-  const Tensor b = value_or_undefined(bias);
-  if (goes_native(kName, {x, w, b}) || is_empty(kName, x, w)) return native(x, w, bias, s);
+  if (goes_native(kName, {x, w, bias}) || is_empty(kName, x, w)) return native(x, w, bias, s);
   check_same_kind(kName, "weight", w, x);
-  if (b.defined()) check_same_kind(kName, "bias", b, x);
+  if (bias) check_same_kind(kName, "bias", *bias, x);
   if (x.dim() == 3) {
     return pooled_autograd(x.unsqueeze(0), w, bias, stride, padding, dilation, groups, kernel_size,
                            pool_stride, pool_padding, pool_dilation, ceil_mode)
         .squeeze(0);
   }
-  if (needs_grad({x, w, b})) return PoolFunction::apply(x, w, bias, s)[0];
+  if (needs_grad({x, w, bias})) return PoolFunction::apply(x, w, bias, s)[0];
   static const auto op = find<decltype(pooled_cpu)>("pyops::conv2d_relu_max_pool2d");
   const at::AutoDispatchBelowADInplaceOrView below;
   return op.call(x, w, bias, stride, padding, dilation, groups, kernel_size, pool_stride,

@@ -88,40 +88,40 @@ Precision float32_precision(at::Float32Op op) {
   }
 }
 
-const char* native_reason(std::initializer_list<Tensor> tensors) {
+const char* native_reason(Tensors tensors) {
   if (inside_functorch_transform()) return "functorch transform";
-  for (const Tensor& t : tensors) {
-    if (!t.defined()) continue;
-    if (const char* reason = native_reason_of(t)) return reason;
+  for (const TensorRef t : tensors) {
+    if (!t) continue;
+    if (const char* reason = native_reason_of(*t)) return reason;
   }
   return nullptr;
 }
 
-bool goes_native(const char* op, std::initializer_list<Tensor> tensors) {
+bool goes_native(const char* op, Tensors tensors) {
   const char* reason = native_reason(tensors);
   if (reason == nullptr) return false;
   if (explaining()) record_call(op, "native", tensors, {{"every kernel of ours", reason}});
   return true;
 }
 
-bool needs_grad(std::initializer_list<Tensor> tensors) {
+bool needs_grad(Tensors tensors) {
   if (!at::GradMode::is_enabled()) return false;
-  for (const Tensor& t : tensors) {
-    if (t.defined() && t.requires_grad()) return true;
+  for (const TensorRef t : tensors) {
+    if (t && (*t).requires_grad()) return true;
   }
   return false;
 }
 
-void record_call(const char* op, const char* kernel, std::initializer_list<Tensor> tensors,
+void record_call(const char* op, const char* kernel, Tensors tensors,
                  std::vector<Rejection> rejected) {
   CallRecord record;
   record.op = op;
   record.kernel = kernel;
   record.rejected = std::move(rejected);
-  for (const Tensor& t : tensors) {
-    if (!t.defined()) continue;
-    if (record.dtype.empty()) record.dtype = c10::getDtypeNames(t.scalar_type()).first;
-    record.shapes.push_back(t.sizes().vec());
+  for (const TensorRef t : tensors) {
+    if (!t) continue;
+    if (record.dtype.empty()) record.dtype = c10::getDtypeNames((*t).scalar_type()).first;
+    record.shapes.push_back((*t).sizes().vec());
   }
   explain_record(std::move(record));
 }

@@ -19,6 +19,22 @@ namespace pyops {
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
+// A tensor that is looked at and not kept, where a copy would count references; null if absent.
+class TensorRef {
+ public:
+  TensorRef(const Tensor& t) : tensor_(t.defined() ? &t : nullptr) {}
+  TensorRef(const OptionalTensor& t) : TensorRef(t ? *t : kNone) {}
+
+  explicit operator bool() const { return tensor_ != nullptr; }
+  const Tensor& operator*() const { return *tensor_; }
+
+ private:
+  inline static const Tensor kNone;
+
+  const Tensor* tensor_;
+};
+using Tensors = std::initializer_list<TensorRef>;
+
 // An undefined tensor stands for an absent optional one.
 inline Tensor value_or_undefined(const OptionalTensor& t) { return t.value_or(Tensor()); }
 
@@ -30,22 +46,22 @@ Precision float32_precision(at::Float32Op op);
 
 // Why the whole call belongs to PyTorch's own operator (functorch transform, forward-mode AD, a
 // dtype, device, layout or subclass no kernel of ours takes); null when it is ours.
-const char* native_reason(std::initializer_list<Tensor> tensors);
+const char* native_reason(Tensors tensors);
 
 // The reason above, noted in the explain() log: `if (goes_native("conv2d", {x, w})) return
 // at::...`.
-bool goes_native(const char* op, std::initializer_list<Tensor> tensors);
+bool goes_native(const char* op, Tensors tensors);
 
 // Whether autograd must record the call.
-bool needs_grad(std::initializer_list<Tensor> tensors);
+bool needs_grad(Tensors tensors);
 
-void record_call(const char* op, const char* kernel, std::initializer_list<Tensor> tensors,
+void record_call(const char* op, const char* kernel, Tensors tensors,
                  std::vector<Rejection> rejected);
 
 // Chooses from the table and records the choice; `tensors` are shown by explain().
 template <class Params, size_t kRows>
 const Candidate<Params>& choose(const char* op, const Candidate<Params> (&table)[kRows],
-                                const Params& params, std::initializer_list<Tensor> tensors) {
+                                const Params& params, Tensors tensors) {
   if (!explaining()) return pick(table, params);
   std::vector<Rejection> rejected;
   const auto& row = pick(table, params, &rejected);

@@ -230,18 +230,8 @@ Gradients differentiable_backward(const RnnLayerBackward& layer) {
 }
 
 Gradients rnn_layer_backward_autograd(const RnnLayerBackward& layer) {
-  const auto value = [](const OptionalTensor& t) { return value_or_undefined(t); };
-  const std::initializer_list<Tensor> all{value(layer.grad_y),
-                                          value(layer.grad_hn),
-                                          value(layer.grad_cn),
-                                          layer.input,
-                                          layer.h0,
-                                          value(layer.c0),
-                                          layer.w_ih,
-                                          layer.w_hh,
-                                          value(layer.b_ih),
-                                          value(layer.b_hh),
-                                          value(layer.w_hr)};
+  const Tensors all{layer.grad_y, layer.grad_hn, layer.grad_cn, layer.input, layer.h0,  layer.c0,
+                    layer.w_ih,   layer.w_hh,    layer.b_ih,    layer.b_hh,  layer.w_hr};
   if (native_reason(all) != nullptr || needs_grad(all)) return differentiable_backward(layer);
   const at::AutoDispatchBelowADInplaceOrView below;
   return call_backward(layer);
@@ -295,9 +285,7 @@ struct RnnLayerFunction : torch::autograd::Function<RnnLayerFunction> {
 
 RnnOutputs rnn_layer_autograd(const RnnLayer& layer) {
   const auto& [input, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, batch_sizes, reverse, save] = layer;
-  const auto value = [](const OptionalTensor& t) { return value_or_undefined(t); };
-  const std::initializer_list<Tensor> all{input, h0,          value(c0),   w_ih,
-                                          w_hh,  value(b_ih), value(b_hh), value(w_hr)};
+  const Tensors all{input, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr};
   if (goes_native(layer.name(), all)) return rnn_layer_composite(layer);
   if (needs_grad(all)) {
     const auto result =

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from pyops import _C
+from pyops.ops._direct import direct
 from pyops.ops._register import register_fake
 
 
@@ -42,7 +44,8 @@ def scaled_dot_product_attention(
             scale=scale,
             enable_gqa=enable_gqa,
         )
-    return torch.ops.pyops.scaled_dot_product_attention.default(
+    ops = _C if direct(query, key, value, attn_mask) else torch.ops.pyops
+    return ops.scaled_dot_product_attention(
         query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
     )
 

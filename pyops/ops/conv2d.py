@@ -1,11 +1,13 @@
 """conv2d and its fusions with ReLU and max pooling."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from pyops import _C
+from pyops.ops._direct import direct
 from pyops.ops._register import register_fake
 from pyops.ops._size2 import Size2, pair
 
@@ -25,8 +27,7 @@ def conv2d(
     float64, float32, bfloat16, float16; the last two are summed in float32. The result is
     channels_last when the input or the weight is.
     """
-    op = torch.ops.pyops.conv2d
-    return _convolve(op, input, weight, bias, stride, padding, dilation, groups)
+    return _convolve("conv2d", input, weight, bias, stride, padding, dilation, groups)
 
 
 def conv2d_relu(
@@ -42,8 +43,7 @@ def conv2d_relu(
 
     The backward masks the gradient while it is read, so neither direction has a pass for the ReLU.
     """
-    op = torch.ops.pyops.conv2d_relu
-    return _convolve(op, input, weight, bias, stride, padding, dilation, groups)
+    return _convolve("conv2d_relu", input, weight, bias, stride, padding, dilation, groups)
 
 
 def conv2d_relu_max_pool2d(
@@ -67,9 +67,8 @@ def conv2d_relu_max_pool2d(
     pool_stride is kernel_size unless given. Training keeps the pooled result and where each maximum
     came from, one byte per element (four for windows of more than 256).
     """
-    op = torch.ops.pyops.conv2d_relu_max_pool2d
     return _convolve(
-        op,
+        "conv2d_relu_max_pool2d",
         input,
         weight,
         bias,
@@ -86,7 +85,7 @@ def conv2d_relu_max_pool2d(
 
 
 def _convolve(
-    op: Any,
+    op: str,
     input: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -96,17 +95,14 @@ def _convolve(
     groups: int,
     **pooling: Any,
 ) -> Tensor:
-    """The overload of `op` for numbers or for the name of a padding."""
-    return (op.padding if isinstance(padding, str) else op.default)(
-        input,
-        weight,
-        bias,
-        pair(stride),
-        padding if isinstance(padding, str) else pair(padding),
-        pair(dilation),
-        groups,
-        **pooling,
-    )
+    """`op` by the quickest way that does for this call and its kind of padding."""
+    call: Callable[..., Tensor]
+    if isinstance(padding, str):
+        call = getattr(torch.ops.pyops, op).padding
+    else:
+        padding = pair(padding)
+        call = getattr(_C if direct(input, weight, bias) else torch.ops.pyops, op)
+    return call(input, weight, bias, pair(stride), padding, pair(dilation), groups, **pooling)
 
 
 _AXES = ((0, -2), (-1, -1))  # of an argument with one or two integers, and of a shape

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from pyops import _C
+from pyops.ops._direct import direct
 from pyops.ops._register import register_fake
 from pyops.ops._size2 import Size2, pair
 
-_pool = torch.ops.pyops.max_pool2d
-_pool_with_indices = torch.ops.pyops.max_pool2d_with_indices
 _native = torch.ops.aten.max_pool2d_with_indices
 
 
@@ -29,14 +29,13 @@ def max_pool2d(
     64-bit indices; the gradient is deterministic. A window that dilation puts wholly into the
     padding is -inf as in torch, and passes no gradient (torch adds it to some other element).
     """
-    pool = _pool_with_indices if return_indices else _pool
-    # Every argument that the dispatcher must parse costs as much as a small tensor's pooling.
-    if padding == 0 and dilation == 1 and not ceil_mode:
-        if torch.compiler.is_dynamo_compiling():
-            kernel_size, stride = pair(kernel_size), None if stride is None else pair(stride)
-        return pool(input, kernel_size) if stride is None else pool(input, kernel_size, stride)
+    op = "max_pool2d_with_indices" if return_indices else "max_pool2d"
     stride = () if stride is None else pair(stride)
-    return pool(input, pair(kernel_size), stride, pair(padding), pair(dilation), ceil_mode)
+    call = getattr(_C if direct(input) else torch.ops.pyops, op)
+    pooled: Tensor | tuple[Tensor, Tensor] = call(
+        input, pair(kernel_size), stride, pair(padding), pair(dilation), ceil_mode
+    )
+    return pooled
 
 
 @register_fake("max_pool2d")
