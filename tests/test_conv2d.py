@@ -232,26 +232,37 @@ def test_tails(place, memory_format, hw, c, o):
         ((2, 16, 40, 34), (24, 8, 3, 3), {"padding": 2, "groups": 2, "dilation": 2}),
         ((1, 64, 70, 66), (9, 64, 3, 3), {"padding": 1}),
         ((2, 9, 33, 48), (65, 9, 3, 5), {"stride": (1, 3)}),
+        ((2, 64, 33, 37), (64, 32, 3, 2), {"padding": (1, 2), "groups": 2, "dilation": (2, 1)}),
+        ((3, 32, 21, 34), (97, 32, 1, 1), {}),
+        ((1, 96, 70, 66), (32, 96, 3, 3), {"padding": 1}),
     ],
 )
-def test_grids(place, memory_format, x, w, options):
-    """The same for images large enough to be split before they are packed."""
-    assert_exact(place, memory_format, x, w, **options)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("relu", [False, True])
+def test_grids(place, memory_format, x, w, options, dtype, relu):
+    """The same for images large enough to be laid on a grid first."""
+    assert_exact(place, memory_format, x, w, dtype, relu, **options)
 
 
-def assert_exact(place, memory_format, x, w, **options):
+def assert_exact(place, memory_format, x, w, dtype=torch.float32, relu=False, **options):
+    """Integers, so that every order of summation ends in the same float, rounded once."""
     generator = torch.Generator().manual_seed(w[0] * w[1])
-    draws = [torch.randint(-2, 3, s, generator=generator).float() for s in (x, w, w[:1])]
-    draws[:2] = [t.contiguous(memory_format=memory_format) for t in draws[:2]]
-    tensors = [t.requires_grad_() for t in draws]
+
+    def draw(shape):
+        return torch.randint(-2, 3, shape, generator=generator).to(dtype)
+
+    tensors = [draw(s).contiguous(memory_format=memory_format) for s in (x, w)] + [draw(w[:1])]
+    tensors = [t.requires_grad_() for t in tensors]
     with pyops.isa_cap(place):
-        ours = conv2d(*tensors, **options)
-        grad = torch.randint(-2, 3, ours.shape, generator=generator).float()
+        ours = (conv2d_relu if relu else conv2d)(*tensors, **options)
+        grad = draw(ours.shape)
         gradients = torch.autograd.grad(ours, tensors, grad)
-    native = F.conv2d(*tensors, **options)
-    assert torch.equal(ours, native)
-    for a, b in zip(gradients, torch.autograd.grad(native, tensors, grad), strict=True):
-        assert torch.equal(a, b)
+    exact = [t.detach().float().requires_grad_() for t in tensors]
+    native = F.conv2d(*exact, **options)
+    native = F.relu(native) if relu else native
+    assert torch.equal(ours, native.to(dtype))
+    for a, b in zip(gradients, torch.autograd.grad(native, exact, grad.float()), strict=True):
+        assert torch.equal(a, b.to(dtype))
 
 
 @pytest.mark.parametrize("value", [torch.inf, 1e-30], ids=str)

@@ -1,142 +1,100 @@
-// Correlation on AMX tiles: the weights are packed once per call, an image is split once
-// (split_image_amx.h), and a panel of 32 positions is then packed by interleaving pairs of taps,
-// which costs two loads, two shuffles and two stores for 64 products' worth of operand.
+// Correlation on AMX tiles: the weights are packed once per call and an image is written to a grid
+// once, where a panel of 32 positions meets a tap at one offset.
+//
+// In planes of channel pairs (paired_image_amx.h) such a panel is a tile as it lies. In planes of
+// parts (split_image_amx.h), which any image has, it is packed by interleaving pairs of taps: two
+// loads, two shuffles and two stores for 64 products' worth of operand.
 //
 // A task is a band of rows of one image, or a few small images: its parts, the panels of B for a
 // block of the depth and the sums of a range of positions share a 2 MiB L2 with the weights.
 #pragma once
 
-#include "conv2d/split_image_amx.h"
+#include "conv2d/grid_sink_amx.h"
+#include "conv2d/paired_image_amx.h"
 
 namespace pyops::PYOPS_ISA_NAMESPACE {
 
-// Columns leave pack_pairs in the order of the 128-bit lanes' halves; this puts 32 back in order.
-inline void order_columns(const float* from, __m512& low, __m512& high) {
-  const __m512 even = _mm512_loadu_ps(from), odd = _mm512_loadu_ps(from + 16);
-  low = _mm512_permutex2var_ps(
-      even, _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23), odd);
-  high = _mm512_permutex2var_ps(
-      even, _mm512_setr_epi32(8, 9, 10, 11, 24, 25, 26, 27, 12, 13, 14, 15, 28, 29, 30, 31), odd);
-}
-
-// The result's map with rows and columns told apart, where a dense one runs them together.
-template <class T>
-PositionMap grid_map(const Correlation<T>& c) {
-  const Axis &y = c.images.y, &x = c.images.x;
-  if (c.map.cols == x.positions && c.map.rows == y.positions) return c.map;
-  const int64_t pixel = c.map.col_stride, image = y.positions * x.positions * pixel;
-  return {x.positions, y.positions, c.channels_last ? image : c.map.image_stride,
-          x.positions * pixel, pixel};
-}
-
-// Panels of flat positions from p on, of the rows from `row` on of image n.
-struct GridStretch {
-  int64_t n, row, p, panels;
-};
-
-// Writes finished tiles, channels × flat positions of a grid, where the result's positions lie.
-template <class T>
-class GridSink {
+// The images of a thread's tasks as parts on a grid (split_image_amx.h), for any axes and channels.
+template <int kParts_, bool kMasked, class T>
+class SplitPlanes {
  public:
-  GridSink(const Correlation<T>& c, int64_t panels)
-      : c_(c),
-        map_(grid_map(c)),
-        line_stride_(panels * kGridStep + 16),  // no power of two: lines share no cache set
-        lines_(16 * line_stride_) {}
+  using Engine = AmxEngine<kParts_>;
+  static constexpr int kParts = kParts_;
+  static constexpr bool kOrdered = false;  // columns, in a tile's sums
+  static constexpr bool kPacks = true;     // a panel before it is multiplied
+  // An eighth more than the engine's own, which a 3×3 kernel of 32 channels takes in one block.
+  static constexpr int64_t kMaxSteps = Engine::kMaxDepth * 9 / 8 / Engine::kDepthStep;
 
-  // `rows` channels from i on; the tiles of the stretch follow each other.
-  void operator()(const SplitGrid& grid, const GridStretch& at, int64_t i, int rows,
-                  const float* tiles) const {
-    T* out = c_.result + at.n * map_.image_stride + at.row * map_.row_stride;
-    for (int r = 0; r < rows; r += 16) {
-      const int some = std::min(16, rows - r);
-      for (int k = 0; k < some; ++k) read_line(i + r + k, at.panels, tiles + (r + k) * 32, k);
-      if (c_.channels_last) {
-        store_pixels(grid, at, some, out + i + r);
-      } else {
-        for (int k = 0; k < some; ++k) {
-          store_plane(grid, at, &lines_[k * line_stride_], out + (i + r + k) * c_.channel_stride);
-        }
+  static int64_t elements(const SplitGrid& grid, int64_t channels) {
+    return grid.part_elements(channels) * kParts;
+  }
+
+  // For bands on grids up to `grid`, `units` at a time, panels of up to `steps` steps.
+  SplitPlanes(const Correlation<T>& c, const SplitGrid& grid, int64_t units, int64_t steps)
+      : c_(c),
+        taps_(c.images.taps()),
+        offsets_(taps_),
+        parts_(units * elements(grid, c.images.channels)),
+        panel_(steps * Engine::kStepElements) {}
+
+  static bool pack_weight(Engine& engine, const Correlation<T>& c, int64_t channel, uint16_t* out) {
+    const int64_t taps = c.images.taps();
+    const StridedOperand<T> weight{c.weight, c.channels, taps, 1};
+    return engine.pack_a(weight, channel, 0, taps, out);
+  }
+
+  void set_grid(const SplitGrid& grid) {
+    part_ = grid.part_elements(c_.images.channels);
+    tap_offsets(c_.images, grid, c_.channels_last, offsets_.get());
+  }
+
+  // Image n of `band` as the unit-th one; whether the parts hold its numbers.
+  bool write(const Images<T>& band, int64_t n, int64_t unit) {
+    const Magnitude magnitude =
+        split_image<kParts, kMasked>(band, c_.channels_last, n, parts(unit));
+    return kUnsplit<kParts, T> || magnitude.regular();
+  }
+
+  // The panel of 32 positions from p on: pairs of taps, as the unit wants them.
+  PackedTiles<kParts> tiles(int64_t unit, int64_t p, int64_t step, int64_t count) {
+    alignas(64) static constexpr uint16_t kZeros[32] = {};
+    const uint16_t* image = parts(unit) + p;
+    for (int64_t t = step * 32; t < (step + count) * 32; t += 2) {
+      const uint16_t* low = t < taps_ ? image + offsets_[t] : kZeros;
+      const uint16_t* high = t + 1 < taps_ ? image + offsets_[t + 1] : kZeros;
+      const int64_t low_part = t < taps_ ? part_ : 0;
+      const int64_t high_part = t + 1 < taps_ ? part_ : 0;
+      uint16_t* out = panel_.get() + (t / 32 - step) * Engine::kStepElements + t % 32 / 2 * 32;
+      for (int part = 0; part < kParts; ++part, out += Engine::kPartElements) {
+        const __m512i a = _mm512_loadu_si512(low + part * low_part);
+        const __m512i b = _mm512_loadu_si512(high + part * high_part);
+        _mm512_store_si512(out, _mm512_unpacklo_epi16(a, b));
+        _mm512_store_si512(out + kTileElements, _mm512_unpackhi_epi16(a, b));
       }
     }
+    return {panel_.get()};
   }
 
  private:
-  using V = Vec<float>;
-
-  void read_line(int64_t channel, int64_t panels, const float* tiles, int k) const {
-    const T* bias = c_.epilogue.bias;
-    const V b = V::set1(bias != nullptr ? static_cast<float>(bias[channel]) : 0.0f);
-    float* line = &lines_[k * line_stride_];
-    for (int64_t panel = 0; panel < panels; ++panel, tiles += 32 * 32, line += kGridStep) {
-      __m512 low, high;
-      order_columns(tiles, low, high);
-      c_.epilogue(V{low} + b).store(line);
-      c_.epilogue(V{high} + b).store(line + 16);
-    }
-  }
-
-  // f(flat position within the stretch, count, offset of the first in the result) for each row.
-  template <class F>
-  void for_rows(const SplitGrid& grid, const GridStretch& at, const F& f) const {
-    const int64_t pitch = grid.pitch(), end = std::min(at.p + at.panels * kGridStep, grid.span);
-    if (pitch == map_.cols && map_.row_stride == pitch * map_.col_stride) {
-      return f(0, end - at.p, at.p * map_.col_stride);
-    }
-    int64_t y = at.p / pitch, x = at.p % pitch;
-    for (int64_t q = at.p; q < end; q += pitch - x, x = 0, ++y) {
-      const int64_t run = std::min(map_.cols - x, end - q);
-      if (run > 0) f(q - at.p, run, y * map_.row_stride + x * map_.col_stride);
-    }
-  }
-
-  void store_plane(const SplitGrid& grid, const GridStretch& at, const float* line, T* out) const {
-    for_rows(grid, at, [&](int64_t q, int64_t run, int64_t offset) {
-      T* to = out + offset;
-      if (map_.col_stride != 1) {
-        for (int64_t v = 0; v < run; ++v) to[v * map_.col_stride] = static_cast<T>(line[q + v]);
-        return;
-      }
-      int64_t v = 0;
-      for (; v + V::kWidth <= run; v += V::kWidth) V::load(line + q + v).store(to + v);
-      if (v < run) {
-        const int n = static_cast<int>(run - v);
-        V::load(line + q + v, n).store(to + v, n);
-      }
-    });
-  }
-
-  void store_pixels(const SplitGrid& grid, const GridStretch& at, int channels, T* out) const {
-    for_rows(grid, at, [&](int64_t q, int64_t run, int64_t offset) {
-      for (int64_t v = 0; v < run; v += V::kWidth) {
-        V block[V::kWidth];
-        for (int k = 0; k < V::kWidth; ++k) block[k] = V::load(&lines_[k * line_stride_ + q + v]);
-        transpose(block);
-        T* to = out + offset + v * map_.col_stride;
-        const int n = static_cast<int>(std::min<int64_t>(V::kWidth, run - v));
-        for (int k = 0; k < n; ++k, to += map_.col_stride) {
-          channels == V::kWidth ? block[k].store(to) : block[k].store(to, channels);
-        }
-      }
-    });
-  }
+  uint16_t* parts(int64_t unit) const { return parts_.get() + unit * kParts * part_; }
 
   const Correlation<T>& c_;
-  const PositionMap map_;
-  const int64_t line_stride_;
-  Scratch<float> lines_;  // 16 channels of a stretch
+  const int64_t taps_;
+  int64_t part_ = 0;
+  Scratch<int64_t> offsets_;
+  Scratch<uint16_t> parts_, panel_;
 };
 
-template <int kParts, bool kMasked, class T>
-class SplitCorrelation {
-  using Engine = AmxEngine<kParts>;
+// The products, whose right operand is Planes.
+template <class Planes, class T>
+class GridCorrelation {
+  using Engine = typename Planes::Engine;
 
  public:
-  explicit SplitCorrelation(const Correlation<T>& c)
+  explicit GridCorrelation(const Correlation<T>& c)
       : c_(c),
-        taps_(c.images.taps()),
         row_panels_(ceil_div(c.channels, kPanel)),
-        steps_(ceil_div(taps_, Engine::kDepthStep)),
+        steps_(ceil_div(c.images.taps(), Engine::kDepthStep)),
         block_steps_(ceil_div(steps_, ceil_div(steps_, kMaxSteps))),
         bands_(cut_rows(c.images.y.positions, c.batch, kPartsBytes,
                         [this](int64_t rows) { return band_bytes(rows); })),
@@ -146,7 +104,6 @@ class SplitCorrelation {
 
   // False when bfloat16 parts cannot hold the weights: nothing is done then.
   bool pack_weight() {
-    const StridedOperand<T> weight{c_.weight, c_.channels, taps_, 1};
     bool faithful[kMaxThreads] = {};
     const int64_t length = ceil_div(row_panels_, std::min<int64_t>(kMaxThreads, num_threads()));
     const int64_t slices = ceil_div(row_panels_, length);
@@ -156,7 +113,7 @@ class SplitCorrelation {
         bool all = true;
         const int64_t last = std::min(row_panels_, (slice + 1) * length);
         for (int64_t i = slice * length; i < last; ++i) {
-          all &= engine.pack_a(weight, i * kPanel, 0, taps_, weight_panel(i, 0));
+          all &= Planes::pack_weight(engine, c_, i * kPanel, weight_panel(i, 0));
         }
         faithful[slice] = all;
       }
@@ -179,14 +136,13 @@ class SplitCorrelation {
   }
 
  private:
-  // An eighth more than the engine's own, which a 3×3 kernel of 32 channels takes in one block.
-  static constexpr int64_t kMaxSteps = Engine::kMaxDepth * 9 / 8 / Engine::kDepthStep;
+  static constexpr int64_t kMaxSteps = Planes::kMaxSteps;
   static constexpr int64_t kPanel = 32, kTileSums = kPanel * kPanel, kMaxThreads = 64;
   // Of 2 MiB: half for the parts of a task's images, the rest for sums, weights and a panel of B.
   static constexpr int64_t kPartsBytes = 512 << 10, kSumsBytes = 384 << 10, kTaskPanels = 18;
 
   int64_t band_bytes(int64_t rows) const {
-    return band_grid(c_.images, rows).part_elements(c_.images.channels) * kParts * 2;
+    return Planes::elements(band_grid(c_.images, rows), c_.images.channels) * 2;
   }
 
   int64_t units_of_task() const {
@@ -206,17 +162,14 @@ class SplitCorrelation {
   // What a thread needs for its tasks.
   class Worker {
    public:
-    explicit Worker(const SplitCorrelation& job)
+    explicit Worker(const GridCorrelation& job)
         : job_(job),
           grid_(band_grid(job.c_.images, job.bands_.rows)),
-          part_(grid_.part_elements(job.c_.images.channels)),
           max_panels_(job.units_per_task_ * grid_.panels()),
           range_panels_(std::clamp<int64_t>(
               kSumsBytes / (std::min(job.row_panels_, Engine::kMaxRowPanels) * 4 * kTileSums), 1,
               max_panels_)),
-          offsets_(job.taps_),
-          parts_(job.units_per_task_ * kParts * part_),
-          b_panel_(job.block_steps_ * Engine::kStepElements),
+          planes_(job.c_, grid_, job.units_per_task_, job.block_steps_),
           sums_(std::min(job.row_panels_, Engine::kMaxRowPanels) * range_panels_ * kTileSums),
           sink_(job.c_, range_panels_) {
       set_rows(job.bands_.rows);
@@ -236,8 +189,7 @@ class SplitCorrelation {
    private:
     void set_rows(int64_t rows) {
       grid_ = band_grid(job_.c_.images, rows);
-      part_ = grid_.part_elements(job_.c_.images.channels);
-      tap_offsets(job_.c_.images, grid_, job_.c_.channels_last, offsets_.get());
+      planes_.set_grid(grid_);
     }
     int64_t row_of(int64_t unit) const { return unit % job_.bands_.count * job_.bands_.rows; }
     int64_t rows_of(int64_t unit) const {
@@ -250,10 +202,7 @@ class SplitCorrelation {
       bool regular = true;
       for (int64_t unit = first; unit < last; ++unit) {
         const Images<T> band = row_band(job_.c_.images, row_of(unit), rows_of(unit));
-        const Magnitude magnitude =
-            split_image<kParts, kMasked>(band, job_.c_.channels_last, unit / job_.bands_.count,
-                                         parts_.get() + (unit - first) * kParts * part_);
-        regular &= kUnsplit<kParts, T> || magnitude.regular();
+        regular &= planes_.write(band, unit / job_.bands_.count, unit - first);
       }
       if (!regular && last - first > 1) {  // one image's numbers do not decide for the others
         for (int64_t unit = first; unit < last; ++unit) run_equal(unit, unit + 1, other);
@@ -276,14 +225,22 @@ class SplitCorrelation {
     void multiply(int64_t first, int64_t i0, int64_t i1, int64_t j0, int64_t j1) {
       for (int64_t step = 0; step < job_.steps_; step += job_.block_steps_) {
         const int64_t count = std::min(job_.block_steps_, job_.steps_ - step);
-        for (int64_t j = j0; j < j1; ++j) {
-          const int64_t unit = j / grid_.panels(), p = j % grid_.panels() * kGridStep;
-          pack_pairs(parts_.get() + unit * kParts * part_ + p, step, count);
+        const auto product = [&](int64_t i, int64_t j, const auto& b) {
+          engine_.multiply(
+              job_.rows_of_panel(i), kPanel, count * Engine::kDepthStep, job_.weight_panel(i, step),
+              b, sums_.get() + ((i - i0) * range_panels_ + j - j0) * kTileSums, kPanel, step > 0);
+        };
+        const auto tiles = [&](int64_t j) {
+          return planes_.tiles(j / grid_.panels(), j % grid_.panels() * kGridStep, step, count);
+        };
+        if (Planes::kPacks) {
+          for (int64_t j = j0; j < j1; ++j) {
+            const auto b = tiles(j);
+            for (int64_t i = i0; i < i1; ++i) product(i, j, b);
+          }
+        } else {
           for (int64_t i = i0; i < i1; ++i) {
-            engine_.multiply(job_.rows_of_panel(i), kPanel, count * Engine::kDepthStep,
-                             job_.weight_panel(i, step), b_panel_.get(),
-                             sums_.get() + ((i - i0) * range_panels_ + j - j0) * kTileSums, kPanel,
-                             step > 0);
+            for (int64_t j = j0; j < j1; ++j) product(i, j, tiles(j));
           }
         }
       }
@@ -300,37 +257,17 @@ class SplitCorrelation {
       }
     }
 
-    // Pairs of taps of 32 positions from `image` on, as the unit wants them.
-    void pack_pairs(const uint16_t* image, int64_t step, int64_t count) {
-      alignas(64) static constexpr uint16_t kZeros[32] = {};
-      uint16_t* panel = b_panel_.get();
-      for (int64_t t = step * 32; t < (step + count) * 32; t += 2) {
-        const uint16_t* low = t < job_.taps_ ? image + offsets_[t] : kZeros;
-        const uint16_t* high = t + 1 < job_.taps_ ? image + offsets_[t + 1] : kZeros;
-        const int64_t low_part = t < job_.taps_ ? part_ : 0;
-        const int64_t high_part = t + 1 < job_.taps_ ? part_ : 0;
-        uint16_t* out = panel + (t / 32 - step) * Engine::kStepElements + t % 32 / 2 * 32;
-        for (int part = 0; part < kParts; ++part, out += Engine::kPartElements) {
-          const __m512i a = _mm512_loadu_si512(low + part * low_part);
-          const __m512i b = _mm512_loadu_si512(high + part * high_part);
-          _mm512_store_si512(out, _mm512_unpacklo_epi16(a, b));
-          _mm512_store_si512(out + kTileElements, _mm512_unpackhi_epi16(a, b));
-        }
-      }
-    }
-
-    const SplitCorrelation& job_;
+    const GridCorrelation& job_;
     Engine engine_;
     SplitGrid grid_;
-    int64_t part_, max_panels_, range_panels_;
-    Scratch<int64_t> offsets_;
-    Scratch<uint16_t> parts_, b_panel_;
+    int64_t max_panels_, range_panels_;
+    Planes planes_;
     Scratch<float> sums_;
-    const GridSink<T> sink_;
+    const GridSink<Planes::kOrdered, T> sink_;
   };
 
   const Correlation<T>& c_;
-  const int64_t taps_, row_panels_, steps_, block_steps_;
+  const int64_t row_panels_, steps_, block_steps_;
   const RowBands bands_;
   const int64_t units_, units_per_task_;
   const Scratch<uint16_t> weight_;
@@ -346,13 +283,21 @@ bool split_pays(const Correlation<T>& c, int parts) {
   return parts == 1 || splitting_pays(c.images);
 }
 
-// Whether it was done; `other` as in SplitCorrelation::run.
-template <int kParts, bool kMasked, class T, class Other>
-bool correlate_split(const Correlation<T>& c, const Other& other) {
-  SplitCorrelation<kParts, kMasked, T> job(c);
+// Whether it was done; other(n, row, rows) does the bands that bfloat16 parts cannot hold.
+template <class Planes, class T, class Other>
+bool correlate_planes(const Correlation<T>& c, const Other& other) {
+  GridCorrelation<Planes, T> job(c);
   if (!job.pack_weight()) return false;
   job.run(other);
   return true;
+}
+
+template <int kParts, bool kMasked, class T, class Other>
+bool correlate_split(const Correlation<T>& c, const Other& other) {
+  if constexpr (kUnsplit<kParts, T>) {
+    if (suits_pairs(c)) return correlate_planes<PairedPlanes<kMasked>>(c, other);
+  }
+  return correlate_planes<SplitPlanes<kParts, kMasked, T>>(c, other);
 }
 
 }  // namespace pyops::PYOPS_ISA_NAMESPACE

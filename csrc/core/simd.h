@@ -107,6 +107,9 @@ struct Vec<float> {
   }
   __m256i narrow_f16() const { return _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT); }
   __m256i narrow_bf16() const {
+#if defined(__AVX512BF16__)
+    return (__m256i)_mm512_cvtneps_pbh(v);  // zero for a denormal, as everything AMX computes
+#else
     const __m512i u = _mm512_castps_si512(v);
     const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));
     const __m512i rounded = _mm512_add_epi32(u, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
@@ -114,6 +117,7 @@ struct Vec<float> {
     const __m512i top =
         _mm512_mask_mov_epi32(_mm512_srli_epi32(rounded, 16), nan, _mm512_set1_epi32(0x7fc0));
     return _mm512_cvtepi32_epi16(top);
+#endif
   }
 };
 

@@ -98,6 +98,18 @@ void split_row(__m512 low, __m512 high, uint16_t* out, int64_t part_stride) {
   }
 }
 
+// A panel of B in memory: for each step and part two tiles, whose rows are `row` elements apart.
+// Packed by an engine, everything lies at constant distances.
+template <int kParts>
+struct PackedTiles {
+  const uint16_t* data;
+
+  const uint16_t* at(int64_t step) const { return data + step * kParts * part(); }
+  static constexpr int64_t part() { return 2 * kTileElements; }
+  static constexpr int64_t half() { return kTileElements; }
+  static constexpr int64_t row() { return 32; }
+};
+
 template <int kParts>
 class AmxEngine {
  public:
@@ -132,6 +144,13 @@ class AmxEngine {
   }
 
   void multiply(int rows, int cols, int64_t depth, const uint16_t* a, const uint16_t* b, float* c,
+                int64_t ldc, bool add) {
+    multiply(rows, cols, depth, a, PackedTiles<kParts>{b}, c, ldc, add);
+  }
+
+  template <class Tiles>
+    requires std::is_class_v<Tiles>
+  void multiply(int rows, int cols, int64_t depth, const uint16_t* a, const Tiles& b, float* c,
                 int64_t ldc, bool add) {
     const int64_t steps = ceil_div(depth, kDepthStep);
     float* out = add ? sums_ : c;
@@ -226,16 +245,18 @@ class AmxEngine {
 
   // C tiles 0..3, A tiles 4 and 5, B tiles 6 and 7. The order of the products changes one operand
   // at a time, smallest terms first: 13 12 22 21 11 31, or 12 11 21.
-  template <bool kTall, bool kWide>
-  static void multiply_tiles(int64_t steps, const uint16_t* a, const uint16_t* b, float* c,
+  template <bool kTall, bool kWide, class Tiles>
+  static void multiply_tiles(int64_t steps, const uint16_t* a, const Tiles& b, float* c,
                              int64_t stride) {
+    const uint16_t* b_step;
+    const int64_t b_row = b.row() * static_cast<int64_t>(sizeof(uint16_t));
     const auto load_a = [&](int part) {
       _tile_loadd(4, a + part * kPartElements, 64);
       if (kTall) _tile_loadd(5, a + part * kPartElements + kTileElements, 64);
     };
     const auto load_b = [&](int part) {
-      _tile_loadd(6, b + part * kPartElements, 64);
-      if (kWide) _tile_loadd(7, b + part * kPartElements + kTileElements, 64);
+      _tile_loadd(6, b_step + part * b.part(), b_row);
+      if (kWide) _tile_loadd(7, b_step + part * b.part() + b.half(), b_row);
     };
     const auto products = [] {
       _tile_dpbf16ps(0, 4, 6);
@@ -247,7 +268,8 @@ class AmxEngine {
     _tile_zero(1);
     _tile_zero(2);
     _tile_zero(3);
-    for (int64_t step = 0; step < steps; ++step, a += kStepElements, b += kStepElements) {
+    for (int64_t step = 0; step < steps; ++step, a += kStepElements) {
+      b_step = b.at(step);
       load_a(0);
       load_b(kParts - 1);
       products();
