@@ -126,7 +126,8 @@ void conv2d_pool_forward(const Conv2dPoolParams& p) {
 }
 
 inline void conv2d_pool_forward(const Conv2dPoolParams& params) {
-  dispatch_dtype<kKernelTypes>(params.dtype, [&](auto t) { conv2d_pool_forward<decltype(t)>(params); });
+  dispatch_dtype<kKernelTypes>(params.dtype,
+                               [&](auto t) { conv2d_pool_forward<decltype(t)>(params); });
 }
 
 }  // namespace pyops::PYOPS_ISA_NAMESPACE
