@@ -15,13 +15,11 @@
 namespace pyops::PYOPS_ISA_NAMESPACE {
 
 // The images of a thread's tasks as parts on a grid (split_image_amx.h), for any axes and channels.
-template <int kParts_, bool kMasked, class T>
+template <int kParts, bool kMasked, class T>
 class SplitPlanes {
  public:
-  using Engine = AmxEngine<kParts_>;
-  static constexpr int kParts = kParts_;
-  static constexpr bool kOrdered = false;  // columns, in a tile's sums
-  static constexpr bool kPacks = true;     // a panel before it is multiplied
+  using Engine = AmxEngine<kParts>;
+  static constexpr bool kPacks = true;  // a panel, which leaves its columns out of order
   // An eighth more than the engine's own, which a 3×3 kernel of 32 channels takes in one block.
   static constexpr int64_t kMaxSteps = Engine::kMaxDepth * 9 / 8 / Engine::kDepthStep;
 
@@ -263,7 +261,7 @@ class GridCorrelation {
     int64_t max_panels_, range_panels_;
     Planes planes_;
     Scratch<float> sums_;
-    const GridSink<Planes::kOrdered, T> sink_;
+    const GridSink<!Planes::kPacks, T> sink_;
   };
 
   const Correlation<T>& c_;

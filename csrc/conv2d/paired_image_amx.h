@@ -149,7 +149,7 @@ template <bool kMasked>
 class PairedPlanes {
  public:
   using Engine = AmxEngine<1>;
-  static constexpr bool kOrdered = true, kPacks = false;
+  static constexpr bool kPacks = false;
   static constexpr int64_t kMaxSteps = 18;  // of a panel of the weight, which stays in L1
 
   // 16 pairs of 32 positions, by the step.
