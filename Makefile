@@ -37,7 +37,8 @@ tidy: build
 	git ls-files 'csrc/core/*.cpp' 'csrc/*_scalar.cpp' 'csrc/*_amx.cpp' \
 	  | grep -v -e core/torch.cpp -e core/parallel.cpp \
 	  | xargs -P 2 -n 2 $(BIN)/clang-tidy --quiet -p $$(ls -td build/cpython-*-torch* | head -n 1) \
-	      --extra-arg=-Wno-unknown-warning-option --extra-arg=-Wno-ignored-gch
+	      --extra-arg=-Wno-unknown-warning-option --extra-arg=-Wno-ignored-gch \
+	      --extra-arg=-Wno-ignored-optimization-argument
 
 format: build
 	$(BIN)/ruff check --fix .
