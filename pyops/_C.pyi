@@ -12,15 +12,9 @@ def conv2d(
     dilation: Sequence[int],
     groups: int,
 ) -> Tensor: ...
-def conv2d_relu(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-) -> Tensor: ...
+
+conv2d_relu = conv2d
+
 def conv2d_relu_max_pool2d(
     input: Tensor,
     weight: Tensor,

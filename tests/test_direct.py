@@ -26,24 +26,24 @@ CALLS = {
 }
 
 
-class SeesFunctions(TorchFunctionMode):
+class Notes:
     def __init__(self):
         super().__init__()
         self.names = []
 
+    def note(self, func, args, kwargs):
+        self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+class SeesFunctions(Notes, TorchFunctionMode):
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        self.names.append(str(func))
-        return func(*args, **(kwargs or {}))
+        return self.note(func, args, kwargs)
 
 
-class SeesOperators(TorchDispatchMode):
-    def __init__(self):
-        super().__init__()
-        self.names = []
-
+class SeesOperators(Notes, TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.names.append(str(func))
-        return func(*args, **(kwargs or {}))
+        return self.note(func, args, kwargs)
 
 
 @pytest.mark.parametrize("op", CALLS)
