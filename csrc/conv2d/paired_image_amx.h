@@ -19,10 +19,6 @@ inline bool suits_pairs(const Correlation<BFloat16>& c) {
 inline int64_t paired_plane(const SplitGrid& grid) {
   return ceil_div(grid.y.length * grid.pitch(), kGridStep) * kGridStep + kGridStep / 2;
 }
-// Elements of an image; the last panel of the last tap reads past its plane.
-inline int64_t paired_elements(const SplitGrid& grid, int64_t channels) {
-  return channels * paired_plane(grid) + 4 * kGridStep;
-}
 
 // A weight's depth in the order (ky, kx, channel), and where each 32 of it meet the image.
 inline void step_offsets(const SplitGrid& grid, const Axis& y, const Axis& x, int64_t channels,
@@ -164,14 +160,13 @@ class PairedPlanes {
     int64_t row() const { return 2 * plane; }
   };
 
+  // Of an image; the last panel of the last tap reads past its plane.
   static int64_t elements(const SplitGrid& grid, int64_t channels) {
-    return paired_elements(grid, channels);
+    return channels * paired_plane(grid) + 4 * kGridStep;
   }
 
   PairedPlanes(const Correlation<BFloat16>& c, const SplitGrid& grid, int64_t units, int64_t)
-      : c_(c),
-        offsets_(c.images.taps() / 32),
-        pairs_(units * paired_elements(grid, c.images.channels)) {}
+      : c_(c), offsets_(c.images.taps() / 32), pairs_(units * elements(grid, c.images.channels)) {}
 
   // Its depth in the order of the steps.
   static bool pack_weight(Engine& engine, const Correlation<BFloat16>& c, int64_t channel,
@@ -195,7 +190,7 @@ class PairedPlanes {
 
   void set_grid(const SplitGrid& grid) {
     plane_ = paired_plane(grid);
-    elements_ = paired_elements(grid, c_.images.channels);
+    elements_ = elements(grid, c_.images.channels);
     step_offsets(grid, c_.images.y, c_.images.x, c_.images.channels, offsets_.get());
   }
 

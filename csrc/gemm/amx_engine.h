@@ -120,7 +120,7 @@ class AmxEngine {
   // A B-panel fills a 48 KiB L1 whatever the parts; eight panels of A take 384 KiB of L2.
   static constexpr int64_t kMaxDepth = 768 / kParts, kMaxRowPanels = 8, kMaxColPanels = 18;
 
-  static constexpr int64_t kPartElements = 2 * kTileElements;
+  static constexpr int64_t kPartElements = PackedTiles<kParts>::part();
   static constexpr int64_t kStepElements = kParts * kPartElements;
 
   AmxEngine() { configure(); }
