@@ -9,6 +9,7 @@
 #include <array>
 
 #include "conv2d/conv2d.h"
+#include "conv2d/correlate_simd.h"
 #include "conv2d/depthwise_simd.h"
 #include "conv2d/patches_simd.h"
 #include "gemm/short_sums.h"
@@ -86,6 +87,9 @@ void correlate(const Correlation<T>& c) {
 #if defined(__AMX_TILE__)
   if (correlate_tiles<kMasked>(c)) return;
 #endif
+  if constexpr (std::is_same_v<acc_t<T>, float>) {
+    if (grid_pays(c.images)) return VectorCorrelation<kMasked, T>(c).run();
+  }
   correlate_patches<kMasked>(c);
 }
 

@@ -246,7 +246,8 @@ class GridCorrelation {
       for (int64_t j = j0; j < j1;) {
         const int64_t unit = first + j / grid_.panels(), p = j % grid_.panels();
         const int64_t panels = std::min(j1 - j, grid_.panels() - p);
-        const GridStretch at{unit / job_.bands_.count, row_of(unit), p * kGridStep, panels};
+        const GridStretch at{unit / job_.bands_.count, row_of(unit), p * kGridStep,
+                             panels * kGridStep};
         for (int64_t i = i0; i < i1; ++i) {
           sink_(grid_, at, i * kPanel, job_.rows_of_panel(i),
                 sums_.get() + ((i - i0) * range_panels_ + j - j0) * kTileSums);
@@ -261,7 +262,7 @@ class GridCorrelation {
     int64_t max_panels_, range_panels_;
     Planes planes_;
     Scratch<float> sums_;
-    const GridSink<!Planes::kPacks, T> sink_;
+    const TileSink<!Planes::kPacks, T> sink_;
   };
 
   const Correlation<T>& c_;

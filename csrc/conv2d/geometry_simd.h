@@ -99,7 +99,7 @@ struct Correlation {
   const T* weight;   // (channels, taps), taps in the order of the images' layout
   int64_t channels;  // of the result
   T* result;
-  int64_t channel_stride;  // of the result when planar; 1 otherwise
+  int64_t channel_stride;  // of a planar result
   PositionMap map;
   Epilogue<T> epilogue;
   Precision precision;

@@ -1,17 +1,11 @@
-// An image as its bfloat16 parts (gemm/amx_engine.h) on a padded grid, where a tap is one offset.
-//
-// Coordinates of one residue modulo the stride, a phase, lie side by side, rows `pitch` apart.
-// Positions numbered flat over such a grid meet tap t at flat + offset(t), 16 or 32 of them in a
-// row whatever the stride; the few numbers at a row's end that are no positions are the price. So
-// an element is split once, not once for every tap that meets it.
+// An image as its bfloat16 parts (gemm/amx_engine.h) on a padded grid: an element is split once,
+// not once for every tap that meets it.
 #pragma once
 
-#include "conv2d/patches_simd.h"
+#include "conv2d/grid_simd.h"
 #include "gemm/amx_engine.h"
 
 namespace pyops::PYOPS_ISA_NAMESPACE {
-
-inline constexpr int64_t kGridStep = 32;  // positions of a panel
 
 // f(integral_constant of the parts that products of this precision take).
 template <class T, class F>
@@ -26,137 +20,6 @@ bool with_parts(Precision precision, const F& f) {
   if constexpr (kMost >= 3) return f(std::integral_constant<int, 3>{});
   return false;
 }
-
-struct PhasedAxis {
-  Axis axis;
-  int64_t phases, length;  // of each phase
-
-  explicit PhasedAxis(const Axis& a)
-      : axis(a),
-        phases(std::min(a.stride, (a.taps - 1) * a.dilation + 1)),
-        length(a.positions + (a.taps - 1) * a.dilation / a.stride) {}
-
-  int64_t phase(int64_t tap) const { return tap * axis.dilation % axis.stride; }
-  int64_t shift(int64_t tap) const { return tap * axis.dilation / axis.stride; }
-  int64_t coordinate(int64_t phase, int64_t i) const {
-    return axis.origin + phase + i * axis.stride;
-  }
-  // Elements of a phase that lie in the image are [begin(phase), end(phase)).
-  int64_t begin(int64_t phase) const {
-    return std::clamp<int64_t>(ceil_div_signed(-coordinate(phase, 0), axis.stride), 0, length);
-  }
-  int64_t end(int64_t phase) const {
-    return std::clamp<int64_t>(ceil_div_signed(axis.size - coordinate(phase, 0), axis.stride),
-                               begin(phase), length);
-  }
-};
-
-struct SplitGrid {
-  PhasedAxis y, x;
-  int64_t plane;  // elements of a channel, padded to whole panels
-  int64_t span;   // flat positions, those at the rows' ends included
-
-  SplitGrid(const Axis& y_axis, const Axis& x_axis) : y(y_axis), x(x_axis) {
-    plane = ceil_div(y.phases * x.phases * y.length * x.length, kGridStep) * kGridStep;
-    span = (y_axis.positions - 1) * pitch() + x_axis.positions;
-  }
-  int64_t pitch() const { return x.length; }
-  int64_t panels() const { return ceil_div(span, kGridStep); }
-  int64_t offset(int64_t phase_y, int64_t phase_x, int64_t row) const {
-    return ((phase_y * x.phases + phase_x) * y.length + row) * pitch();
-  }
-  int64_t tap_offset(int64_t channel, int64_t ky, int64_t kx) const {
-    return channel * plane + offset(y.phase(ky), x.phase(kx), y.shift(ky)) + x.shift(kx);
-  }
-  // Elements of one part of an image; the last panel of the last tap reads past its plane.
-  int64_t part_elements(int64_t channels) const { return channels * plane + 2 * kGridStep; }
-};
-
-// Offsets of all taps in the order of the layout's weights: (channel, ky, kx) or (ky, kx, channel).
-template <class T>
-void tap_offsets(const Images<T>& images, const SplitGrid& grid, bool channels_last,
-                 int64_t* offsets) {
-  const int64_t channels = images.channels, window = images.y.taps * images.x.taps;
-  for (int64_t t = 0; t < channels * window; ++t) {
-    const int64_t c = channels_last ? t % channels : t / window;
-    const int64_t k = channels_last ? t / channels : t % window;
-    offsets[t] = grid.tap_offset(c, k / images.x.taps, k % images.x.taps);
-  }
-}
-
-// Whole images on their grid, or bands of their rows: the axes of `images` say which.
-template <bool kMasked, class T>
-class GridPlanes {
- public:
-  // For `together` channels at a time.
-  GridPlanes(const Images<T>& images, const SplitGrid& grid, bool channels_last, int64_t together)
-      : images_(images),
-        grid_(grid),
-        channels_last_(channels_last),
-        planes_(together * grid.plane) {
-    std::memset(planes_.get(), 0, sizeof(float) * together * grid.plane);
-  }
-
-  // What of `count` channels of image n from c on lies in the image; the rest stays zero.
-  const float* fill(int64_t n, int64_t c, int64_t count) {
-    const int64_t some = channels_last_ ? 16 : 1;
-    for (int64_t g = 0; g < count; g += some) {
-      fill_some(n, c + g, static_cast<int>(std::min(some, count - g)), g * grid_.plane);
-    }
-    return planes_.get();
-  }
-
- private:
-  void fill_some(int64_t n, int64_t c, int count, int64_t out) {
-    const PhasedAxis &y = grid_.y, &x = grid_.x;
-    const int64_t pixel = channels_last_ ? images_.total_channels : 1;
-    const int64_t image = n * images_.total_channels * y.axis.size * x.axis.size +
-                          channel_offset(channels_last_, c, y.axis.size * x.axis.size);
-    for (int64_t fy = 0; fy < y.phases; ++fy) {
-      for (int64_t fx = 0; fx < x.phases; ++fx) {
-        const int64_t begin = x.begin(fx), length = x.end(fx) - begin;
-        for (int64_t row = y.begin(fy); row < y.end(fy); ++row) {
-          const int64_t at = y.coordinate(fy, row) * x.axis.size + x.coordinate(fx, begin);
-          fill_row(image + at * pixel, x.axis.stride * pixel, length, count,
-                   planes_.get() + out + grid_.offset(fy, fx, row) + begin);
-        }
-      }
-    }
-  }
-
-  void fill_row(int64_t from, int64_t step, int64_t length, int count, float* out) const {
-    using V = Vec<float>;
-    if (count > 4 || (kMasked && step != 1)) return fill_pixels(from, step, length, count, out);
-    for (int g = 0; g < count; ++g) {
-      for (int64_t i = 0; i < length; i += V::kWidth) {
-        const int n = static_cast<int>(std::min<int64_t>(V::kWidth, length - i));
-        const V x = step == 1 ? load_masked<T, kMasked>(images_, from + g + i, n)
-                              : load_strided(images_.data + from + g + i * step, step, n);
-        x.store(out + g * grid_.plane + i, n);
-      }
-    }
-  }
-
-  // Pixels of up to 16 channels to a plane for each.
-  void fill_pixels(int64_t from, int64_t step, int64_t length, int count, float* out) const {
-    using V = Vec<float>;
-    for (int64_t i = 0; i < length; i += V::kWidth) {
-      const int n = static_cast<int>(std::min<int64_t>(V::kWidth, length - i));
-      V block[V::kWidth];
-      for (int r = 0; r < V::kWidth; ++r) {
-        block[r] =
-            r < n ? load_masked<T, kMasked>(images_, from + (i + r) * step, count) : V::zero();
-      }
-      transpose(block);
-      for (int g = 0; g < count; ++g) block[g].store(out + g * grid_.plane + i, n);
-    }
-  }
-
-  const Images<T> images_;
-  const SplitGrid grid_;
-  const bool channels_last_;
-  Scratch<float> planes_;
-};
 
 // Image n to `parts`, one every part_elements; returns the magnitude met.
 template <int kParts, bool kMasked, class T>
@@ -189,33 +52,6 @@ bool splitting_pays(const Images<T>& images) {
   const int64_t panels = SplitGrid(images.y, images.x).panels();
   return images.y.taps * images.x.taps > 1 &&
          5 * images.positions_per_image() >= 4 * kGridStep * panels;
-}
-
-// Rows [row, row + rows) of an image, as images of their own.
-template <class T>
-Images<T> row_band(Images<T> images, int64_t row, int64_t rows) {
-  images.y.origin += row * images.y.stride;
-  images.y.positions = rows;
-  return images;
-}
-template <class T>
-SplitGrid band_grid(const Images<T>& images, int64_t rows) {
-  return {row_band(images, 0, rows).y, images.x};
-}
-
-// How the rows of each image are cut: `count` bands of `rows`, the last one maybe of fewer.
-struct RowBands {
-  int64_t rows, count;
-};
-
-// As few as keep bytes(rows of a band) within `most`, and no fewer than give every thread one.
-template <class Bytes>
-RowBands cut_rows(int64_t rows, int64_t batch, int64_t most, const Bytes& bytes) {
-  int64_t bands = 1;
-  while (ceil_div(rows, bands) > 4 && bytes(ceil_div(rows, bands)) > most) ++bands;
-  bands = std::min(rows, std::max(bands, ceil_div(int64_t{num_threads()}, batch)));
-  const int64_t height = ceil_div(rows, bands);
-  return {height, ceil_div(rows, height)};
 }
 
 // bfloat16 is not split: the unit does with it what native's does.

@@ -1,0 +1,176 @@
+// Correlation with vector registers: an image is written to float32 planes on a grid (grid_simd.h)
+// once, where the next positions of a tap are the next numbers; so nothing is packed, nor stored,
+// for each tap. A tile is positions, broadcast from the planes, times vectors of channels.
+//
+// A task is a band of rows of one image, whose planes stay in L2. A stretch of a panel of weights
+// stays in L1 while a range of positions meets it.
+#pragma once
+
+#include "conv2d/grid_sink_simd.h"
+
+namespace pyops::PYOPS_ISA_NAMESPACE {
+
+// Register tiles of any width of 1 to kMaxVecs vectors: 24 sums of 32 registers, 12 of 16.
+struct TapTile {
+#if defined(__AVX512F__)
+  static constexpr int kSums = 24, kMaxVecs = 2;
+#else
+  static constexpr int kSums = 12, kMaxVecs = 2;
+#endif
+  static constexpr int kCols = kMaxVecs * Vec<float>::kWidth;
+  static constexpr int kPositions = 48;  // a multiple of every tile's rows
+};
+
+// sums[position, channel] (+)= the image at the offsets of `depth` taps · a panel of weights, for
+// kPositions positions; between(part, parts) goes before each part of the products.
+template <int kVecs, class Between>
+void multiply_taps(int64_t depth, const float* image, const int64_t* offsets, const float* weight,
+                   float* sums, bool add, const Between& between) {
+  constexpr int kRows = TapTile::kSums / kVecs, kParts = TapTile::kPositions / kRows;
+  const auto channels = [=](int64_t t) { return weight + t * kVecs * Vec<float>::kWidth; };
+  for (int part = 0; part < kParts; ++part, image += kRows, sums += kRows * TapTile::kCols) {
+    const auto positions = [=](int64_t t) { return image + offsets[t]; };
+    between(part, kParts);
+    multiply_rows<float, kRows, kVecs>(depth, positions, channels, sums, TapTile::kCols, add);
+  }
+}
+
+template <bool kMasked, class T>
+class VectorCorrelation {
+ public:
+  explicit VectorCorrelation(const Correlation<T>& c)
+      : c_(c),
+        taps_(c.images.taps()),
+        bands_(cut_rows(c.images.y.positions, c.batch, kPlaneBytes,
+                        [&](int64_t rows) {
+                          return band_grid(c.images, rows).part_elements(c.images.channels) *
+                                 static_cast<int64_t>(sizeof(float));
+                        })),
+        weight_(ceil_div(c.channels, V::kWidth) * V::kWidth * taps_) {}
+
+  void run() {
+    pack_weight();
+    parallel_for(0, c_.batch * bands_.count, 1, [&](int64_t begin, int64_t end) {
+      Worker worker(*this);
+      for (int64_t unit = begin; unit < end; ++unit) {
+        worker.run(unit / bands_.count, unit % bands_.count * bands_.rows);
+      }
+    });
+  }
+
+ private:
+  using V = Vec<float>;
+  static constexpr int kCols = TapTile::kCols, kPositions = TapTile::kPositions;
+  static constexpr int64_t kPlaneBytes = 512 << 10;  // half an L2 of 1 MiB
+  static constexpr int64_t kRange = 2 * kPositions;  // whose sums share L1 with the weights
+  static constexpr int64_t kStretch = 112;           // as VectorEngine's, for the same digits
+
+  static int vectors(int64_t channels) {
+    return static_cast<int>(std::min<int64_t>(TapTile::kMaxVecs, ceil_div(channels, V::kWidth)));
+  }
+
+  // Panels of kCols channels, the last one of as many vectors as it needs; the depth in the order
+  // (channel, ky, kx), in which a stretch meets few planes.
+  void pack_weight() {
+    parallel_for(0, ceil_div(c_.channels, kCols), 1, [&](int64_t begin, int64_t end) {
+      Scratch<float> window(kCols * c_.images.channels);
+      for (int64_t i = begin * kCols; i < std::min(c_.channels, end * kCols); i += kCols) {
+        with_vectors(vectors(c_.channels - i), [&]<int kVecs>(std::integral_constant<int, kVecs>) {
+          pack_panel<kVecs * V::kWidth>(i, window.get());
+        });
+      }
+    });
+  }
+
+  template <int kWidth>
+  void pack_panel(int64_t i, float* of_tap) {
+    const StridedOperand<T> weight{c_.weight, c_.channels, taps_, 1};
+    float* panel = weight_.get() + i * taps_;
+    if (!c_.channels_last) return weight.template pack<kWidth>(i, 0, taps_, panel);
+    const int64_t channels = c_.images.channels, window = taps_ / channels;
+    for (int64_t k = 0; k < window; ++k) {
+      weight.template pack<kWidth>(i, k * channels, channels, of_tap);
+      for (int64_t c = 0; c < channels; ++c) {
+        std::copy_n(of_tap + c * kWidth, kWidth, panel + (c * window + k) * kWidth);
+      }
+    }
+  }
+
+  template <class F>
+  static void with_vectors(int vectors, const F& f) {
+    if (vectors == 1) return f(std::integral_constant<int, 1>{});
+    if constexpr (TapTile::kMaxVecs > 2) {
+      if (vectors == 3) return f(std::integral_constant<int, 3>{});
+      if (vectors == 4) return f(std::integral_constant<int, 4>{});
+    }
+    f(std::integral_constant<int, 2>{});
+  }
+
+  class Worker {
+   public:
+    explicit Worker(const VectorCorrelation& job)
+        : job_(job), offsets_(job.taps_), sums_(kRange * kCols), sink_(job.c_) {}
+
+    void run(int64_t n, int64_t row) {
+      const Images<T>& images = job_.c_.images;
+      const Images<T> band =
+          row_band(images, row, std::min(job_.bands_.rows, images.y.positions - row));
+      const SplitGrid grid(band.y, band.x);
+      tap_offsets(band, grid, /*channels_last=*/false, offsets_.get());
+      GridPlanes<kMasked, T> planes(band, grid, job_.c_.channels_last, band.channels);
+      const float* image = planes.fill(n, 0, band.channels);
+      for (int64_t p = 0; p < grid.span; p += kRange) {
+        const GridStretch range{n, row, p, std::min(kRange, grid.span - p)};
+        for (int64_t i = 0; i < job_.c_.channels; i += kCols) multiply(image, grid, range, i);
+      }
+    }
+
+   private:
+    // A panel of channels from i on; the last taps send the sums on while the next ones' products
+    // are computed.
+    void multiply(const float* image, const SplitGrid& grid, const GridStretch& range, int64_t i) {
+      const int64_t taps = job_.taps_, length = ceil_div(taps, ceil_div(taps, kStretch));
+      const int64_t channels = std::min<int64_t>(kCols, job_.c_.channels - i);
+      const int vectors = VectorCorrelation::vectors(channels);
+      for (int64_t t = 0; t < taps; t += length) {
+        const int64_t depth = std::min(length, taps - t);
+        const bool last = t + depth == taps;
+        const float* weight = job_.weight_.get() + i * taps + t * vectors * V::kWidth;
+        for (int64_t q = 0; q < range.count; q += kPositions) {
+          const GridStretch at{range.n, range.row, range.p + q,
+                               std::min<int64_t>(kPositions, range.count - q)};
+          float* sums = sums_.get() + q * kCols;
+          const auto prefetch = [&](int part, int parts) {
+            if (last) sink_.prefetch(grid, at, i, channels, part, parts);
+          };
+          with_vectors(vectors, [&]<int kVecs>(std::integral_constant<int, kVecs>) {
+            multiply_taps<kVecs>(depth, image + at.p, offsets_.get() + t, weight, sums, t > 0,
+                                 prefetch);
+          });
+          if (last) sink_.store_positions(grid, at, i, channels, {sums, kCols});
+        }
+      }
+    }
+
+    const VectorCorrelation& job_;
+    Scratch<int64_t> offsets_;
+    Scratch<float> sums_;
+    const GridSink<T> sink_;
+  };
+
+  const Correlation<T>& c_;
+  const int64_t taps_;
+  const RowBands bands_;
+  const Scratch<float> weight_;
+};
+
+// Most positions of the tiles are no row's end, and an element meets several taps.
+template <class T>
+bool grid_pays(const Images<T>& images) {
+  constexpr int64_t kPositions = TapTile::kPositions;
+  const int64_t tiles = ceil_div(SplitGrid(images.y, images.x).span, kPositions);
+  return images.y.taps * images.x.taps > 1 &&
+         5 * images.positions_per_image() >= 4 * tiles * kPositions;
+}
+
+}  // namespace pyops::PYOPS_ISA_NAMESPACE

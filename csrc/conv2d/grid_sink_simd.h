@@ -1,0 +1,171 @@
+// Where sums go from the flat positions of a grid (grid_simd.h): to a result, with its epilogue.
+#pragma once
+
+#include "conv2d/grid_simd.h"
+
+namespace pyops::PYOPS_ISA_NAMESPACE {
+
+// The result's map with rows and columns told apart, where a dense one runs them together.
+template <class T>
+PositionMap grid_map(const Correlation<T>& c) {
+  const Axis &y = c.images.y, &x = c.images.x;
+  if (c.map.cols == x.positions && c.map.rows == y.positions) return c.map;
+  const int64_t pixel = c.map.col_stride, image = y.positions * x.positions * pixel;
+  return {x.positions, y.positions, c.channels_last ? image : c.map.image_stride,
+          x.positions * pixel, pixel};
+}
+
+// Flat positions [p, p + count) of the rows from `row` on of image n.
+struct GridStretch {
+  int64_t n, row, p, count;
+};
+
+// Sums of one line after another, `stride` apart.
+struct GridSums {
+  const float* data;
+  int64_t stride;
+};
+
+template <class T>
+class GridSink {
+  using V = Vec<float>;
+
+ public:
+  static constexpr int kMaxPositions = 48;
+
+  explicit GridSink(const Correlation<T>& c)
+      : c_(c), map_(grid_map(c)), least_(V::set1(c.epilogue.relu ? 0.0f : -__builtin_inff())) {}
+
+  // Asks for a part of the lines that storing the same will write: they are many, of as many
+  // pages, and all at once they would keep the products' loads waiting.
+  void prefetch(const SplitGrid& grid, GridStretch at, int64_t i, int64_t channels, int part,
+                int parts) const {
+    constexpr int64_t kLine = 64 / sizeof(T);
+    const auto begin = [&](int64_t all, int k) { return all * k / parts; };
+    int64_t first = 0, end = channels;
+    if (c_.channels_last) {
+      const int64_t done = begin(at.count, part);
+      at = {at.n, at.row, at.p + done, begin(at.count, part + 1) - done};
+    } else {
+      first = begin(channels, part), end = begin(channels, part + 1);
+    }
+    const T* out = result(at, i + first);
+    for_rows(grid, at, [&](int64_t, int64_t run, int64_t offset) {
+      const int64_t lines = c_.channels_last ? run : end - first;
+      const int64_t stride = c_.channels_last ? map_.col_stride : c_.channel_stride;
+      const int64_t length = c_.channels_last ? channels : run * map_.col_stride;
+      for (int64_t k = 0; k < lines; ++k) {
+        const T* line = out + offset + k * stride;
+        for (int64_t v = 0; v < length; v += kLine) __builtin_prefetch(line + v, 1, 2);
+      }
+    });
+  }
+
+  // Up to a vector of channels from i on, a line of positions for each.
+  void store_channels(const SplitGrid& grid, const GridStretch& at, int64_t i, int channels,
+                      GridSums sums) const {
+    T* out = result(at, i);
+    if (!c_.channels_last) return store_planes(grid, at, i, channels, sums, out);
+    const V bias = load_bias(i, channels);
+    for_rows(grid, at, [&](int64_t q, int64_t run, int64_t offset) {
+      for (int64_t v = 0; v < run; v += V::kWidth) {
+        V block[V::kWidth];
+        for (int k = 0; k < V::kWidth; ++k) {
+          block[k] = V::load(sums.data + k * sums.stride + q + v);
+        }
+        transpose(block);
+        T* to = out + offset + v * map_.col_stride;
+        const int n = static_cast<int>(std::min<int64_t>(V::kWidth, run - v));
+        for (int k = 0; k < n; ++k, to += map_.col_stride) {
+          store(finish(block[k] + bias), to, channels);
+        }
+      }
+    });
+  }
+
+  // Up to kMaxPositions positions, a line of channels from i on for each.
+  void store_positions(const SplitGrid& grid, const GridStretch& at, int64_t i, int64_t channels,
+                       GridSums sums) const {
+    for (int64_t c = 0; c < channels; c += V::kWidth, sums.data += V::kWidth) {
+      const int some = static_cast<int>(std::min<int64_t>(V::kWidth, channels - c));
+      if (c_.channels_last) {
+        const V bias = load_bias(i + c, some);
+        T* out = result(at, i + c);
+        for_rows(grid, at, [&](int64_t q, int64_t run, int64_t offset) {
+          T* to = out + offset;
+          for (int64_t v = q; v < q + run; ++v, to += map_.col_stride) {
+            store(finish(V::load(sums.data + v * sums.stride) + bias), to, some);
+          }
+        });
+        continue;
+      }
+      alignas(64) float lines[V::kWidth * kMaxPositions];
+      for (int64_t q = 0; q < at.count; q += V::kWidth) {
+        V block[V::kWidth];
+        for (int k = 0; k < V::kWidth; ++k) block[k] = V::load(sums.data + (q + k) * sums.stride);
+        transpose(block);
+        for (int k = 0; k < some; ++k) block[k].store(lines + k * kMaxPositions + q);
+      }
+      store_planes(grid, at, i + c, some, {lines, kMaxPositions}, result(at, i + c));
+    }
+  }
+
+ private:
+  T* result(const GridStretch& at, int64_t i) const {
+    return c_.result + at.n * map_.image_stride + at.row * map_.row_stride +
+           i * (c_.channels_last ? 1 : c_.channel_stride);
+  }
+
+  // f(flat position within the stretch, count, offset of the first in the result) for each row.
+  template <class F>
+  void for_rows(const SplitGrid& grid, const GridStretch& at, const F& f) const {
+    const int64_t pitch = grid.pitch(), end = std::min(at.p + at.count, grid.span);
+    if (pitch == map_.cols && map_.row_stride == pitch * map_.col_stride) {
+      return f(0, end - at.p, at.p * map_.col_stride);
+    }
+    int64_t y = at.p / pitch, x = at.p % pitch;
+    for (int64_t q = at.p; q < end; q += pitch - x, x = 0, ++y) {
+      const int64_t run = std::min(map_.cols - x, end - q);
+      if (run > 0) f(q - at.p, run, y * map_.row_stride + x * map_.col_stride);
+    }
+  }
+
+  V load_bias(int64_t i, int channels) const {
+    return c_.epilogue.bias != nullptr ? V::load(c_.epilogue.bias + i, channels) : V::zero();
+  }
+
+  static void store(V x, T* to, int n) { n == V::kWidth ? x.store(to) : x.store(to, n); }
+
+  // The epilogue's ReLU, decided once: max returns its second operand for NaN, which keeps it.
+  V finish(V x) const { return V::max(least_, x); }
+
+  void store_planes(const SplitGrid& grid, const GridStretch& at, int64_t i, int channels,
+                    GridSums lines, T* out) const {
+    for_rows(grid, at, [&](int64_t q, int64_t run, int64_t offset) {
+      const float* line = lines.data + q;
+      T* plane = out + offset;
+      for (int k = 0; k < channels; ++k, line += lines.stride, plane += c_.channel_stride) {
+        const T* bias = c_.epilogue.bias;
+        const V b = V::set1(bias != nullptr ? static_cast<float>(bias[i + k]) : 0.0f);
+        for (int64_t v = 0; v < run; v += V::kWidth) {
+          const int n = static_cast<int>(std::min<int64_t>(V::kWidth, run - v));
+          const V x = finish(V::load(line + v) + b);
+          T* to = plane + v * map_.col_stride;
+          map_.col_stride == 1 ? store(x, to, n) : store_apart(x, to, n);
+        }
+      }
+    });
+  }
+
+  void store_apart(V x, T* to, int n) const {
+    T elements[V::kWidth];
+    x.store(elements);
+    for (int k = 0; k < n; ++k, to += map_.col_stride) *to = elements[k];
+  }
+
+  const Correlation<T>& c_;
+  const PositionMap map_;
+  const V least_;  // 0 for ReLU
+};
+
+}  // namespace pyops::PYOPS_ISA_NAMESPACE
