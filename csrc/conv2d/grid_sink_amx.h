@@ -26,9 +26,9 @@ PositionMap grid_map(const Correlation<T>& c) {
           x.positions * pixel, pixel};
 }
 
-// Panels of flat positions from p on, of the rows from `row` on of image n.
+// Panels of flat positions from p on.
 struct GridStretch {
-  int64_t n, row, p, panels;
+  int64_t p, panels;
 };
 
 // Writes finished tiles, channels × flat positions of a grid, where the result's positions lie;
@@ -42,10 +42,10 @@ class GridSink {
         line_stride_(panels * kGridStep + 16),  // no power of two: lines share no cache set
         lines_(16 * line_stride_) {}
 
-  // `rows` channels from i on; the tiles of the stretch follow each other.
+  // `rows` channels from i on, to where the grid's first position lies; the tiles of the stretch
+  // follow each other.
   void operator()(const SplitGrid& grid, const GridStretch& at, int64_t i, int rows,
-                  const float* tiles) const {
-    T* out = c_.result + at.n * map_.image_stride + at.row * map_.row_stride;
+                  const float* tiles, T* out) const {
     for (int r = 0; r < rows; r += 16) {
       const int some = std::min(16, rows - r);
       for (int64_t panel = 0; panel < at.panels; ++panel) {

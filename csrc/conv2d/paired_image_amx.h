@@ -3,7 +3,7 @@
 // every tap, and nothing is packed between the products.
 #pragma once
 
-#include "conv2d/split_image_amx.h"
+#include "conv2d/plane_products_amx.h"
 
 namespace pyops::PYOPS_ISA_NAMESPACE {
 
@@ -145,6 +145,7 @@ template <bool kMasked>
 class PairedPlanes {
  public:
   using Engine = AmxEngine<1>;
+  using Products = PlaneProducts<PairedPlanes, BFloat16>;
   static constexpr bool kPacks = false;
   static constexpr int64_t kMaxSteps = 18;  // of a panel of the weight, which stays in L1
 
@@ -165,7 +166,7 @@ class PairedPlanes {
     return channels * paired_plane(grid) + 4 * kGridStep;
   }
 
-  PairedPlanes(const Correlation<BFloat16>& c, const SplitGrid& grid, int64_t units, int64_t)
+  PairedPlanes(const Correlation<BFloat16>& c, const SplitGrid& grid, int64_t units)
       : c_(c), offsets_(c.images.taps() / 32), pairs_(units * elements(grid, c.images.channels)) {}
 
   // Its depth in the order of the steps.
@@ -199,7 +200,7 @@ class PairedPlanes {
     return true;
   }
 
-  Tiles tiles(int64_t unit, int64_t p, int64_t step, int64_t) const {
+  Tiles tiles(int64_t unit, int64_t p, int64_t step, int64_t, uint16_t*) const {
     return {pairs_.get() + unit * elements_ + 2 * p, offsets_.get() + step, plane_};
   }
 
