@@ -26,7 +26,7 @@ class GridCorrelation {
       : c_(c),
         map_(grid_map(c)),
         row_panels_(ceil_div(c.channels, kPanel)),
-        steps_(ceil_div(c.images.taps(), Engine::kDepthStep)),
+        steps_(Planes::steps(c.images)),
         bands_(cut_rows(c.images.y.positions, c.batch, kPartsBytes,
                         [this](int64_t rows) { return band_bytes(rows); })),
         units_(c.batch * bands_.count),
@@ -181,7 +181,10 @@ bool correlate_planes(const Correlation<T>& c, const Other& other) {
 template <int kParts, bool kMasked, class T, class Other>
 bool correlate_split(const Correlation<T>& c, const Other& other) {
   if constexpr (kUnsplit<kParts, T>) {
-    if (suits_pixels(c)) return correlate_planes<PixelPlanes<kMasked>>(c, other);
+    if (suits_pixels(c)) {
+      if (suits_bare_pixels<kMasked>(c)) return correlate_planes<BarePixels>(in_panels(c), other);
+      return correlate_planes<PixelPlanes<kMasked>>(c, other);
+    }
     if (suits_pairs(c)) return correlate_planes<PairedPlanes<kMasked>>(c, other);
   }
   return correlate_planes<SplitPlanes<kParts, kMasked, T>>(c, other);

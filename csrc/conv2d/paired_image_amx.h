@@ -146,6 +146,9 @@ class PairedPlanes {
  public:
   using Engine = AmxEngine<1>;
   using Products = PlaneProducts<PairedPlanes, BFloat16>;
+  static int64_t steps(const Images<BFloat16>& images) {
+    return ceil_div(images.taps(), Engine::kDepthStep);
+  }
   static constexpr bool kPacks = false;
   static constexpr int64_t kMaxSteps = 18;  // of a panel of the weight, which stays in L1
 

@@ -8,10 +8,6 @@
 
 namespace pyops::PYOPS_ISA_NAMESPACE {
 
-inline __mmask32 first_words(int64_t n) {
-  return n >= 32 ? ~__mmask32{0} : (__mmask32{1} << std::max<int64_t>(n, 0)) - 1;
-}
-
 // The mask as where_positive reads it: a NaN lets the gradient pass.
 template <bool kMasked>
 __m512i load_words(const Images<BFloat16>& images, int64_t at, __mmask32 lanes) {
@@ -24,109 +20,236 @@ __m512i load_words(const Images<BFloat16>& images, int64_t at, __mmask32 lanes) 
   return _mm512_maskz_mov_epi16(positive, x);
 }
 
-// 32 output channels of a weight (channels, depth) as tiles of B.
-inline void pack_weight_panel(const BFloat16* weight, int64_t channels, int64_t depth,
-                              uint16_t* out) {
-  for (int64_t p = 0; p < depth; p += 32) {
-    for (int half = 0; half < 2; ++half, out += kTileElements) {
-      Vec<float> block[16];  // dwords, which nobody computes with
-      for (int r = 0; r < 16; ++r) {
-        const int64_t o = half * 16 + r;
-        const __mmask32 lanes = o < channels ? first_words(depth - p) : 0;
-        block[r].v = _mm512_castsi512_ps(_mm512_maskz_loadu_epi16(lanes, weight + o * depth + p));
+// Largest magnitude met of bfloat16.
+struct WordMagnitude {
+  __m512i bits = _mm512_setzero_si512();
+
+  void see(__m512i words) {
+    bits = _mm512_max_epu16(bits, _mm512_and_si512(words, _mm512_set1_epi16(0x7fff)));
+  }
+  bool finite() const { return _mm512_cmpge_epu16_mask(bits, _mm512_set1_epi16(0x7f80)) == 0; }
+};
+
+// The depth of a product: taps whose numbers follow each other make a run, and every run whole
+// steps of 32. What a run's last step holds beyond it meets weights of zero.
+struct PixelRuns {
+  int64_t count, length;
+
+  explicit PixelRuns(const Images<BFloat16>& images)
+      : count(images.y.taps), length(images.x.taps * images.channels) {
+    if (images.x.dilation > 1) count *= images.x.taps, length = images.channels;
+  }
+  int64_t steps_per_run() const { return ceil_div(length, 32); }
+  int64_t steps() const { return count * steps_per_run(); }
+  bool exact() const { return length % 32 == 0; }
+};
+
+// The tiles of B for 32 output channels from `channel` on.
+inline void pack_pixel_weight(const Correlation<BFloat16>& c, int64_t channel, uint16_t* out) {
+  const PixelRuns runs(c.images);
+  const int64_t taps = c.images.taps();
+  for (int64_t t = 0; t < taps; t += runs.length) {
+    for (int64_t i = 0; i < runs.length; i += 32) {
+      for (int64_t o = channel; o < channel + 32; o += 16, out += kTileElements) {
+        Vec<float> block[16];  // dwords, which nobody computes with
+        for (int r = 0; r < 16; ++r) {
+          const __mmask32 lanes = o + r < c.channels ? first_words(runs.length - i) : 0;
+          const BFloat16* from = c.weight + (o + r) * taps + t + i;
+          block[r].v = _mm512_castsi512_ps(_mm512_maskz_loadu_epi16(lanes, from));
+        }
+        transpose(block);
+        for (int r = 0; r < 16; ++r) _mm512_store_ps(out + r * 32, block[r].v);
       }
-      transpose(block);
-      for (int r = 0; r < 16; ++r) _mm512_store_ps(out + r * 32, block[r].v);
     }
   }
 }
 
-// Whole steps of channels.
+// Steps that are mostly taps, or so few that their price is small beside that of packing columns.
 inline bool suits_pixels(const Correlation<BFloat16>& c) {
-  return c.channels_last && c.images.channels % 32 == 0;
+  return c.channels_last && c.images.taps() >= 16 &&
+         PixelRuns(c.images).steps() * 32 <= 4 * c.images.taps();
 }
 
-// Images of whole steps of channels, written once to a grid with zeros around.
+// Images written once to a grid with zeros around: rows of the phases of y, and columns as they
+// are, since a tile's rows may be any distance apart.
 template <bool kMasked>
 class PixelPlanes {
  public:
   using Engine = AmxEngine<1>;
   using Products = PixelProducts<PixelPlanes>;
 
+  static int64_t steps(const Images<BFloat16>& images) { return PixelRuns(images).steps(); }
+
   // The last panel of the last tap reads past the grid, for positions that nobody wants.
   static int64_t elements(const SplitGrid& grid, int64_t channels) {
-    return (grid.offset(grid.y.phases, 0, 0) + kGridStep) * channels;
+    const int64_t positions = grid.y.phases * grid.y.length * grid.pitch() + kGridStep;
+    return positions * grid.x.axis.stride * channels + kSlack;
   }
 
   PixelPlanes(const Correlation<BFloat16>& c, const SplitGrid& grid, int64_t units)
-      : c_(c), offsets_(c.images.taps() / 32), pixels_(units * elements(grid, c.images.channels)) {}
+      : images_(c.images),
+        runs_(c.images),
+        position_(c.images.x.stride * c.images.channels),
+        offsets_(runs_.steps()),
+        pixels_(units * elements(grid, c.images.channels)) {}
 
   static bool pack_weight(Engine&, const Correlation<BFloat16>& c, int64_t channel, uint16_t* out) {
-    const int64_t taps = c.images.taps();
-    pack_weight_panel(c.weight + channel * taps, c.channels - channel, taps, out);
+    pack_pixel_weight(c, channel, out);
     return true;
   }
 
   void set_grid(const SplitGrid& grid) {
-    const int64_t channels = c_.images.channels;
-    elements_ = elements(grid, channels);
+    elements_ = elements(grid, images_.channels);
+    line_ = grid.pitch() * position_;
+    span_ = grid.span;
+    const Axis& x = images_.x;
+    const int64_t columns = runs_.count / images_.y.taps;
     int64_t* offset = offsets_.get();
-    for (int64_t ky = 0; ky < c_.images.y.taps; ++ky) {
-      for (int64_t kx = 0; kx < c_.images.x.taps; ++kx) {
-        for (int64_t c = 0; c < channels; c += 32) {
-          *offset++ = grid.tap_offset(0, ky, kx) * channels + c;
+    for (int64_t ky = 0; ky < images_.y.taps; ++ky) {
+      const int64_t row = grid.y.phase(ky) * grid.y.length + grid.y.shift(ky);
+      for (int64_t kx = 0; kx < columns; ++kx) {
+        for (int64_t i = 0; i < runs_.length; i += 32) {
+          *offset++ = row * line_ + kx * x.dilation * images_.channels + i;
         }
       }
     }
   }
 
+  // Whether zeros may meet the numbers.
   bool write(const Images<BFloat16>& band, int64_t n, int64_t unit) {
-    const SplitGrid grid(band.y, band.x);
-    const PhasedAxis &y = grid.y, &x = grid.x;
-    const int64_t first = n * band.y.size * band.x.size, channels = band.channels;
+    const PhasedAxis y(band.y);
+    const Axis& x = band.x;
+    const int64_t columns = line_ / band.channels;
+    const int64_t begin = std::clamp<int64_t>(-x.origin, 0, columns);
+    const int64_t end = std::clamp<int64_t>(x.size - x.origin, begin, columns);
     uint16_t* to = pixels_.get() + unit * elements_;
-    for (int64_t fy = 0; fy < y.phases; ++fy) {
-      for (int64_t fx = 0; fx < x.phases; ++fx) {
-        const int64_t begin = x.begin(fx), end = x.end(fx);
-        for (int64_t row = 0; row < y.length; ++row, to += grid.pitch() * channels) {
-          const bool inside = row >= y.begin(fy) && row < y.end(fy) && begin < end;
-          const int64_t left = inside ? begin : grid.pitch(), right = inside ? end : left;
-          std::memset(to, 0, sizeof(uint16_t) * left * channels);
-          if (inside) {
-            const int64_t at =
-                first + y.coordinate(fy, row) * band.x.size + x.coordinate(fx, begin);
-            copy_pixels(band, at * band.total_channels, end - begin, to + begin * channels);
-          }
-          std::memset(to + right * channels, 0,
-                      sizeof(uint16_t) * (grid.pitch() - right) * channels);
+    WordMagnitude magnitude;
+    for (int64_t phase = 0; phase < y.phases; ++phase) {
+      for (int64_t row = 0; row < y.length; ++row, to += line_) {
+        const bool inside = row >= y.begin(phase) && row < y.end(phase) && begin < end;
+        const int64_t left = (inside ? begin : columns) * band.channels;
+        const int64_t right = inside ? end * band.channels : left;
+        std::memset(to, 0, sizeof(uint16_t) * left);
+        if (inside) {
+          const int64_t at =
+              (n * x.size * band.y.size + y.coordinate(phase, row) * x.size + x.origin + begin) *
+              band.total_channels;
+          copy_pixels(band, at, end - begin, to + left, magnitude);
         }
+        std::memset(to + right, 0, sizeof(uint16_t) * (line_ - right));
+      }
+    }
+    std::memset(to, 0, sizeof(uint16_t) * kSlack);
+    return magnitude.finite();
+  }
+
+  PixelTiles tiles(int64_t unit, int64_t p) const {
+    return {pixels_.get() + unit * elements_ + p * position_, offsets_.get(), position_,
+            static_cast<int>(std::min(kGridStep, span_ - p))};
+  }
+
+ private:
+  static constexpr int64_t kSlack = 64;  // a step beyond the last position is zero
+
+  void copy_pixels(const Images<BFloat16>& band, int64_t at, int64_t count, uint16_t* to,
+                   WordMagnitude& magnitude) const {
+    const bool dense = band.channels == band.total_channels;
+    const int64_t run = dense ? count * band.channels : band.channels;
+    for (int64_t p = 0; p < (dense ? 1 : count); ++p, at += band.total_channels, to += run) {
+      if (!kMasked && runs_.exact()) {
+        std::memcpy(to, band.data + at, sizeof(uint16_t) * run);
+        continue;
+      }
+      for (int64_t i = 0; i < run; i += 32) {
+        const __mmask32 lanes = first_words(run - i);
+        const __m512i words = load_words<kMasked>(band, at + i, lanes);
+        if (!runs_.exact()) magnitude.see(words);
+        _mm512_mask_storeu_epi16(to + i, lanes, words);
+      }
+    }
+  }
+
+  const Images<BFloat16> images_;
+  const PixelRuns runs_;
+  const int64_t position_;
+  int64_t elements_ = 0, line_ = 0, span_ = 0;
+  Scratch<int64_t> offsets_;
+  Scratch<uint16_t> pixels_;
+};
+
+// Whether the image is read as it lies, positions of the result following those of the image.
+template <bool kMasked>
+bool suits_bare_pixels(const Correlation<BFloat16>& c) {
+  const Images<BFloat16>& images = c.images;
+  return !kMasked && images.channels % 32 == 0 && images.x.is_identity() &&
+         images.y.is_identity() && c.map.rows == 1;
+}
+
+// The same as one image of rows of 32 positions, the last one maybe of fewer: x.size is how many
+// there are.
+inline Correlation<BFloat16> in_panels(Correlation<BFloat16> c) {
+  const int64_t count = c.batch * c.images.positions_per_image();
+  const int64_t rows = ceil_div(count, kGridStep), pixel = c.map.col_stride;
+  c.images.x.size = count;
+  c.images.x.positions = kGridStep;
+  c.images.y.size = 1;
+  c.images.y.positions = rows;
+  c.map = {kGridStep, rows, 0, kGridStep * pixel, pixel};
+  c.batch = 1;
+  return c;
+}
+
+// The images of a 1×1 kernel, in panels, where they are.
+class BarePixels {
+ public:
+  using Engine = AmxEngine<1>;
+  using Products = PixelProducts<BarePixels>;
+
+  static int64_t steps(const Images<BFloat16>& images) { return images.channels / 32; }
+  static int64_t elements(const SplitGrid& grid, int64_t channels) { return grid.span * channels; }
+
+  BarePixels(const Correlation<BFloat16>& c, const SplitGrid&, int64_t units)
+      : images_(c.images),
+        offsets_(c.images.channels / 32),
+        first_(units),
+        rest_(kGridStep * c.images.channels) {
+    for (int64_t i = 0; i < c.images.channels / 32; ++i) offsets_[i] = i * 32;
+  }
+
+  static bool pack_weight(Engine&, const Correlation<BFloat16>& c, int64_t channel, uint16_t* out) {
+    pack_pixel_weight(c, channel, out);
+    return true;
+  }
+
+  void set_grid(const SplitGrid&) {}
+
+  bool write(const Images<BFloat16>& band, int64_t, int64_t unit) {
+    first_[unit] = band.y.origin * kGridStep;
+    // A tile reads 32 pixels, where fewer may be.
+    const int64_t rest = images_.x.size % kGridStep, end = images_.x.size - rest;
+    if (rest != 0 && first_[unit] + band.y.positions * kGridStep > end) {
+      for (int64_t p = 0; p < rest; ++p) {
+        std::memcpy(&rest_[p * images_.channels], images_.data + (end + p) * images_.total_channels,
+                    sizeof(uint16_t) * images_.channels);
       }
     }
     return true;
   }
 
   PixelTiles tiles(int64_t unit, int64_t p) const {
-    const int64_t pixel = c_.images.channels;
-    return {pixels_.get() + unit * elements_ + p * pixel, offsets_.get(), pixel};
+    const int64_t at = first_[unit] + p, pixel = images_.total_channels;
+    const int64_t count = std::min(kGridStep, images_.x.size - at);
+    if (count < kGridStep) {
+      return {rest_.get(), offsets_.get(), images_.channels, static_cast<int>(count)};
+    }
+    return {reinterpret_cast<const uint16_t*>(images_.data) + at * pixel, offsets_.get(), pixel,
+            kGridStep};
   }
 
  private:
-  static void copy_pixels(const Images<BFloat16>& band, int64_t at, int64_t count, uint16_t* to) {
-    const int64_t channels = band.channels, step = band.x.stride * band.total_channels;
-    if (!kMasked && step == channels) {
-      return void(std::memcpy(to, band.data + at, sizeof(uint16_t) * count * channels));
-    }
-    for (int64_t i = 0; i < count; ++i, at += step) {
-      for (int64_t c = 0; c < channels; c += 32, to += 32) {
-        _mm512_storeu_si512(to, load_words<kMasked>(band, at + c, ~__mmask32{0}));
-      }
-    }
-  }
-
-  const Correlation<BFloat16>& c_;
-  int64_t elements_ = 0;
-  Scratch<int64_t> offsets_;
-  Scratch<uint16_t> pixels_;
+  const Images<BFloat16> images_;
+  Scratch<int64_t> offsets_, first_;
+  Scratch<uint16_t> rest_;
 };
 
 }  // namespace pyops::PYOPS_ISA_NAMESPACE

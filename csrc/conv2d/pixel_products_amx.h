@@ -9,18 +9,35 @@
 
 namespace pyops::PYOPS_ISA_NAMESPACE {
 
-// 32 positions of an image, `row` elements apart: step s is 32 numbers of each, offsets[s] on.
+inline __mmask32 first_words(int64_t n) {
+  return n >= 32 ? ~__mmask32{0} : (__mmask32{1} << std::max<int64_t>(n, 0)) - 1;
+}
+
+// 32 positions of an image, `row` elements apart, of which `count` are wanted: step s is 32 numbers
+// of each from offsets[s] on.
 struct PixelTiles {
   const uint16_t* image;
   const int64_t* offsets;
   int64_t row;
+  int count;
+};
+
+// Where `count` positions of up to 32 channels of a result lie: position r at out + offsets[r], or
+// nowhere when that is negative.
+struct PixelPlace {
+  BFloat16* out = nullptr;
+  const int64_t* offsets = nullptr;
+  const float* bias = nullptr;
+  int count = 0;
+  __mmask32 lanes = 0;
 };
 
 // 32×32 finished sums on their way to the result.
 class PixelSums {
  public:
   PixelSums(const Epilogue<BFloat16>& epilogue, int64_t channels)
-      : bias_(ceil_div(channels, 32) * 32),
+      : channels_(channels),
+        bias_(ceil_div(channels, 32) * 32),
         least_(Vec<float>::set1(epilogue.relu ? 0.0f : -__builtin_inff())) {
     for (int64_t c = 0; c < ceil_div(channels, 32) * 32; ++c) {
       const bool some = epilogue.bias != nullptr && c < channels;
@@ -28,44 +45,46 @@ class PixelSums {
     }
   }
 
-  // `count` positions of up to 32 channels from `channel` on, position r at out + offsets[r], or
-  // nowhere when that is negative.
-  void begin(const float* sums, const int64_t* offsets, int count, BFloat16* out, int64_t channel,
-             int64_t channels) {
+  // Sums now being made, of channels from `channel` on, will lie at out + offsets.
+  void expect(BFloat16* out, int64_t channel, const int64_t* offsets, int count) {
+    coming_ = {out + channel, offsets, &bias_[channel], count, first_words(channels_ - channel)};
+    row_ = 0;
+  }
+  // They are made.
+  void take(const float* sums) {
     sums_ = sums;
-    offsets_ = offsets;
-    count_ = count;
-    next_ = 0;
-    out_ = out + channel;
-    channel_ = channel;
-    lanes_ = channels >= 32 ? ~__mmask32{0} : (__mmask32{1} << channels) - 1;
+    now_ = coming_;
+    coming_.count = row_ = 0;
   }
 
+  // The next `rows` of those made. The lines of those to come are asked for: without it the unit
+  // waits behind stores that miss (a fifth more time for 3×3 32 → 64 of 48×48, Sapphire Rapids,
+  // November 2026).
   void store(int rows) {
     using V = Vec<float>;
-    const int end = std::min(count_, next_ + rows);
-    const V low_bias = V::load(&bias_[channel_]), high_bias = V::load(&bias_[channel_ + 16]);
-    for (int r = next_; r < end; ++r) {
+    const V low_bias = V::load(now_.bias), high_bias = V::load(now_.bias + 16);
+    const int last = row_ + rows;
+    for (int r = row_; r < std::min(now_.count, last); ++r) {
       // max returns its second operand for NaN, which keeps NaN as ReLU does.
       const V low = V::max(least_, V::load(sums_ + r * 32) + low_bias);
       const V high = V::max(least_, V::load(sums_ + r * 32 + 16) + high_bias);
       const __m512i words = (__m512i)_mm512_cvtne2ps_pbh(high.v, low.v);
-      const int64_t offset = offsets_[r];
-      if (offset >= 0) _mm512_mask_storeu_epi16(out_ + offset, lanes_, words);
+      const int64_t offset = now_.offsets[r];
+      if (offset >= 0) _mm512_mask_storeu_epi16(now_.out + offset, now_.lanes, words);
     }
-    next_ = end;
+    for (int r = row_; r < std::min(coming_.count, last); ++r) {
+      if (coming_.offsets[r] >= 0) __builtin_prefetch(coming_.out + coming_.offsets[r], 1, 3);
+    }
+    row_ = last;
   }
-  void finish() { store(32); }
 
  private:
+  const int64_t channels_;
   Scratch<float> bias_;
   const Vec<float> least_;
   const float* sums_ = nullptr;
-  const int64_t* offsets_ = nullptr;
-  int count_ = 0, next_ = 0;
-  BFloat16* out_ = nullptr;
-  int64_t channel_ = 0;
-  __mmask32 lanes_ = 0;
+  PixelPlace now_{.bias = bias_.get()}, coming_;
+  int row_ = 0;
 };
 
 // The sums of 32 positions and 32 (kWide) or 16 channels; between() after each step.
@@ -114,15 +133,14 @@ class PixelProducts {
         block_steps_(ceil_div(steps, ceil_div(steps, kMaxSteps))),
         group_(std::clamp<int64_t>(kMaxSteps / steps, 1, row_panels)),
         offsets_(panels * kGridStep),
-        sums_((steps > kMaxSteps ? panels : 1) * kTileSums),
+        sums_((steps > kMaxSteps ? kBlockPanels : 1) * kTileSums),
         out_(c.epilogue, c.channels) {}
 
   // Where the positions of a grid like this lie in the result.
   void set_grid(const SplitGrid& grid) {
     grid_panels_ = grid.panels();
-    span_ = grid.span;
     const int64_t pitch = grid.pitch();
-    for (int64_t p = 0, y = 0, x = 0; p < span_; ++p) {
+    for (int64_t p = 0, y = 0, x = 0; p < grid.span; ++p) {
       offsets_[p] = x < map_.cols ? y * map_.row_stride + x * map_.col_stride : -1;
       if (++x == pitch) x = 0, ++y;
     }
@@ -131,20 +149,28 @@ class PixelProducts {
   // Images [0, units) of `planes`; unit u's first position lies at result(u).
   template <class Result>
   void run(const Planes& planes, const uint16_t* weight, int64_t units, const Result& result) {
-    for (int64_t i = 0; i < row_panels_; i += group_) {
-      const int64_t end = std::min(row_panels_, i + group_);
-      for (int64_t step = 0; step < steps_; step += block_steps_) {
-        for (int64_t j = 0; j < units * grid_panels_; ++j) {
-          for (int64_t k = i; k < end; ++k) product(planes, weight, k, j, step, result);
+    const int64_t panels = units * grid_panels_;
+    for (int64_t j = 0; j < panels; j += kBlockPanels) {
+      for (int64_t i = 0; i < row_panels_; i += group_) {
+        const int64_t j_end = std::min(panels, j + kBlockPanels);
+        const int64_t i_end = std::min(row_panels_, i + group_);
+        for (int64_t step = 0; step < steps_; step += block_steps_) {
+          for (int64_t q = j; q < j_end; ++q) {
+            for (int64_t k = i; k < i_end; ++k) product(planes, weight, k, q, step, result);
+          }
         }
       }
     }
-    out_.finish();
+    out_.store(32);
+    out_.take(nullptr);
   }
 
  private:
   // A panel of weights, or of a block of its depth, stays in a 48 KiB L1; several where they fit.
   static constexpr int64_t kMaxSteps = 18;
+  // So many panels of positions meet all weights before the next do: their pixels are finished
+  // while the lines that they lie in are still near.
+  static constexpr int64_t kBlockPanels = 4;
   static constexpr int64_t kTileSums = 32 * 32;
 
   template <class Result>
@@ -155,24 +181,24 @@ class PixelProducts {
     const PixelTiles a = planes.tiles(unit, p);
     const uint16_t* b = weight + (i * steps_ + step) * 2 * kTileElements;
     // Free again: the tile before has left it by the time this one is stored.
-    float* sums = sums_.get() + (steps_ > kMaxSteps ? j : 0) * kTileSums;
+    float* sums = sums_.get() + (steps_ > kMaxSteps ? j % kBlockPanels : 0) * kTileSums;
     const int rows = static_cast<int>(ceil_div(32, count));
+    const bool last = step + count == steps_;
+    out_.expect(result(unit), channel, &offsets_[p], last ? a.count : 0);
     const auto between = [&] { out_.store(rows); };
     if (c_.channels - channel > 16) {
       multiply_pixels<true>(count, a, a.offsets + step, b, sums, step > 0, between);
     } else {
       multiply_pixels<false>(count, a, a.offsets + step, b, sums, step > 0, between);
     }
-    if (step + count < steps_) return;
-    out_.begin(sums, &offsets_[p], static_cast<int>(std::min(kGridStep, span_ - p)), result(unit),
-               channel, c_.channels - channel);
+    out_.take(sums);
   }
 
   const AmxEngine<1> configured_;
   const Correlation<BFloat16>& c_;
   const PositionMap map_;
   const int64_t row_panels_, steps_, block_steps_, group_;
-  int64_t grid_panels_ = 0, span_ = 0;
+  int64_t grid_panels_ = 0;
   Scratch<int64_t> offsets_;
   Scratch<float> sums_;
   PixelSums out_;

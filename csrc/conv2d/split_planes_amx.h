@@ -11,6 +11,9 @@ class SplitPlanes {
  public:
   using Engine = AmxEngine<kParts>;
   using Products = PlaneProducts<SplitPlanes, T>;
+  static int64_t steps(const Images<T>& images) {
+    return ceil_div(images.taps(), Engine::kDepthStep);
+  }
   static constexpr bool kPacks = true;  // a panel, which leaves its columns out of order
   // An eighth more than the engine's own, which a 3×3 kernel of 32 channels takes in one block.
   static constexpr int64_t kMaxSteps = Engine::kMaxDepth * 9 / 8 / Engine::kDepthStep;
