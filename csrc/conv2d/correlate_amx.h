@@ -181,7 +181,8 @@ bool correlate_planes(const Correlation<T>& c, const Other& other) {
 template <int kParts, bool kMasked, class T, class Other>
 bool correlate_split(const Correlation<T>& c, const Other& other) {
   if constexpr (kUnsplit<kParts, T>) {
-    if (suits_pixels(c)) {
+    if (c.channels_last) {
+      if (!suits_pixels(c)) return false;
       if (suits_bare_pixels<kMasked>(c)) return correlate_planes<BarePixels>(in_panels(c), other);
       return correlate_planes<PixelPlanes<kMasked>>(c, other);
     }

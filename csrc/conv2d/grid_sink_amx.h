@@ -31,9 +31,8 @@ struct GridStretch {
   int64_t p, panels;
 };
 
-// Writes finished tiles, channels × flat positions of a grid, where the result's positions lie;
-// kOrdered: with their columns in order.
-template <bool kOrdered, class T>
+// Writes finished tiles, channels × flat positions of a grid, where the result's positions lie.
+template <class T>
 class GridSink {
  public:
   GridSink(const Correlation<T>& c, int64_t panels)
@@ -70,7 +69,7 @@ class GridSink {
     for (int k = 0; k < some; ++k, tile += 32, line += line_stride_) {
       const V b = V::set1(bias != nullptr ? static_cast<float>(bias[channel + k]) : 0.0f);
       __m512 low = _mm512_loadu_ps(tile), high = _mm512_loadu_ps(tile + 16);
-      if (!kOrdered) order_columns(low, high);
+      order_columns(low, high);
       c_.epilogue(V{low} + b).store(line);
       c_.epilogue(V{high} + b).store(line + 16);
     }

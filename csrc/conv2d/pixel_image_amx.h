@@ -4,21 +4,9 @@
 // either way.
 #pragma once
 
-#include "conv2d/pixel_products_amx.h"
+#include "conv2d/tile_products_amx.h"
 
 namespace pyops::PYOPS_ISA_NAMESPACE {
-
-// The mask as where_positive reads it: a NaN lets the gradient pass.
-template <bool kMasked>
-__m512i load_words(const Images<BFloat16>& images, int64_t at, __mmask32 lanes) {
-  const __m512i x = _mm512_maskz_loadu_epi16(lanes, images.data + at);
-  if constexpr (!kMasked) return x;
-  const __m512i y = _mm512_maskz_loadu_epi16(lanes, images.mask + at);
-  const __mmask32 positive =
-      _mm512_cmpgt_epi16_mask(y, _mm512_setzero_si512()) |
-      _mm512_cmpgt_epu16_mask(y, _mm512_set1_epi16(static_cast<int16_t>(0xff80)));
-  return _mm512_maskz_mov_epi16(positive, x);
-}
 
 // Largest magnitude met of bfloat16.
 struct WordMagnitude {
@@ -76,7 +64,9 @@ template <bool kMasked>
 class PixelPlanes {
  public:
   using Engine = AmxEngine<1>;
-  using Products = PixelProducts<PixelPlanes>;
+  using Products = TileProducts<PixelPlanes>;
+  using Sums = PixelSums;
+  static constexpr bool kPacks = false, kPixels = true;
 
   static int64_t steps(const Images<BFloat16>& images) { return PixelRuns(images).steps(); }
 
@@ -143,9 +133,9 @@ class PixelPlanes {
     return magnitude.finite();
   }
 
-  PixelTiles tiles(int64_t unit, int64_t p) const {
-    return {pixels_.get() + unit * elements_ + p * position_, offsets_.get(), position_,
-            static_cast<int>(std::min(kGridStep, span_ - p))};
+  ImageTiles tiles(int64_t unit, int64_t p, int64_t step, int64_t, uint16_t*) const {
+    return {pixels_.get() + unit * elements_ + p * position_, &offsets_[step], 16 * position_,
+            position_, static_cast<int>(std::min(kGridStep, span_ - p))};
   }
 
  private:
@@ -203,7 +193,9 @@ inline Correlation<BFloat16> in_panels(Correlation<BFloat16> c) {
 class BarePixels {
  public:
   using Engine = AmxEngine<1>;
-  using Products = PixelProducts<BarePixels>;
+  using Products = TileProducts<BarePixels>;
+  using Sums = PixelSums;
+  static constexpr bool kPacks = false, kPixels = true;
 
   static int64_t steps(const Images<BFloat16>& images) { return images.channels / 32; }
   static int64_t elements(const SplitGrid& grid, int64_t channels) { return grid.span * channels; }
@@ -236,14 +228,15 @@ class BarePixels {
     return true;
   }
 
-  PixelTiles tiles(int64_t unit, int64_t p) const {
+  ImageTiles tiles(int64_t unit, int64_t p, int64_t step, int64_t, uint16_t*) const {
     const int64_t at = first_[unit] + p, pixel = images_.total_channels;
     const int64_t count = std::min(kGridStep, images_.x.size - at);
     if (count < kGridStep) {
-      return {rest_.get(), offsets_.get(), images_.channels, static_cast<int>(count)};
+      return {rest_.get(), &offsets_[step], 16 * images_.channels, images_.channels,
+              static_cast<int>(count)};
     }
-    return {reinterpret_cast<const uint16_t*>(images_.data) + at * pixel, offsets_.get(), pixel,
-            kGridStep};
+    return {reinterpret_cast<const uint16_t*>(images_.data) + at * pixel, &offsets_[step],
+            16 * pixel, pixel, kGridStep};
   }
 
  private:

@@ -20,7 +20,7 @@ class PlaneProducts {
         range_panels_(std::clamp<int64_t>(
             kSumsBytes / (std::min(row_panels, Engine::kMaxRowPanels) * 4 * kTileSums), 1, panels)),
         grid_(c.images.y, c.images.x),
-        panel_(Planes::kPacks ? block_steps_ * Engine::kStepElements : 0),
+        panel_(block_steps_ * Engine::kStepElements),
         sums_(std::min(row_panels, Engine::kMaxRowPanels) * range_panels_ * kTileSums),
         sink_(c, range_panels_) {}
 
@@ -60,23 +60,13 @@ class PlaneProducts {
   // A block of the depth from `step` on.
   void multiply(const Planes& planes, const uint16_t* weight, const Range& range, int64_t step) {
     const int64_t count = std::min(block_steps_, steps_ - step);
-    const auto product = [&](int64_t i, int64_t j, const auto& b) {
-      engine_.multiply(rows_of_panel(i), kPanel, count * Engine::kDepthStep,
-                       weight + (i * steps_ + step) * Engine::kStepElements, b, sums(range, i, j),
-                       kPanel, step > 0);
-    };
-    const auto tiles = [&](int64_t j) {
-      return planes.tiles(j / grid_.panels(), j % grid_.panels() * kGridStep, step, count,
-                          panel_.get());
-    };
-    if (Planes::kPacks) {
-      for (int64_t j = range.j0; j < range.j1; ++j) {
-        const auto b = tiles(j);
-        for (int64_t i = range.i0; i < range.i1; ++i) product(i, j, b);
-      }
-    } else {
+    for (int64_t j = range.j0; j < range.j1; ++j) {
+      const auto b = planes.tiles(j / grid_.panels(), j % grid_.panels() * kGridStep, step, count,
+                                  panel_.get());
       for (int64_t i = range.i0; i < range.i1; ++i) {
-        for (int64_t j = range.j0; j < range.j1; ++j) product(i, j, tiles(j));
+        engine_.multiply(rows_of_panel(i), kPanel, count * Engine::kDepthStep,
+                         weight + (i * steps_ + step) * Engine::kStepElements, b.data,
+                         sums(range, i, j), kPanel, step > 0);
       }
     }
   }
@@ -101,7 +91,7 @@ class PlaneProducts {
   SplitGrid grid_;
   Scratch<uint16_t> panel_;
   Scratch<float> sums_;
-  const GridSink<!Planes::kPacks, T> sink_;
+  const GridSink<T> sink_;
 };
 
 }  // namespace pyops::PYOPS_ISA_NAMESPACE

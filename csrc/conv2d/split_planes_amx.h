@@ -2,6 +2,7 @@
 #pragma once
 
 #include "conv2d/plane_products_amx.h"
+#include "conv2d/tile_products_amx.h"
 
 namespace pyops::PYOPS_ISA_NAMESPACE {
 
@@ -10,11 +11,13 @@ template <int kParts, bool kMasked, class T>
 class SplitPlanes {
  public:
   using Engine = AmxEngine<kParts>;
-  using Products = PlaneProducts<SplitPlanes, T>;
+  using Products = std::conditional_t<kUnsplit<kParts, T>, TileProducts<SplitPlanes>,
+                                      PlaneProducts<SplitPlanes, T>>;
+  using Sums = PlaneSums<false>;
   static int64_t steps(const Images<T>& images) {
     return ceil_div(images.taps(), Engine::kDepthStep);
   }
-  static constexpr bool kPacks = true;  // a panel, which leaves its columns out of order
+  static constexpr bool kPacks = true, kPixels = false;  // a panel, its columns out of order
   // An eighth more than the engine's own, which a 3×3 kernel of 32 channels takes in one block.
   static constexpr int64_t kMaxSteps = Engine::kMaxDepth * 9 / 8 / Engine::kDepthStep;
 
