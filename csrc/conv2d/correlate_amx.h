@@ -1,10 +1,10 @@
 // Correlation on AMX tiles: the weights are packed once per call and an image is written to a grid
 // once, where a panel of 32 positions meets a tap at one offset.
 //
-// In planes of channel pairs (paired_image_amx.h) such a panel is a tile of B as it lies, among
-// pixels (pixel_image_amx.h) one of A. In planes of parts (split_image_amx.h), which any image has,
-// it is packed by interleaving pairs of taps: two loads, two shuffles and two stores for 64
-// products' worth of operand.
+// Among pixels of bfloat16 (pixel_image_amx.h) such a panel is a tile of A as it lies, in planes of
+// channel pairs (paired_image_amx.h) one of B. In planes of parts (split_image_amx.h), which any
+// image has, it is packed by interleaving pairs of taps: two loads, two shuffles and two stores for
+// 64 products' worth of operand.
 //
 // A task is a band of rows of one image, or a few small images: its parts, the panels of B for a
 // block of the depth and the sums of a range of positions share a 2 MiB L2 with the weights.
@@ -181,11 +181,12 @@ bool correlate_planes(const Correlation<T>& c, const Other& other) {
 template <int kParts, bool kMasked, class T, class Other>
 bool correlate_split(const Correlation<T>& c, const Other& other) {
   if constexpr (kUnsplit<kParts, T>) {
-    if (c.channels_last) {
-      if (!suits_pixels(c)) return false;
+    if (suits_pixels(c)) {
       if (suits_bare_pixels<kMasked>(c)) return correlate_planes<BarePixels>(in_panels(c), other);
-      return correlate_planes<PixelPlanes<kMasked>>(c, other);
+      if (c.channels_last) return correlate_planes<PixelPlanes<false, kMasked>>(c, other);
+      return correlate_planes<PixelPlanes<true, kMasked>>(c, other);
     }
+    if (c.channels_last) return false;
     if (suits_pairs(c)) return correlate_planes<PairedPlanes<kMasked>>(c, other);
   }
   return correlate_planes<SplitPlanes<kParts, kMasked, T>>(c, other);

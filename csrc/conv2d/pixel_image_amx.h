@@ -32,17 +32,30 @@ struct PixelRuns {
   bool exact() const { return length % 32 == 0; }
 };
 
-// The tiles of B for 32 output channels from `channel` on.
-inline void pack_pixel_weight(const Correlation<BFloat16>& c, int64_t channel, uint16_t* out) {
-  const PixelRuns runs(c.images);
-  const int64_t taps = c.images.taps();
+// A weight's rows in the order (ky, kx, channel).
+inline void order_weight(const Correlation<BFloat16>& c, int64_t channel, int64_t rows,
+                         BFloat16* out) {
+  const int64_t channels = c.images.channels, taps = c.images.taps(), window = taps / channels;
+  for (int64_t r = 0; r < rows; ++r) {
+    const BFloat16* weight = c.weight + (channel + r) * taps;
+    for (int64_t k = 0; k < window; ++k) {
+      for (int64_t i = 0; i < channels; ++i) *out++ = weight[i * window + k];
+    }
+  }
+}
+
+// The tiles of B for 32 output channels.
+inline void pack_pixel_weight(const Images<BFloat16>& images, const BFloat16* weight,
+                              int64_t channels, uint16_t* out) {
+  const PixelRuns runs(images);
+  const int64_t taps = images.taps();
   for (int64_t t = 0; t < taps; t += runs.length) {
     for (int64_t i = 0; i < runs.length; i += 32) {
-      for (int64_t o = channel; o < channel + 32; o += 16, out += kTileElements) {
+      for (int64_t o = 0; o < 32; o += 16, out += kTileElements) {
         Vec<float> block[16];  // dwords, which nobody computes with
         for (int r = 0; r < 16; ++r) {
-          const __mmask32 lanes = o + r < c.channels ? first_words(runs.length - i) : 0;
-          const BFloat16* from = c.weight + (o + r) * taps + t + i;
+          const __mmask32 lanes = o + r < channels ? first_words(runs.length - i) : 0;
+          const BFloat16* from = weight + (o + r) * taps + t + i;
           block[r].v = _mm512_castsi512_ps(_mm512_maskz_loadu_epi16(lanes, from));
         }
         transpose(block);
@@ -53,19 +66,23 @@ inline void pack_pixel_weight(const Correlation<BFloat16>& c, int64_t channel, u
 }
 
 // Steps that are mostly taps, or so few that their price is small beside that of packing columns.
+// Planes must also make up for their way to pixels and back and the new order of their weights.
 inline bool suits_pixels(const Correlation<BFloat16>& c) {
-  return c.channels_last && c.images.taps() >= 16 &&
-         PixelRuns(c.images).steps() * 32 <= 4 * c.images.taps();
+  const int64_t taps = c.images.taps();
+  return taps >= 16 && PixelRuns(c.images).steps() * 32 <= 4 * taps &&
+         (c.channels_last || (c.images.channels >= 16 && taps > c.images.channels &&
+                              c.batch * c.images.positions_per_image() >= 1024));
 }
 
 // Images written once to a grid with zeros around: rows of the phases of y, and columns as they
 // are, since a tile's rows may be any distance apart.
-template <bool kMasked>
+// kPlanar: from and to planes.
+template <bool kPlanar, bool kMasked>
 class PixelPlanes {
  public:
   using Engine = AmxEngine<1>;
   using Products = TileProducts<PixelPlanes>;
-  using Sums = PixelSums;
+  using Sums = std::conditional_t<kPlanar, TransposedSums, PixelSums>;
   static constexpr bool kPacks = false, kPixels = true;
 
   static int64_t steps(const Images<BFloat16>& images) { return PixelRuns(images).steps(); }
@@ -84,7 +101,14 @@ class PixelPlanes {
         pixels_(units * elements(grid, c.images.channels)) {}
 
   static bool pack_weight(Engine&, const Correlation<BFloat16>& c, int64_t channel, uint16_t* out) {
-    pack_pixel_weight(c, channel, out);
+    const int64_t taps = c.images.taps(), rows = std::min<int64_t>(32, c.channels - channel);
+    if (!kPlanar || taps == c.images.channels) {
+      pack_pixel_weight(c.images, c.weight + channel * taps, rows, out);
+      return true;
+    }
+    Scratch<BFloat16> ordered(rows * taps);
+    order_weight(c, channel, rows, ordered.get());
+    pack_pixel_weight(c.images, ordered.get(), rows, out);
     return true;
   }
 
@@ -121,10 +145,15 @@ class PixelPlanes {
         const int64_t right = inside ? end * band.channels : left;
         std::memset(to, 0, sizeof(uint16_t) * left);
         if (inside) {
-          const int64_t at =
-              (n * x.size * band.y.size + y.coordinate(phase, row) * x.size + x.origin + begin) *
-              band.total_channels;
-          copy_pixels(band, at, end - begin, to + left, magnitude);
+          const int64_t plane = x.size * band.y.size;
+          const int64_t at = y.coordinate(phase, row) * x.size + x.origin + begin;
+          if constexpr (kPlanar) {
+            gather_pixels(band, n * band.total_channels * plane + at, end - begin, to + left,
+                          magnitude);
+          } else {
+            copy_pixels(band, (n * plane + at) * band.total_channels, end - begin, to + left,
+                        magnitude);
+          }
         }
         std::memset(to + right, 0, sizeof(uint16_t) * (line_ - right));
       }
@@ -159,6 +188,39 @@ class PixelPlanes {
     }
   }
 
+  // Pairs of 32 planes' numbers are the dwords of pixels: 32 of a row at a time are transposed.
+  void gather_pixels(const Images<BFloat16>& band, int64_t at, int64_t count, uint16_t* to,
+                     WordMagnitude& magnitude) const {
+    const int64_t plane = band.y.size * band.x.size;
+    for (int64_t c = 0; c < band.channels; c += 32, at += 32 * plane, to += 32) {
+      for (int64_t i = 0; i < count; i += 32) {
+        const __mmask32 lanes = first_words(count - i);
+        Vec<float> low[16], high[16];  // dwords, which nobody computes with
+        for (int64_t pair = 0; pair < 16; ++pair) {
+          const int64_t even = at + 2 * pair * plane + i, left = band.channels - c - 2 * pair;
+          const __m512i a = load_words<kMasked>(band, even, left > 0 ? lanes : 0);
+          const __m512i b = load_words<kMasked>(band, even + plane, left > 1 ? lanes : 0);
+          if (!runs_.exact()) magnitude.see(a), magnitude.see(b);
+          low[pair].v = _mm512_castsi512_ps(_mm512_unpacklo_epi16(a, b));
+          high[pair].v = _mm512_castsi512_ps(_mm512_unpackhi_epi16(a, b));
+        }
+        // Unpacked, each 128 bits hold four of eight positions.
+        store_pixels(low, first_words(band.channels - c), count - i, to + i * band.channels);
+        store_pixels(high, first_words(band.channels - c), count - i - 4,
+                     to + (i + 4) * band.channels);
+      }
+    }
+  }
+  void store_pixels(Vec<float> (&pairs)[16], __mmask32 lanes, int64_t count, uint16_t* to) const {
+    if (count <= 0) return;
+    transpose(pairs);
+    for (int r = 0; r < 16; ++r) {
+      const int64_t p = r / 4 * 8 + r % 4;
+      if (p >= count) break;
+      _mm512_mask_storeu_epi16(to + p * images_.channels, lanes, _mm512_castps_si512(pairs[r].v));
+    }
+  }
+
   const Images<BFloat16> images_;
   const PixelRuns runs_;
   const int64_t position_;
@@ -171,7 +233,7 @@ class PixelPlanes {
 template <bool kMasked>
 bool suits_bare_pixels(const Correlation<BFloat16>& c) {
   const Images<BFloat16>& images = c.images;
-  return !kMasked && images.channels % 32 == 0 && images.x.is_identity() &&
+  return c.channels_last && !kMasked && images.channels % 32 == 0 && images.x.is_identity() &&
          images.y.is_identity() && c.map.rows == 1;
 }
 
@@ -209,7 +271,8 @@ class BarePixels {
   }
 
   static bool pack_weight(Engine&, const Correlation<BFloat16>& c, int64_t channel, uint16_t* out) {
-    pack_pixel_weight(c, channel, out);
+    const int64_t rows = std::min<int64_t>(32, c.channels - channel);
+    pack_pixel_weight(c.images, c.weight + channel * c.images.channels, rows, out);
     return true;
   }
 

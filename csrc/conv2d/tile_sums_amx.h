@@ -38,14 +38,28 @@ class TileEpilogue {
 
   const float* bias(int64_t channel) const { return &bias_[channel]; }
 
-  // max returns its second operand for NaN, which keeps NaN as ReLU does.
-  __m512i operator()(const float* sums, Vec<float> low_bias, Vec<float> high_bias) const {
-    const auto low = Vec<float>::max(least_, Vec<float>::load(sums) + low_bias);
-    const auto high = Vec<float>::max(least_, Vec<float>::load(sums + 16) + high_bias);
-    return (__m512i)_mm512_cvtne2ps_pbh(high.v, low.v);
+  // 32 channels of one position.
+  __m512i words(const float* sums, Vec<float> low_bias, Vec<float> high_bias) const {
+    return narrow(at_least(sums, low_bias), at_least(sums + 16, high_bias));
+  }
+
+  // (a[i], b[i]) of 16 channels.
+  __m512i pairs(const float* a, const float* b, Vec<float> bias) const {
+    const __m512i interleave =
+        _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6,
+                         21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+    return _mm512_permutexvar_epi16(interleave, narrow(at_least(a, bias), at_least(b, bias)));
   }
 
  private:
+  // max returns its second operand for NaN, which keeps NaN as ReLU does.
+  Vec<float> at_least(const float* sums, Vec<float> bias) const {
+    return Vec<float>::max(least_, Vec<float>::load(sums) + bias);
+  }
+  static __m512i narrow(Vec<float> low, Vec<float> high) {
+    return (__m512i)_mm512_cvtne2ps_pbh(high.v, low.v);
+  }
+
   Scratch<float> bias_;
   const Vec<float> least_;
 };
@@ -87,7 +101,7 @@ class PixelSums {
     if (row_ < end) {
       const auto low = Vec<float>::load(now_.bias), high = Vec<float>::load(now_.bias + 16);
       for (int r = row_; r < end; ++r) {
-        const __m512i words = epilogue_(sums_ + r * 32, low, high);
+        const __m512i words = epilogue_.words(sums_ + r * 32, low, high);
         const int64_t offset = now_.offsets[r];
         if (offset >= 0) _mm512_mask_storeu_epi16(now_.out + offset, now_.lanes, words);
       }
@@ -117,27 +131,27 @@ class PixelSums {
   int row_ = 0;
 };
 
-// Rows are channels, columns positions of a plane; kOrdered: in their order.
-template <bool kOrdered>
-class PlaneSums {
+// Where a panel's positions lie in planes, and the tiles on their way there.
+class PlanePlaces {
  public:
-  PlaneSums(const Correlation<BFloat16>& c, int64_t panels)
-      : channels_(c.channels),
+  PlanePlaces(const Correlation<BFloat16>& c, int64_t panels)
+      : epilogue_(c.epilogue, c.channels),
+        channels_(c.channels),
         channel_stride_(c.channel_stride),
         map_(grid_map(c)),
-        epilogue_(c.epilogue, c.channels),
         runs_(panels * kGridStep),
         first_run_(panels + 1) {}
 
-  // Columns that follow each other in the result are one run, stored at once.
+  // Positions that follow each other in the result are one run, stored at once.
   void set_grid(const SplitGrid& grid) {
     const int64_t pitch = grid.pitch();
     int64_t runs = 0, y = 0, x = 0;
     for (int64_t p = 0; p < grid.span; ++p) {
-      const int64_t lane = p % kGridStep, offset = y * map_.row_stride + x * map_.col_stride - lane;
-      if (lane == 0) first_run_[p / kGridStep] = runs;
+      const int64_t panel = p / kGridStep, lane = p % kGridStep;
+      const int64_t offset = y * map_.row_stride + x * map_.col_stride - lane;
+      if (lane == 0) first_run_[panel] = runs;
       if (x < map_.cols) {
-        const bool follows = runs > first_run_[p / kGridStep] && runs_[runs - 1].offset == offset;
+        const bool follows = runs > first_run_[panel] && runs_[runs - 1].offset == offset;
         if (!follows) runs_[runs++] = {offset, 0};
         runs_[runs - 1].lanes |= __mmask32{1} << lane;
       }
@@ -156,27 +170,11 @@ class PlaneSums {
   void take(const float* sums) {
     sums_ = sums;
     now_ = coming_;
-    coming_.rows = row_ = 0;
+    coming_.channels = row_ = 0;
   }
 
-  void store(int rows) {
-    const int last = row_ + rows;
-    for (int r = row_; r < std::min(now_.rows, last); ++r) {
-      const auto bias = Vec<float>::set1(now_.bias[r]);
-      __m512i words = epilogue_(sums_ + r * 32, bias, bias);
-      if (!kOrdered) words = _mm512_permutexvar_epi16(order(), words);
-      for (int64_t i = 0; i < now_.count; ++i) {
-        _mm512_mask_storeu_epi16(at(now_, r, now_.runs[i].offset), now_.runs[i].lanes, words);
-      }
-    }
-    for (int r = row_; r < std::min(coming_.rows, last) && coming_.count > 0; ++r) {
-      __builtin_prefetch(at(coming_, r, coming_.runs[coming_.count - 1].offset + 31), 1, 3);
-    }
-    row_ = last;
-  }
-
- private:
-  // The columns `lanes` lie from out + offset on, were the others there too.
+ protected:
+  // The positions `lanes` lie from out + offset on, were the others there too.
   struct Run {
     int64_t offset;
     __mmask32 lanes;
@@ -186,29 +184,92 @@ class PlaneSums {
     const Run* runs = nullptr;
     int64_t count = 0;
     const float* bias = nullptr;
-    int rows = 0;
+    int channels = 0;
   };
 
+  // A panel's positions of one channel.
+  void store_channel(int channel, __m512i words) const {
+    for (int64_t i = 0; i < now_.count; ++i) {
+      _mm512_mask_storeu_epi16(at(now_, channel, now_.runs[i].offset), now_.runs[i].lanes, words);
+    }
+  }
+  // Asks for the lines of channels [row_, last) to come.
+  void ask(int last) {
+    for (int r = row_; r < std::min(coming_.channels, last) && coming_.count > 0; ++r) {
+      __builtin_prefetch(at(coming_, r, coming_.runs[coming_.count - 1].offset + 31), 1, 3);
+    }
+    row_ = last;
+  }
+
+  const TileEpilogue epilogue_;
+  const float* sums_ = nullptr;
+  Place now_, coming_;
+  int row_ = 0;
+
+ private:
   // An address that may lie before the result, where no lane is stored.
   void* at(const Place& place, int64_t row, int64_t offset) const {
     const int64_t bytes = (row * channel_stride_ + offset) * static_cast<int64_t>(sizeof(BFloat16));
     return reinterpret_cast<void*>(reinterpret_cast<intptr_t>(place.out) + bytes);
   }
 
+  const int64_t channels_, channel_stride_;
+  const PositionMap map_;
+  Scratch<Run> runs_;
+  Scratch<int64_t> first_run_;
+};
+
+// Rows are channels, each of a plane of its own, columns are positions; kOrdered: in their order.
+template <bool kOrdered>
+class PlaneSums : public PlanePlaces {
+ public:
+  using PlanePlaces::PlanePlaces;
+
+  void store(int rows) {
+    const int last = row_ + rows;
+    for (int r = row_; r < std::min(now_.channels, last); ++r) {
+      const auto bias = Vec<float>::set1(now_.bias[r]);
+      const __m512i words = epilogue_.words(sums_ + r * 32, bias, bias);
+      store_channel(r, kOrdered ? words : _mm512_permutexvar_epi16(order(), words));
+    }
+    ask(last);
+  }
+
+ private:
   // As order_columns does it.
   static __m512i order() {
     return _mm512_set_epi16(31, 30, 29, 28, 15, 14, 13, 12, 27, 26, 25, 24, 11, 10, 9, 8, 23, 22,
                             21, 20, 7, 6, 5, 4, 19, 18, 17, 16, 3, 2, 1, 0);
   }
+};
 
-  const int64_t channels_, channel_stride_;
-  const PositionMap map_;
-  const TileEpilogue epilogue_;
-  Scratch<Run> runs_;
-  Scratch<int64_t> first_run_;
-  const float* sums_ = nullptr;
-  Place now_, coming_;
-  int row_ = 0;
+// Rows are positions, columns are channels, each of a plane of its own: sixteen channels at a time
+// are transposed as pairs of positions.
+class TransposedSums : public PlanePlaces {
+ public:
+  using PlanePlaces::PlanePlaces;
+
+  void store(int rows) {
+    const int last = row_ + rows;
+    for (int half = 0; half < now_.channels; half += 16) {
+      if (half >= row_ && half < last) store_half(half);
+    }
+    ask(last);
+  }
+
+ private:
+  void store_half(int channel) const {
+    const auto bias = Vec<float>::load(now_.bias + channel);
+    Vec<float> block[16];  // dwords of two positions
+    for (int pair = 0; pair < 16; ++pair) {
+      const float* sums = sums_ + 2 * pair * 32 + channel;
+      block[pair].v = _mm512_castsi512_ps(epilogue_.pairs(sums, sums + 32, bias));
+    }
+    transpose(block);
+    for (int r = 0; r < std::min(16, now_.channels - channel); ++r) {
+      store_channel(channel + r, _mm512_castps_si512(block[r].v));
+    }
+  }
 };
 
 }  // namespace pyops::PYOPS_ISA_NAMESPACE
