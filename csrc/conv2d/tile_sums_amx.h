@@ -210,7 +210,7 @@ class PlanePlaces {
   // An address that may lie before the result, where no lane is stored.
   void* at(const Place& place, int64_t row, int64_t offset) const {
     const int64_t bytes = (row * channel_stride_ + offset) * static_cast<int64_t>(sizeof(BFloat16));
-    return reinterpret_cast<void*>(reinterpret_cast<intptr_t>(place.out) + bytes);
+    return reinterpret_cast<char*>(place.out) + bytes;
   }
 
   const int64_t channels_, channel_stride_;
