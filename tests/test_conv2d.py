@@ -235,6 +235,10 @@ def test_tails(place, memory_format, hw, c, o):
         ((2, 64, 33, 37), (64, 32, 3, 2), {"padding": (1, 2), "groups": 2, "dilation": (2, 1)}),
         ((3, 32, 21, 34), (97, 32, 1, 1), {}),
         ((1, 96, 70, 66), (32, 96, 3, 3), {"padding": 1}),
+        ((2, 64, 21, 30), (32, 64, 3, 3), {"padding": 1, "stride": (2, 3)}),
+        ((2, 128, 9, 10), (40, 64, 1, 1), {"groups": 2}),
+        ((3, 96, 7, 7), (72, 96, 3, 3), {"padding": 1}),
+        ((2, 20, 23, 19), (48, 20, 3, 3), {"padding": (2, 1), "dilation": (3, 2), "stride": 2}),
     ],
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -280,6 +284,18 @@ def test_an_image_that_cannot_be_split(value):
     for a, b in zip(*results, strict=True):
         assert torch.equal(a[::2], b[::2])
     torch.testing.assert_close(results[1][0], F.conv2d(odd, w, padding=1), equal_nan=True)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, LAST])
+@pytest.mark.parametrize("c", [3, 40, 64])
+@pytest.mark.parametrize("value", [torch.inf, torch.nan], ids=str)
+def test_bfloat16_that_is_not_finite(memory_format, c, value):
+    """It reaches the outputs whose windows meet it, and no others."""
+    x, w = torch.randint(-2, 3, (3, c, 19, 18)), torch.randint(1, 3, (33, c, 3, 3))
+    x, w = (t.bfloat16().contiguous(memory_format=memory_format) for t in (x, w))
+    x[1, c - 1, 5, 17] = value
+    y, native = conv2d(x, w, padding=1), F.conv2d(x.float(), w.float(), padding=1).bfloat16()
+    torch.testing.assert_close(y, native, rtol=0, atol=0, equal_nan=True)
 
 
 def test_batch_invariance():

@@ -115,20 +115,23 @@ class VectorCorrelation {
       const Images<T>& images = job_.c_.images;
       const Images<T> band =
           row_band(images, row, std::min(job_.bands_.rows, images.y.positions - row));
-      const SplitGrid grid(band.y, band.x);
+      const PaddedGrid grid(band.y, band.x);
       tap_offsets(band, grid, /*channels_last=*/false, offsets_.get());
       GridPlanes<kMasked, T> planes(band, grid, job_.c_.channels_last, band.channels);
       const float* image = planes.fill(n, 0, band.channels);
       for (int64_t p = 0; p < grid.span; p += kRange) {
-        const GridStretch range{n, row, p, std::min(kRange, grid.span - p)};
-        for (int64_t i = 0; i < job_.c_.channels; i += kCols) multiply(image, grid, range, i);
+        const GridStretch range{p, std::min(kRange, grid.span - p)};
+        for (int64_t i = 0; i < job_.c_.channels; i += kCols) {
+          multiply(image, grid, range, i, sink_.rows(n, row));
+        }
       }
     }
 
    private:
     // A panel of channels from i on; the last taps send the sums on while the next ones' products
     // are computed.
-    void multiply(const float* image, const SplitGrid& grid, const GridStretch& range, int64_t i) {
+    void multiply(const float* image, const PaddedGrid& grid, const GridStretch& range, int64_t i,
+                  T* out) {
       const int64_t taps = job_.taps_, length = ceil_div(taps, ceil_div(taps, kStretch));
       const int64_t channels = std::min<int64_t>(kCols, job_.c_.channels - i);
       const int vectors = VectorCorrelation::vectors(channels);
@@ -137,17 +140,16 @@ class VectorCorrelation {
         const bool last = t + depth == taps;
         const float* weight = job_.weight_.get() + i * taps + t * vectors * V::kWidth;
         for (int64_t q = 0; q < range.count; q += kPositions) {
-          const GridStretch at{range.n, range.row, range.p + q,
-                               std::min<int64_t>(kPositions, range.count - q)};
+          const GridStretch at{range.p + q, std::min<int64_t>(kPositions, range.count - q)};
           float* sums = sums_.get() + q * kCols;
           const auto prefetch = [&](int part, int parts) {
-            if (last) sink_.prefetch(grid, at, i, channels, part, parts);
+            if (last) sink_.prefetch(grid, at, i, channels, out, part, parts);
           };
           with_vectors(vectors, [&]<int kVecs>(std::integral_constant<int, kVecs>) {
             multiply_taps<kVecs>(depth, image + at.p, offsets_.get() + t, weight, sums, t > 0,
                                  prefetch);
           });
-          if (last) sink_.store_positions(grid, at, i, channels, {sums, kCols});
+          if (last) sink_.store_positions(grid, at, i, channels, {sums, kCols}, out);
         }
       }
     }
@@ -168,7 +170,7 @@ class VectorCorrelation {
 template <class T>
 bool grid_pays(const Images<T>& images) {
   constexpr int64_t kPositions = TapTile::kPositions;
-  const int64_t tiles = ceil_div(SplitGrid(images.y, images.x).span, kPositions);
+  const int64_t tiles = ceil_div(PaddedGrid(images.y, images.x).span, kPositions);
   return images.y.taps * images.x.taps > 1 &&
          5 * images.positions_per_image() >= 4 * tiles * kPositions;
 }

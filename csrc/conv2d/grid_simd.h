@@ -36,12 +36,12 @@ struct PhasedAxis {
   }
 };
 
-struct SplitGrid {
+struct PaddedGrid {
   PhasedAxis y, x;
   int64_t plane;  // elements of a channel, padded to whole panels
   int64_t span;   // flat positions, those at the rows' ends included
 
-  SplitGrid(const Axis& y_axis, const Axis& x_axis) : y(y_axis), x(x_axis) {
+  PaddedGrid(const Axis& y_axis, const Axis& x_axis) : y(y_axis), x(x_axis) {
     plane = ceil_div(y.phases * x.phases * y.length * x.length, kGridStep) * kGridStep;
     span = (y_axis.positions - 1) * pitch() + x_axis.positions;
   }
@@ -59,7 +59,7 @@ struct SplitGrid {
 
 // Offsets of all taps in the order of the layout's weights: (channel, ky, kx) or (ky, kx, channel).
 template <class T>
-void tap_offsets(const Images<T>& images, const SplitGrid& grid, bool channels_last,
+void tap_offsets(const Images<T>& images, const PaddedGrid& grid, bool channels_last,
                  int64_t* offsets) {
   const int64_t channels = images.channels, window = images.y.taps * images.x.taps;
   for (int64_t t = 0; t < channels * window; ++t) {
@@ -74,7 +74,7 @@ template <bool kMasked, class T>
 class GridPlanes {
  public:
   // For `together` channels at a time.
-  GridPlanes(const Images<T>& images, const SplitGrid& grid, bool channels_last, int64_t together)
+  GridPlanes(const Images<T>& images, const PaddedGrid& grid, bool channels_last, int64_t together)
       : images_(images),
         grid_(grid),
         channels_last_(channels_last),
@@ -138,7 +138,7 @@ class GridPlanes {
   }
 
   const Images<T> images_;
-  const SplitGrid grid_;
+  const PaddedGrid grid_;
   const bool channels_last_;
   Scratch<float> planes_;
 };
@@ -151,7 +151,7 @@ Images<T> row_band(Images<T> images, int64_t row, int64_t rows) {
   return images;
 }
 template <class T>
-SplitGrid band_grid(const Images<T>& images, int64_t rows) {
+PaddedGrid band_grid(const Images<T>& images, int64_t rows) {
   return {row_band(images, 0, rows).y, images.x};
 }
 

@@ -15,9 +15,9 @@ PositionMap grid_map(const Correlation<T>& c) {
           x.positions * pixel, pixel};
 }
 
-// Flat positions [p, p + count) of the rows from `row` on of image n.
+// Flat positions [p, p + count).
 struct GridStretch {
-  int64_t n, row, p, count;
+  int64_t p, count;
 };
 
 // Sums of one line after another, `stride` apart.
@@ -36,20 +36,25 @@ class GridSink {
   explicit GridSink(const Correlation<T>& c)
       : c_(c), map_(grid_map(c)), least_(V::set1(c.epilogue.relu ? 0.0f : -__builtin_inff())) {}
 
+  // Where row `row` of image n begins: `out` below, of a grid of rows from there on.
+  T* rows(int64_t n, int64_t row) const {
+    return c_.result + n * map_.image_stride + row * map_.row_stride;
+  }
+
   // Asks for a part of the lines that storing the same will write: they are many, of as many
   // pages, and all at once they would keep the products' loads waiting.
-  void prefetch(const SplitGrid& grid, GridStretch at, int64_t i, int64_t channels, int part,
-                int parts) const {
+  void prefetch(const PaddedGrid& grid, GridStretch at, int64_t i, int64_t channels, T* out,
+                int part, int parts) const {
     constexpr int64_t kLine = 64 / sizeof(T);
     const auto begin = [&](int64_t all, int k) { return all * k / parts; };
     int64_t first = 0, end = channels;
     if (c_.channels_last) {
       const int64_t done = begin(at.count, part);
-      at = {at.n, at.row, at.p + done, begin(at.count, part + 1) - done};
+      at = {at.p + done, begin(at.count, part + 1) - done};
     } else {
       first = begin(channels, part), end = begin(channels, part + 1);
     }
-    const T* out = result(at, i + first);
+    out = channel(out, i + first);
     for_rows(grid, at, [&](int64_t, int64_t run, int64_t offset) {
       const int64_t lines = c_.channels_last ? run : end - first;
       const int64_t stride = c_.channels_last ? map_.col_stride : c_.channel_stride;
@@ -62,9 +67,9 @@ class GridSink {
   }
 
   // Up to a vector of channels from i on, a line of positions for each.
-  void store_channels(const SplitGrid& grid, const GridStretch& at, int64_t i, int channels,
-                      GridSums sums) const {
-    T* out = result(at, i);
+  void store_channels(const PaddedGrid& grid, const GridStretch& at, int64_t i, int channels,
+                      GridSums sums, T* out) const {
+    out = channel(out, i);
     if (!c_.channels_last) return store_planes(grid, at, i, channels, sums, out);
     const V bias = load_bias(i, channels);
     for_rows(grid, at, [&](int64_t q, int64_t run, int64_t offset) {
@@ -84,15 +89,14 @@ class GridSink {
   }
 
   // Up to kMaxPositions positions, a line of channels from i on for each.
-  void store_positions(const SplitGrid& grid, const GridStretch& at, int64_t i, int64_t channels,
-                       GridSums sums) const {
+  void store_positions(const PaddedGrid& grid, const GridStretch& at, int64_t i, int64_t channels,
+                       GridSums sums, T* out) const {
     for (int64_t c = 0; c < channels; c += V::kWidth, sums.data += V::kWidth) {
       const int some = static_cast<int>(std::min<int64_t>(V::kWidth, channels - c));
       if (c_.channels_last) {
         const V bias = load_bias(i + c, some);
-        T* out = result(at, i + c);
         for_rows(grid, at, [&](int64_t q, int64_t run, int64_t offset) {
-          T* to = out + offset;
+          T* to = channel(out, i + c) + offset;
           for (int64_t v = q; v < q + run; ++v, to += map_.col_stride) {
             store(finish(V::load(sums.data + v * sums.stride) + bias), to, some);
           }
@@ -106,19 +110,18 @@ class GridSink {
         transpose(block);
         for (int k = 0; k < some; ++k) block[k].store(lines + k * kMaxPositions + q);
       }
-      store_planes(grid, at, i + c, some, {lines, kMaxPositions}, result(at, i + c));
+      store_planes(grid, at, i + c, some, {lines, kMaxPositions}, channel(out, i + c));
     }
   }
 
  private:
-  T* result(const GridStretch& at, int64_t i) const {
-    return c_.result + at.n * map_.image_stride + at.row * map_.row_stride +
-           i * (c_.channels_last ? 1 : c_.channel_stride);
+  T* channel(T* out, int64_t i) const {
+    return out + i * (c_.channels_last ? 1 : c_.channel_stride);
   }
 
   // f(flat position within the stretch, count, offset of the first in the result) for each row.
   template <class F>
-  void for_rows(const SplitGrid& grid, const GridStretch& at, const F& f) const {
+  void for_rows(const PaddedGrid& grid, const GridStretch& at, const F& f) const {
     const int64_t pitch = grid.pitch(), end = std::min(at.p + at.count, grid.span);
     if (pitch == map_.cols && map_.row_stride == pitch * map_.col_stride) {
       return f(0, end - at.p, at.p * map_.col_stride);
@@ -139,7 +142,7 @@ class GridSink {
   // The epilogue's ReLU, decided once: max returns its second operand for NaN, which keeps it.
   V finish(V x) const { return V::max(least_, x); }
 
-  void store_planes(const SplitGrid& grid, const GridStretch& at, int64_t i, int channels,
+  void store_planes(const PaddedGrid& grid, const GridStretch& at, int64_t i, int channels,
                     GridSums lines, T* out) const {
     for_rows(grid, at, [&](int64_t q, int64_t run, int64_t offset) {
       const float* line = lines.data + q;

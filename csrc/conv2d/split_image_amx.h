@@ -24,7 +24,7 @@ bool with_parts(Precision precision, const F& f) {
 // Image n to `parts`, one every part_elements; returns the magnitude met.
 template <int kParts, bool kMasked, class T>
 Magnitude split_image(const Images<T>& images, bool channels_last, int64_t n, uint16_t* parts) {
-  const SplitGrid grid(images.y, images.x);
+  const PaddedGrid grid(images.y, images.x);
   const int64_t all = images.channels * grid.plane, part = grid.part_elements(images.channels);
   const int64_t together = std::min<int64_t>(images.channels, channels_last ? 16 : 1);
   GridPlanes<kMasked, T> planes(images, grid, channels_last, together);
@@ -49,7 +49,7 @@ Magnitude split_image(const Images<T>& images, bool channels_last, int64_t n, ui
 // Whether splitting an element once rather than for each tap outweighs the padded grid.
 template <class T>
 bool splitting_pays(const Images<T>& images) {
-  const int64_t panels = SplitGrid(images.y, images.x).panels();
+  const int64_t panels = PaddedGrid(images.y, images.x).panels();
   return images.y.taps * images.x.taps > 1 &&
          5 * images.positions_per_image() >= 4 * kGridStep * panels;
 }

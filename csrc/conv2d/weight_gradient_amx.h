@@ -129,7 +129,7 @@ class SplitWeightGradient {
   static constexpr int64_t kBandBytes = 768 << 10;
 
   int64_t band_bytes(int64_t rows) const {
-    const SplitGrid grid = band_grid(x_, rows);
+    const PaddedGrid grid = band_grid(x_, rows);
     return (grid.part_elements(x_.channels) + grid.panels() * kGridStep * g_.channels) * kParts * 2;
   }
 
@@ -240,7 +240,7 @@ class SplitWeightGradient {
     const SplitWeightGradient& job_;
     float* const sums_;
     Engine engine_;
-    SplitGrid grid_;
+    PaddedGrid grid_;
     GridGradient<kMasked, T> gradient_;
     Scratch<int64_t> offsets_;
     Scratch<uint16_t> parts_, a_panel_, b_panels_;

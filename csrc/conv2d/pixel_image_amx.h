@@ -1,0 +1,311 @@
+// A bfloat16 image of pixels (NHWC) as the AMX unit multiplies it: 16 positions of 32 channels are
+// a tile of A, and its rows lie in memory as they are wanted, a pixel apart. The sums of 32
+// positions and 32 channels then leave the unit as parts of pixels too: nothing is transposed on
+// either way.
+#pragma once
+
+#include "conv2d/tile_products_amx.h"
+
+namespace pyops::PYOPS_ISA_NAMESPACE {
+
+// Largest magnitude met of bfloat16.
+struct WordMagnitude {
+  __m512i bits = _mm512_setzero_si512();
+
+  void see(__m512i words) {
+    bits = _mm512_max_epu16(bits, _mm512_and_si512(words, _mm512_set1_epi16(0x7fff)));
+  }
+  bool finite() const { return _mm512_cmpge_epu16_mask(bits, _mm512_set1_epi16(0x7f80)) == 0; }
+};
+
+// The depth of a product: taps whose numbers follow each other make a run, and every run whole
+// steps of 32. What a run's last step holds beyond it meets weights of zero.
+struct PixelRuns {
+  int64_t count, length;
+
+  explicit PixelRuns(const Images<BFloat16>& images)
+      : count(images.y.taps), length(images.x.taps * images.channels) {
+    if (images.x.dilation > 1) count *= images.x.taps, length = images.channels;
+  }
+  int64_t steps_per_run() const { return ceil_div(length, 32); }
+  int64_t steps() const { return count * steps_per_run(); }
+  bool exact() const { return length % 32 == 0; }
+};
+
+// A weight's rows in the order (ky, kx, channel).
+inline void order_weight(const Correlation<BFloat16>& c, int64_t channel, int64_t rows,
+                         BFloat16* out) {
+  const int64_t channels = c.images.channels, taps = c.images.taps(), window = taps / channels;
+  for (int64_t r = 0; r < rows; ++r) {
+    const BFloat16* weight = c.weight + (channel + r) * taps;
+    for (int64_t k = 0; k < window; ++k) {
+      for (int64_t i = 0; i < channels; ++i) *out++ = weight[i * window + k];
+    }
+  }
+}
+
+// The tiles of B for 32 output channels.
+inline void pack_pixel_weight(const Images<BFloat16>& images, const BFloat16* weight,
+                              int64_t channels, uint16_t* out) {
+  const PixelRuns runs(images);
+  const int64_t taps = images.taps();
+  for (int64_t t = 0; t < taps; t += runs.length) {
+    for (int64_t i = 0; i < runs.length; i += 32) {
+      for (int64_t o = 0; o < 32; o += 16, out += kTileElements) {
+        Vec<float> block[16];  // dwords, which nobody computes with
+        for (int r = 0; r < 16; ++r) {
+          const __mmask32 lanes = o + r < channels ? first_words(runs.length - i) : 0;
+          const BFloat16* from = weight + (o + r) * taps + t + i;
+          block[r].v = _mm512_castsi512_ps(_mm512_maskz_loadu_epi16(lanes, from));
+        }
+        transpose(block);
+        for (int r = 0; r < 16; ++r) _mm512_store_ps(out + r * 32, block[r].v);
+      }
+    }
+  }
+}
+
+// Steps that are mostly taps, or so few that their price is small beside that of packing columns.
+// Planes must also make up for their way to pixels and back and the new order of their weights.
+inline bool suits_pixels(const Correlation<BFloat16>& c) {
+  const int64_t taps = c.images.taps();
+  return taps >= 16 && PixelRuns(c.images).steps() * 32 <= 4 * taps &&
+         (c.channels_last || (c.images.channels >= 16 && taps > c.images.channels &&
+                              c.batch * c.images.positions_per_image() >= 1024));
+}
+
+// Images written once to a grid with zeros around: rows of the phases of y, and columns as they
+// are, since a tile's rows may be any distance apart.
+// kPlanar: from and to planes.
+template <bool kPlanar, bool kMasked>
+class PixelPlanes {
+ public:
+  using Engine = AmxEngine<1>;
+  using Products = TileProducts<PixelPlanes>;
+  using Sums = std::conditional_t<kPlanar, TransposedSums, PixelSums>;
+  static constexpr bool kPacks = false, kPixels = true;
+
+  static int64_t steps(const Images<BFloat16>& images) { return PixelRuns(images).steps(); }
+
+  // The last panel of the last tap reads past the grid, for positions that nobody wants.
+  static int64_t elements(const PaddedGrid& grid, int64_t channels) {
+    const int64_t positions = grid.y.phases * grid.y.length * grid.pitch() + kGridStep;
+    return positions * grid.x.axis.stride * channels + kSlack;
+  }
+
+  PixelPlanes(const Correlation<BFloat16>& c, const PaddedGrid& grid, int64_t units)
+      : images_(c.images),
+        runs_(c.images),
+        position_(c.images.x.stride * c.images.channels),
+        offsets_(runs_.steps()),
+        pixels_(units * elements(grid, c.images.channels)) {}
+
+  static bool pack_weight(Engine&, const Correlation<BFloat16>& c, int64_t channel, uint16_t* out) {
+    const int64_t taps = c.images.taps(), rows = std::min<int64_t>(32, c.channels - channel);
+    if (!kPlanar || taps == c.images.channels) {
+      pack_pixel_weight(c.images, c.weight + channel * taps, rows, out);
+      return true;
+    }
+    Scratch<BFloat16> ordered(rows * taps);
+    order_weight(c, channel, rows, ordered.get());
+    pack_pixel_weight(c.images, ordered.get(), rows, out);
+    return true;
+  }
+
+  void set_grid(const PaddedGrid& grid) {
+    elements_ = elements(grid, images_.channels);
+    line_ = grid.pitch() * position_;
+    span_ = grid.span;
+    const Axis& x = images_.x;
+    const int64_t columns = runs_.count / images_.y.taps;
+    int64_t* offset = offsets_.get();
+    for (int64_t ky = 0; ky < images_.y.taps; ++ky) {
+      const int64_t row = grid.y.phase(ky) * grid.y.length + grid.y.shift(ky);
+      for (int64_t kx = 0; kx < columns; ++kx) {
+        for (int64_t i = 0; i < runs_.length; i += 32) {
+          *offset++ = row * line_ + kx * x.dilation * images_.channels + i;
+        }
+      }
+    }
+  }
+
+  // Whether zeros may meet the numbers.
+  bool write(const Images<BFloat16>& band, int64_t n, int64_t unit) {
+    const PhasedAxis y(band.y);
+    const Axis& x = band.x;
+    const int64_t columns = line_ / band.channels;
+    const int64_t begin = std::clamp<int64_t>(-x.origin, 0, columns);
+    const int64_t end = std::clamp<int64_t>(x.size - x.origin, begin, columns);
+    uint16_t* to = pixels_.get() + unit * elements_;
+    WordMagnitude magnitude;
+    for (int64_t phase = 0; phase < y.phases; ++phase) {
+      for (int64_t row = 0; row < y.length; ++row, to += line_) {
+        const bool inside = row >= y.begin(phase) && row < y.end(phase) && begin < end;
+        const int64_t left = (inside ? begin : columns) * band.channels;
+        const int64_t right = inside ? end * band.channels : left;
+        std::memset(to, 0, sizeof(uint16_t) * left);
+        if (inside) {
+          const int64_t plane = x.size * band.y.size;
+          const int64_t at = y.coordinate(phase, row) * x.size + x.origin + begin;
+          if constexpr (kPlanar) {
+            gather_pixels(band, n * band.total_channels * plane + at, end - begin, to + left,
+                          magnitude);
+          } else {
+            copy_pixels(band, (n * plane + at) * band.total_channels, end - begin, to + left,
+                        magnitude);
+          }
+        }
+        std::memset(to + right, 0, sizeof(uint16_t) * (line_ - right));
+      }
+    }
+    std::memset(to, 0, sizeof(uint16_t) * kSlack);
+    return magnitude.finite();
+  }
+
+  ImageTiles tiles(int64_t unit, int64_t p, int64_t step, int64_t, uint16_t*) const {
+    return {pixels_.get() + unit * elements_ + p * position_, &offsets_[step], 16 * position_,
+            position_, static_cast<int>(std::min(kGridStep, span_ - p))};
+  }
+
+ private:
+  static constexpr int64_t kSlack = 64;  // a step beyond the last position is zero
+
+  void copy_pixels(const Images<BFloat16>& band, int64_t at, int64_t count, uint16_t* to,
+                   WordMagnitude& magnitude) const {
+    const bool dense = band.channels == band.total_channels;
+    const int64_t run = dense ? count * band.channels : band.channels;
+    for (int64_t p = 0; p < (dense ? 1 : count); ++p, at += band.total_channels, to += run) {
+      if (!kMasked && runs_.exact()) {
+        std::memcpy(to, band.data + at, sizeof(uint16_t) * run);
+        continue;
+      }
+      for (int64_t i = 0; i < run; i += 32) {
+        const __mmask32 lanes = first_words(run - i);
+        const __m512i words = load_words<kMasked>(band, at + i, lanes);
+        if (!runs_.exact()) magnitude.see(words);
+        _mm512_mask_storeu_epi16(to + i, lanes, words);
+      }
+    }
+  }
+
+  // Pairs of 32 planes' numbers are the dwords of pixels: 32 of a row at a time are transposed.
+  void gather_pixels(const Images<BFloat16>& band, int64_t at, int64_t count, uint16_t* to,
+                     WordMagnitude& magnitude) const {
+    const int64_t plane = band.y.size * band.x.size;
+    for (int64_t c = 0; c < band.channels; c += 32, at += 32 * plane, to += 32) {
+      for (int64_t i = 0; i < count; i += 32) {
+        const __mmask32 lanes = first_words(count - i);
+        Vec<float> low[16], high[16];  // dwords, which nobody computes with
+        for (int64_t pair = 0; pair < 16; ++pair) {
+          const int64_t even = at + 2 * pair * plane + i, left = band.channels - c - 2 * pair;
+          const __m512i a = load_words<kMasked>(band, even, left > 0 ? lanes : 0);
+          const __m512i b = load_words<kMasked>(band, even + plane, left > 1 ? lanes : 0);
+          if (!runs_.exact()) magnitude.see(a), magnitude.see(b);
+          low[pair].v = _mm512_castsi512_ps(_mm512_unpacklo_epi16(a, b));
+          high[pair].v = _mm512_castsi512_ps(_mm512_unpackhi_epi16(a, b));
+        }
+        // Unpacked, each 128 bits hold four of eight positions.
+        store_pixels(low, first_words(band.channels - c), count - i, to + i * band.channels);
+        store_pixels(high, first_words(band.channels - c), count - i - 4,
+                     to + (i + 4) * band.channels);
+      }
+    }
+  }
+  void store_pixels(Vec<float> (&pairs)[16], __mmask32 lanes, int64_t count, uint16_t* to) const {
+    if (count <= 0) return;
+    transpose(pairs);
+    for (int r = 0; r < 16; ++r) {
+      const int64_t p = r / 4 * 8 + r % 4;
+      if (p >= count) break;
+      _mm512_mask_storeu_epi16(to + p * images_.channels, lanes, _mm512_castps_si512(pairs[r].v));
+    }
+  }
+
+  const Images<BFloat16> images_;
+  const PixelRuns runs_;
+  const int64_t position_;
+  int64_t elements_ = 0, line_ = 0, span_ = 0;
+  Scratch<int64_t> offsets_;
+  Scratch<uint16_t> pixels_;
+};
+
+// Whether the image is read as it lies, positions of the result following those of the image.
+template <bool kMasked>
+bool suits_bare_pixels(const Correlation<BFloat16>& c) {
+  const Images<BFloat16>& images = c.images;
+  return c.channels_last && !kMasked && images.channels % 32 == 0 && images.x.is_identity() &&
+         images.y.is_identity() && c.map.rows == 1;
+}
+
+// The same as one image of rows of 32 positions, the last one maybe of fewer: x.size is how many
+// there are.
+inline Correlation<BFloat16> in_panels(Correlation<BFloat16> c) {
+  const int64_t count = c.batch * c.images.positions_per_image();
+  const int64_t rows = ceil_div(count, kGridStep), pixel = c.map.col_stride;
+  c.images.x.size = count;
+  c.images.x.positions = kGridStep;
+  c.images.y.size = 1;
+  c.images.y.positions = rows;
+  c.map = {kGridStep, rows, 0, kGridStep * pixel, pixel};
+  c.batch = 1;
+  return c;
+}
+
+// The images of a 1×1 kernel, in panels, where they are.
+class BarePixels {
+ public:
+  using Engine = AmxEngine<1>;
+  using Products = TileProducts<BarePixels>;
+  using Sums = PixelSums;
+  static constexpr bool kPacks = false, kPixels = true;
+
+  static int64_t steps(const Images<BFloat16>& images) { return images.channels / 32; }
+  static int64_t elements(const PaddedGrid& grid, int64_t channels) { return grid.span * channels; }
+
+  BarePixels(const Correlation<BFloat16>& c, const PaddedGrid&, int64_t units)
+      : images_(c.images),
+        offsets_(c.images.channels / 32),
+        first_(units),
+        rest_(kGridStep * c.images.channels) {
+    for (int64_t i = 0; i < c.images.channels / 32; ++i) offsets_[i] = i * 32;
+  }
+
+  static bool pack_weight(Engine&, const Correlation<BFloat16>& c, int64_t channel, uint16_t* out) {
+    const int64_t rows = std::min<int64_t>(32, c.channels - channel);
+    pack_pixel_weight(c.images, c.weight + channel * c.images.channels, rows, out);
+    return true;
+  }
+
+  void set_grid(const PaddedGrid&) {}
+
+  bool write(const Images<BFloat16>& band, int64_t, int64_t unit) {
+    first_[unit] = band.y.origin * kGridStep;
+    // A tile reads 32 pixels, where fewer may be.
+    const int64_t rest = images_.x.size % kGridStep, end = images_.x.size - rest;
+    if (rest != 0 && first_[unit] + band.y.positions * kGridStep > end) {
+      for (int64_t p = 0; p < rest; ++p) {
+        std::memcpy(&rest_[p * images_.channels], images_.data + (end + p) * images_.total_channels,
+                    sizeof(uint16_t) * images_.channels);
+      }
+    }
+    return true;
+  }
+
+  ImageTiles tiles(int64_t unit, int64_t p, int64_t step, int64_t, uint16_t*) const {
+    const int64_t at = first_[unit] + p, pixel = images_.total_channels;
+    const int64_t count = std::min(kGridStep, images_.x.size - at);
+    if (count < kGridStep) {
+      return {rest_.get(), &offsets_[step], 16 * images_.channels, images_.channels,
+              static_cast<int>(count)};
+    }
+    return {reinterpret_cast<const uint16_t*>(images_.data) + at * pixel, &offsets_[step],
+            16 * pixel, pixel, kGridStep};
+  }
+
+ private:
+  const Images<BFloat16> images_;
+  Scratch<int64_t> offsets_, first_;
+  Scratch<uint16_t> rest_;
+};
+
+}  // namespace pyops::PYOPS_ISA_NAMESPACE

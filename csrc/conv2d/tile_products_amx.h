@@ -1,0 +1,142 @@
+// Products of packed weights with images that lie as tiles, for bfloat16 results. Where Planes keep
+// pixels, the rows of a tile of sums are positions and its columns output channels; where they keep
+// planes, the other way round.
+#pragma once
+
+#include "conv2d/tile_sums_amx.h"
+
+namespace pyops::PYOPS_ISA_NAMESPACE {
+
+// A panel of `count` positions whose steps lie at `offsets` in an image: two tiles, `half` apart.
+struct ImageTiles {
+  const uint16_t* image;
+  const int64_t* offsets;
+  int64_t halves, rows;
+  int count;
+
+  const uint16_t* at(int64_t step) const { return image + offsets[step]; }
+  int64_t half() const { return halves; }
+  int64_t row() const { return rows; }
+};
+
+// The sums of 32 (kTall) or 16 rows of A and 32 (kWide) or 16 columns of B; between() after each
+// step.
+template <bool kTall, bool kWide, class A, class B, class Between>
+void multiply_tiles(int64_t steps, const A& a, const B& b, float* sums, bool add,
+                    const Between& between) {
+  const int64_t a_row = a.row() * static_cast<int64_t>(sizeof(uint16_t));
+  const int64_t b_row = b.row() * static_cast<int64_t>(sizeof(uint16_t));
+  float* const below = sums + 16 * 32;
+  if (add) {
+    _tile_loadd(0, sums, 128);
+    if (kWide) _tile_loadd(1, sums + 16, 128);
+    if (kTall) _tile_loadd(2, below, 128);
+    if (kTall && kWide) _tile_loadd(3, below + 16, 128);
+  } else {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+  }
+  for (int64_t step = 0; step < steps; ++step) {
+    const uint16_t *a_step = a.at(step), *b_step = b.at(step);
+    _tile_loadd(6, b_step, b_row);
+    if (kWide) _tile_loadd(7, b_step + b.half(), b_row);
+    _tile_loadd(4, a_step, a_row);
+    if (kTall) _tile_loadd(5, a_step + a.half(), a_row);
+    _tile_dpbf16ps(0, 4, 6);
+    if (kWide) _tile_dpbf16ps(1, 4, 7);
+    if (kTall) _tile_dpbf16ps(2, 5, 6);
+    if (kTall && kWide) _tile_dpbf16ps(3, 5, 7);
+    between();
+  }
+  _tile_stored(0, sums, 128);
+  if (kWide) _tile_stored(1, sums + 16, 128);
+  if (kTall) _tile_stored(2, below, 128);
+  if (kTall && kWide) _tile_stored(3, below + 16, 128);
+}
+
+template <class Planes>
+class TileProducts {
+ public:
+  // For up to `panels` panels of positions, weights of `row_panels` panels of `steps` steps.
+  TileProducts(const Correlation<BFloat16>& c, int64_t row_panels, int64_t steps, int64_t panels)
+      : channels_(c.channels),
+        row_panels_(row_panels),
+        steps_(steps),
+        block_steps_(ceil_div(steps, ceil_div(steps, kMaxSteps))),
+        group_(std::clamp<int64_t>(Planes::kPacks ? kPackedFor : kMaxSteps / steps, 1, row_panels)),
+        panel_(Planes::kPacks ? block_steps_ * 2 * kTileElements : 0),
+        sums_((steps > kMaxSteps ? kBlockPanels * group_ : 1) * kTileSums),
+        out_(c, panels) {}
+
+  void set_grid(const PaddedGrid& grid) {
+    grid_panels_ = grid.panels();
+    out_.set_grid(grid);
+  }
+
+  // Images [0, units) of `planes`; unit u's first position lies at result(u).
+  template <class Result>
+  void run(const Planes& planes, const uint16_t* weight, int64_t units, const Result& result) {
+    const int64_t panels = units * grid_panels_;
+    for (int64_t j = 0; j < panels; j += kBlockPanels) {
+      for (int64_t i = 0; i < row_panels_; i += group_) {
+        for (int64_t step = 0; step < steps_; step += block_steps_) {
+          for (int64_t q = j; q < std::min(panels, j + kBlockPanels); ++q) {
+            products(planes, weight, i, q, step, result(q / grid_panels_));
+          }
+        }
+      }
+    }
+    out_.store(32);
+    out_.take(nullptr);
+  }
+
+ private:
+  // A panel of weights, or of a block of its depth, stays in a 48 KiB L1; several where they fit.
+  static constexpr int64_t kMaxSteps = 18;
+  // Of weights that meet a panel of positions once it is packed.
+  static constexpr int64_t kPackedFor = 8;
+  // So many panels of positions meet all weights before the next do: their pixels are finished
+  // while the lines that they lie in are still near.
+  static constexpr int64_t kBlockPanels = 4;
+  static constexpr int64_t kTileSums = 32 * 32;
+
+  // A group of panels of the weights from i on times panel j, a block of the depth from `step` on.
+  void products(const Planes& planes, const uint16_t* weight, int64_t i, int64_t j, int64_t step,
+                BFloat16* out) {
+    const int64_t count = std::min(block_steps_, steps_ - step), p = j % grid_panels_ * kGridStep;
+    const auto image = planes.tiles(j / grid_panels_, p, step, count, panel_.get());
+    const int rows = static_cast<int>(ceil_div(32, count));
+    const bool last = step + count == steps_;
+    const auto between = [&] { out_.store(rows); };
+    for (int64_t k = i; k < std::min(row_panels_, i + group_); ++k) {
+      const PackedTiles<1> panel{weight + (k * steps_ + step) * 2 * kTileElements};
+      // Free again: the tile before has left it by the time this one is stored.
+      float* sums = sums_.get() + (j % kBlockPanels * group_ + k - i) % sum_tiles() * kTileSums;
+      out_.expect(out, k * 32, p, last ? positions(image) : 0);
+      const bool both = channels_ - k * 32 > 16;
+      if constexpr (Planes::kPixels) {
+        both ? multiply_tiles<true, true>(count, image, panel, sums, step > 0, between)
+             : multiply_tiles<true, false>(count, image, panel, sums, step > 0, between);
+      } else {
+        both ? multiply_tiles<true, true>(count, panel, image, sums, step > 0, between)
+             : multiply_tiles<false, true>(count, panel, image, sums, step > 0, between);
+      }
+      out_.take(sums);
+    }
+  }
+
+  static int positions(const ImageTiles& tiles) { return tiles.count; }
+  static int positions(const PackedTiles<1>&) { return kGridStep; }
+  int64_t sum_tiles() const { return steps_ > kMaxSteps ? kBlockPanels * group_ : 1; }
+
+  const AmxEngine<1> configured_;
+  const int64_t channels_, row_panels_, steps_, block_steps_, group_;
+  int64_t grid_panels_ = 0;
+  Scratch<uint16_t> panel_;
+  Scratch<float> sums_;
+  typename Planes::Sums out_;
+};
+
+}  // namespace pyops::PYOPS_ISA_NAMESPACE
