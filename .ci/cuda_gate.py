@@ -103,7 +103,7 @@ def unresolved(extension: Path, libraries: Path) -> list[str]:
         if not wanted:
             break
         defined = output_of("nm", "-D", "-C", "--defined-only", library).splitlines()
-        wanted -= {line.split(None, 2)[-1] for line in defined}
+        wanted -= {line.split(None, 2)[-1].partition("@")[0] for line in defined}
     return sorted(wanted)
 
 
