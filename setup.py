@@ -88,7 +88,8 @@ def _cuda_options() -> dict[str, str]:
 
 def _nvcc() -> str | None:
     home = os.environ.get("CUDA_HOME")
-    return os.environ.get("CUDACXX") or shutil.which("nvcc", path=home and str(Path(home) / "bin"))
+    places = [f"{home}/bin"] if home else [os.environ.get("PATH", ""), "/usr/local/cuda/bin"]
+    return os.environ.get("CUDACXX") or shutil.which("nvcc", path=os.pathsep.join(places))
 
 
 def _missing_for_cuda(nvcc: str | None, cutlass: bool) -> str:
