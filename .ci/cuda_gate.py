@@ -20,6 +20,8 @@ SPECIALISED = re.compile(r"_(forward|backward)_\w+_kernel")
 # What a kernel's name promises, and how the disassembler writes it.
 PROMISES = {
     re.compile(r"_channels_kernel"): ("16-byte loads", re.compile(r"\bLDG\.E\.128")),
+    re.compile(r"_mask_kernel"): ("16-byte loads", re.compile(r"\bLDG\.E\.128")),
+    re.compile(r"_tensorop_kernel"): ("tensor-core products", re.compile(r"\bHMMA")),
     re.compile(r"_sm90_kernel"): ("tensor-core products by WGMMA", re.compile(r"\bHGMMA")),
 }
 SPILL = re.compile(r"\b(LDL|STL)\b")
@@ -94,6 +96,17 @@ def instances(extension: Path) -> dict[str, Instance]:
     return {full: found[name] for full, name in zip(readable, names, strict=True)}
 
 
+def short_name(name: str) -> str:
+    """Of a kernel, without namespaces and arguments; also where c++filt had to give up."""
+    if not name.startswith("_Z"):
+        match = re.search(r"\w+(?=<|\()", name.replace("(anonymous namespace)", ""))
+        return match[0] if match else name
+    for match in re.finditer(r"(?=(\d+)([a-z]\w*))", name):  # a length, and what is so long
+        if match[2][: int(match[1])].endswith("_kernel"):
+            return match[2][: int(match[1])]
+    return name
+
+
 def unresolved(extension: Path, libraries: Path) -> list[str]:
     """Symbols that nothing provides: neither PyTorch nor a versioned library of the system."""
     lines = output_of("nm", "-D", "-C", "--undefined-only", extension).splitlines()
@@ -112,9 +125,8 @@ def main(extension: Path, libraries: Path) -> int:
     kernels: dict[str, list[Instance]] = {}
     faults: list[str] = []
     for name, instance in instances(extension).items():
-        short = re.search(r"\w+(?=<|\()", name.replace("(anonymous namespace)", ""))
-        kernels.setdefault(short[0] if short else name, []).append(instance)
-        faults += [f"{name}: {fault}" for fault in instance.faults(name)]
+        kernels.setdefault(short_name(name), []).append(instance)
+        faults += [f"{name}: {fault}" for fault in instance.faults(short_name(name))]
     table = Table("kernel", "instances", "code", "registers", "stack", title="CUDA kernels")
     for kernel, all_of_it in sorted(kernels.items()):
         architectures = sorted({a for i in all_of_it for a in i.code})

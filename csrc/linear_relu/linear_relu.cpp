@@ -8,6 +8,8 @@ namespace {
 
 constexpr Candidate<LinearParams> kForward[] = {
 #ifdef PYOPS_CUDA
+    {"linear_forward_sm90", Arch::kSm90, kHalfTypes, linear_forward_sm90, suits_tensorop,
+     kSuitsTensorop},
     {"linear_forward_tensorop_cuda", Arch::kSm80, kHalfTypes, linear_forward_tensorop_cuda,
      suits_tensorop, kSuitsTensorop},
     {"linear_forward_cuda", Arch::kSm80, kAnyFloat, linear_forward_cuda},
