@@ -8,7 +8,7 @@ namespace pyops {
 inline constexpr bool kBuiltWithCuda = true;
 }
 #else
-enum cudaError_t : int;
+enum cudaError_t : int;  // NOLINT(readability-identifier-naming): the name is CUDA's
 using cudaStream_t = struct CUstream_st*;
 namespace pyops {
 inline constexpr bool kBuiltWithCuda = false;
