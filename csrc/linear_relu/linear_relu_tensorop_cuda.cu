@@ -6,7 +6,7 @@
 #include <cutlass/gemm/device/gemm.h>
 
 #include "core/cuda.cuh"
-#include "linear_relu/linear_relu_product.h"
+#include "linear_relu/linear_relu.h"
 
 namespace pyops {
 namespace {
