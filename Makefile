@@ -2,8 +2,13 @@
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# A CUDA build of PyTorch for `make cuda`, without the NVIDIA libraries that running it takes.
+CUDA_TORCH := 2.12.1
+CUDA_VENV ?= .venv_cuda
+CUDA_BIN := $(CUDA_VENV)/bin
+CUDA_STAMP := $(CUDA_VENV)/.installed
 
-.PHONY: build demo test check bench lint tidy format clean
+.PHONY: build demo test check bench cuda lint tidy format clean
 build: $(STAMP)
 	$(BIN)/python setup.py --quiet build_ext --inplace
 
@@ -25,6 +30,20 @@ check: build
 bench: build
 	$(BIN)/pyops bench
 
+# The CUDA kernels, compiled, linked and checked where nvcc is; no GPU is needed.
+cuda: $(CUDA_STAMP)
+	PYOPS_CUDA=1 $(CUDA_BIN)/python setup.py --quiet build_ext --build-lib build/cuda
+	$(CUDA_BIN)/python .ci/cuda_gate.py build/cuda/pyops/_C*.so \
+	  $(CUDA_VENV)/lib/python3*/site-packages/torch/lib
+
+$(CUDA_STAMP): constraints.txt Makefile
+	test -x $(CUDA_BIN)/python || python3 -m venv $(CUDA_VENV)
+	$(CUDA_BIN)/pip install -q -c constraints.txt setuptools wheel cmake ninja pybind11 rich
+	$(CUDA_BIN)/pip install -q -c constraints.txt --no-deps \
+	  nvidia-cutlass nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm
+	$(CUDA_BIN)/pip install -q --no-deps torch==$(CUDA_TORCH)
+	touch $@
+
 lint: build
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -35,7 +54,7 @@ lint: build
 # Every kernel is one template instantiated per instruction set: the widest one covers it.
 tidy: build
 	git ls-files 'csrc/core/*.cpp' 'csrc/*_scalar.cpp' 'csrc/*_amx.cpp' \
-	  | grep -v -e core/torch.cpp -e core/parallel.cpp \
+	  | grep -v -e core/torch.cpp -e core/parallel.cpp -e core/gpu.cpp \
 	  | xargs -P 2 -n 2 $(BIN)/clang-tidy --quiet -p $$(ls -td build/cpython-*-torch* | head -n 1) \
 	      --extra-arg=-Wno-unknown-warning-option --extra-arg=-Wno-ignored-gch \
 	      --extra-arg=-Wno-ignored-optimization-argument
@@ -46,4 +65,4 @@ format: build
 	$(BIN)/clang-format -i $$(git ls-files 'csrc/*')
 
 clean:
-	rm -rf build $(VENV) pyops/_C*.so pyops/_build_info.py
+	rm -rf build $(VENV) $(CUDA_VENV) pyops/_C*.so pyops/_build_info.py

@@ -28,8 +28,8 @@ py::list tables() {
   py::list rows;
   for (const pyops::TableRow& row : pyops::listed_tables()) {
     rows.append(py::dict(py::arg("op") = row.op, py::arg("kernel") = row.kernel,
-                         py::arg("isa") = row.isa, py::arg("dtypes") = row.dtypes,
-                         py::arg("condition") = row.condition));
+                         py::arg("device") = row.device, py::arg("needs") = row.needs,
+                         py::arg("dtypes") = row.dtypes, py::arg("condition") = row.condition));
   }
   return rows;
 }
@@ -68,6 +68,6 @@ PYBIND11_MODULE(_C, m) {
   m.def("poison_scratch", pyops::poison_scratch);
   m.def("build_info", [] {
     return py::dict(py::arg("torch") = PYOPS_TORCH_VERSION, py::arg("compiler") = PYOPS_COMPILER,
-                    py::arg("cuda") = false);
+                    py::arg("cuda") = pyops::kBuiltWithCuda);
   });
 }

@@ -21,7 +21,7 @@ from judging import Case, Randn, Reject, convert, flat, judge, name_of, results,
 from layouts import LAYOUTS, dense_strides
 from pyops.numerics import MAX_ZEROS
 
-__all__ = ["Case", "ExactSuite", "OpSuite", "Randn", "Reject"]
+__all__ = ["Case", "ExactSuite", "OpSuite", "Randn", "Reject", "on_devices"]
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 HALF = [torch.bfloat16, torch.float16]
@@ -32,6 +32,9 @@ SMALL = 100  # input elements of a case that finite differences can afford
 def _devices():
     cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
     return ["cpu", pytest.param("cuda", marks=cuda)]
+
+
+on_devices = pytest.mark.parametrize("device", _devices())
 
 
 def _places():

@@ -6,25 +6,46 @@ import pyops
 from pyops.cli import info, table
 
 TABLES = [
-    {"op": "f", "kernel": "f_amx", "isa": "amx", "dtypes": ["bfloat16"], "condition": "groups = 1"},
-    {"op": "f", "kernel": "f_avx2", "isa": "avx2", "dtypes": ["float32", "bfloat16"],
+    {"op": "f", "kernel": "f_hopper_sm90", "device": "cuda", "needs": "sm_90",
+     "dtypes": ["bfloat16"], "condition": ""},
+    {"op": "f", "kernel": "f_cuda", "device": "cuda", "needs": "sm_80",
+     "dtypes": ["float32", "bfloat16"], "condition": ""},
+    {"op": "f", "kernel": "f_amx", "device": "cpu", "needs": "amx", "dtypes": ["bfloat16"],
+     "condition": "groups = 1"},
+    {"op": "f", "kernel": "f_avx2", "device": "cpu", "needs": "avx2",
+     "dtypes": ["float32", "bfloat16"], "condition": ""},
+    {"op": "f", "kernel": "f_scalar", "device": "cpu", "needs": "scalar", "dtypes": ["float32"],
      "condition": ""},
-    {"op": "f", "kernel": "f_scalar", "isa": "scalar", "dtypes": ["float32"], "condition": ""},
-    {"op": "f", "kernel": "native", "isa": "scalar", "dtypes": [], "condition": ""},
 ]  # fmt: skip
 
 
 def test_kernels_by_dtype_under_each_isa():
-    assert info.serving(TABLES, "amx") == [
+    assert info.serving(TABLES, "cpu", info.ISAS) == [
         ("f", "float64, float16", "native"),
         ("f", "float32", "avx2"),
         ("f", "bfloat16", "amx (groups = 1), avx2"),
     ]
-    assert ("f", "float32, bfloat16", "avx2") in info.serving(TABLES, "avx2")
-    assert info.serving(TABLES, "scalar") == [
+    assert ("f", "float32, bfloat16", "avx2") in info.serving(TABLES, "cpu", info.ISAS[:2])
+    assert info.serving(TABLES, "cpu", info.ISAS[:1]) == [
         ("f", "float64, bfloat16, float16", "native"),
         ("f", "float32", "scalar"),
     ]
+
+
+def test_kernels_by_dtype_on_each_gpu():
+    def serving(*capability):
+        return info.serving(TABLES, "cuda", info.architectures_of(capability))
+
+    for newer in ((8, 0), (8, 9), (10, 0)):
+        assert ("f", "float32, bfloat16", "cuda") in serving(*newer)
+    assert ("f", "bfloat16", "hopper_sm90") in serving(9, 0)
+    assert serving(7, 5) == [("f", "float64, float32, bfloat16, float16", "native")]
+
+
+def test_every_gpu_here_has_its_table(monkeypatch, capsys):
+    monkeypatch.setattr(info, "gpu_kinds", lambda: {"sm_90": info.ARCHITECTURES})
+    assert info.run(None) == 0
+    assert "Kernels on sm_90" in capsys.readouterr().out
 
 
 def test_prints_machine_and_every_op(capsys):

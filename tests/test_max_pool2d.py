@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 import pyops
 from judging import gradients_like
-from suite import Case, ExactSuite, Randn, Reject
+from suite import Case, ExactSuite, Randn, Reject, on_devices
 
 max_pool2d = pyops.functional.max_pool2d
 
@@ -102,19 +102,21 @@ class TestMaxPool2d(ExactSuite):
         assert torch.equal(torch.autograd.grad(output.sum(), x)[0], expected)
 
 
-def test_training_saves_a_byte_per_output():
+@on_devices
+def test_training_saves_a_byte_per_output(device):
     saved = []
     with torch.autograd.graph.saved_tensors_hooks(saved.append, lambda _: None):
-        y = max_pool2d(torch.randn(2, 3, 8, 8, requires_grad=True), 2)
+        y = max_pool2d(torch.randn(2, 3, 8, 8, device=device, requires_grad=True), 2)
     assert [(t.dtype, t.shape) for t in saved] == [(torch.uint8, y.shape)]
 
 
 @pytest.mark.parametrize("format", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("indices", [False, True])
-def test_a_window_in_the_padding_passes_no_gradient(format, indices):
+@on_devices
+def test_a_window_in_the_padding_passes_no_gradient(format, indices, device):
     """Taps at -1 and 2 of two elements: -inf as native, which then counts it to some element."""
     windows = dict(kernel_size=2, stride=1, padding=1, dilation=3)
-    x = torch.randn(2, 3, 3, 3).to(memory_format=format)
+    x = torch.randn(2, 3, 3, 3, device=device).to(memory_format=format)
     x = x[..., :2].clone(memory_format=format).requires_grad_()
     out = max_pool2d(x, **windows, return_indices=indices)
     y = out[0] if indices else out
@@ -126,14 +128,18 @@ def test_a_window_in_the_padding_passes_no_gradient(format, indices):
         assert torch.equal(grad, torch.zeros_like(x))
 
 
-def test_backward_refuses_what_the_forward_cannot_have_saved():
+@on_devices
+def test_backward_refuses_what_the_forward_cannot_have_saved(device):
     backward = torch.ops.pyops.max_pool2d_backward
     windows = ([4, 4], [2, 2], [2, 2], [0, 0], [1, 1], False)
-    grad = torch.randn(1, 1, 2, 2)
+    grad = torch.randn(1, 1, 2, 2, device=device)
     with pytest.raises(RuntimeError, match="argmax must have grad's shape"):
-        backward(grad, torch.zeros(1, 1, 2, 3, dtype=torch.uint8), *windows)
+        backward(grad, torch.zeros(1, 1, 2, 3, dtype=torch.uint8, device=device), *windows)
     with pytest.raises(RuntimeError, match="taps \\(uint8\\) or indices \\(int64\\), got Int"):
-        backward(grad, torch.zeros(1, 1, 2, 2, dtype=torch.int32), *windows)
+        backward(grad, torch.zeros(1, 1, 2, 2, dtype=torch.int32, device=device), *windows)
+    if device == "cuda":
+        with pytest.raises(RuntimeError, match="max_pool2d_backward: every tensor must be on cuda"):
+            backward(grad, torch.zeros(1, 1, 2, 2, dtype=torch.uint8), *windows)
 
 
 @pytest.mark.parametrize("inference", [False, True], ids=["grad", "inference"])

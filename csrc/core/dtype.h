@@ -40,8 +40,12 @@ struct BFloat16 {
   BFloat16() = default;
   // Round to nearest even; a NaN stays a (quiet) NaN.
   PYOPS_HOST_DEVICE explicit BFloat16(float x) {
+#ifdef __CUDA_ARCH__
+    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(x));
+#else
     const uint32_t u = float_bits(x);
     bits = x != x ? uint16_t{0x7fc0} : static_cast<uint16_t>((u + 0x7fff + (u >> 16 & 1)) >> 16);
+#endif
   }
   PYOPS_HOST_DEVICE explicit operator float() const { return bits_float(uint32_t{bits} << 16); }
 };
@@ -53,15 +57,26 @@ struct Float16 {
   PYOPS_HOST_DEVICE explicit Float16(float x) : bits(round_from(x)) {}
 
   PYOPS_HOST_DEVICE explicit operator float() const {
+#ifdef __CUDA_ARCH__
+    float x;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(x) : "h"(bits));
+    return x;
+#else
     const uint32_t sign = uint32_t{bits & 0x8000u} << 16, magnitude = bits & 0x7fffu;
     if (magnitude >= 0x7c00) return bits_float(sign | 0x7f800000 | (magnitude & 0x3ff) << 13);
     if (magnitude >= 0x400) return bits_float(sign | ((magnitude << 13) + 0x38000000));
     const float subnormal = static_cast<float>(magnitude) * 5.9604644775390625e-8f;  // 2^-24
     return sign ? -subnormal : subnormal;
+#endif
   }
 
  private:
   PYOPS_HOST_DEVICE static uint16_t round_from(float x) {
+#ifdef __CUDA_ARCH__
+    uint16_t rounded;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(rounded) : "f"(x));
+    return rounded;
+#else
     const uint32_t u = float_bits(x), magnitude = u & 0x7fffffff;
     const auto sign = static_cast<uint16_t>(u >> 16 & 0x8000);
     if (magnitude > 0x7f800000) return static_cast<uint16_t>(sign | 0x7e00);
@@ -73,6 +88,7 @@ struct Float16 {
     // Adding 0.5 aligns the subnormal's last bit with the float's: the hardware rounds for us.
     const float aligned = bits_float(magnitude) + 0.5f;
     return static_cast<uint16_t>(sign | (float_bits(aligned) - 0x3f000000));
+#endif
   }
 };
 

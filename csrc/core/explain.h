@@ -25,7 +25,7 @@ size_t explain_begin();                             // position in the log
 std::vector<CallRecord> explain_end(size_t begin);  // what came since `begin`
 
 struct TableRow {
-  std::string op, kernel, isa, condition;
+  std::string op, kernel, device, needs, condition;  // device: "cpu" or "cuda"; needs: of it
   std::vector<std::string> dtypes;
 };
 
@@ -35,7 +35,8 @@ std::vector<TableRow>& listed_tables();
 template <class Params, size_t kRows>
 bool list_table(const char* op, const Candidate<Params> (&table)[kRows]) {
   for (const auto& row : table) {
-    TableRow listed{op, row.kernel, isa_name(row.isa), row.condition, {}};
+    const char* device = row.place.is_gpu() ? "cuda" : "cpu";
+    TableRow listed{op, row.kernel, device, row.place.name(), row.condition, {}};
     for (unsigned t = 0; t < 4; ++t) {
       if (row.dtypes >> t & 1u) listed.dtypes.emplace_back(kDtypeNames[t]);
     }

@@ -7,3 +7,9 @@
 #else
 #define PYOPS_HOST_DEVICE __attribute__((always_inline))
 #endif
+
+#ifdef __CUDA_ARCH__
+#define PYOPS_UNROLL _Pragma("unroll")
+#else
+#define PYOPS_UNROLL  // a CPU runs these for the sake of tests
+#endif

@@ -14,6 +14,11 @@ struct PoolWindow {
   int64_t first_tap;  // of the kernel, the one at `begin`
 };
 
+// Outputs [begin, end) whose window spans an input position; with dilation it may still miss it.
+struct PoolCovering {
+  int64_t begin, end;
+};
+
 // kernel, stride, dilation >= 1; 0 <= padding <= half of the kernel's extent.
 struct PoolAxis {
   int64_t size;  // of the input
@@ -38,6 +43,22 @@ struct PoolAxis {
     const int64_t from = start(o), to = from + extent();
     const int64_t skipped = from < 0 ? (-from + dilation - 1) / dilation : 0;
     return {from + skipped * dilation, to < size ? to : size, skipped};
+  }
+
+  PYOPS_HOST_DEVICE PoolCovering covering(int64_t i, int64_t outputs) const {
+    const int64_t last = i + padding, first = last - extent() + 1, end = last / stride + 1;
+    return {first > 0 ? (first + stride - 1) / stride : 0, end < outputs ? end : outputs};
+  }
+
+  // Most outputs a position can be covered by.
+  PYOPS_HOST_DEVICE int64_t max_covering() const { return (extent() - 1) / stride + 1; }
+
+  // The kernel tap by which output o reads input position i, or -1.
+  PYOPS_HOST_DEVICE int64_t tap_at(int64_t o, int64_t i) const {
+    const int64_t distance = i - start(o);
+    if (dilation == 1) return distance >= 0 && distance < kernel ? distance : -1;
+    const bool hit = distance >= 0 && distance < extent() && distance % dilation == 0;
+    return hit ? distance / dilation : -1;
   }
 };
 

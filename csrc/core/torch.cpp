@@ -36,9 +36,19 @@ bool inside_functorch_transform() {
   }
 }
 
-const char* native_reason_of(const Tensor& t) {
+const char* device_reason(at::Device device, Devices devices) {
+  if (device.is_cpu() || device.is_meta()) return nullptr;
+  if (!device.is_cuda() || devices == Devices::kCpu) return "device";
+  if constexpr (kBuiltWithCuda) {
+    const Target target = target_of_gpu(device);
+    if (target.is_gpu() && target.capability < kLeastCapability) return "GPU older than sm_80";
+  }
+  return nullptr;
+}
+
+const char* native_reason_of(const Tensor& t, Devices devices) {
   if (t._fw_grad(/*level=*/0).defined()) return "forward-mode AD";
-  if (!t.device().is_cpu() && !t.device().is_meta()) return "device";
+  if (const char* reason = device_reason(t.device(), devices)) return reason;
   if (t.layout() != at::kStrided) return "layout";
   if (!supported_dtype(t.scalar_type())) return "dtype";
   // A tracer's tensors come with an active mode and must see our operators; a subclass does not.
@@ -88,17 +98,17 @@ Precision float32_precision(at::Float32Op op) {
   }
 }
 
-const char* native_reason(Tensors tensors) {
+const char* native_reason(Tensors tensors, Devices devices) {
   if (inside_functorch_transform()) return "functorch transform";
   for (const TensorRef t : tensors) {
     if (!t) continue;
-    if (const char* reason = native_reason_of(*t)) return reason;
+    if (const char* reason = native_reason_of(*t, devices)) return reason;
   }
   return nullptr;
 }
 
-bool goes_native(const char* op, Tensors tensors) {
-  const char* reason = native_reason(tensors);
+bool goes_native(const char* op, Tensors tensors, Devices devices) {
+  const char* reason = native_reason(tensors, devices);
   if (reason == nullptr) return false;
   if (explaining()) record_call(op, "native", tensors, {{"every kernel of ours", reason}});
   return true;
@@ -110,6 +120,18 @@ bool needs_grad(Tensors tensors) {
     if (t && (*t).requires_grad()) return true;
   }
   return false;
+}
+
+Target target_of(const char* op, Tensors tensors) {
+  if constexpr (kBuiltWithCuda) {
+    const at::Device device = (**tensors.begin()).device();
+    for (const TensorRef t : tensors) {
+      TORCH_CHECK(!t || (*t).device() == device, op, ": every tensor must be on ", device,
+                  ", where the first is, got one on ", (*t).device());
+    }
+    if (device.is_cuda()) return target_of_gpu(device);
+  }
+  return {};
 }
 
 void record_call(const char* op, const char* kernel, Tensors tensors,

@@ -12,6 +12,7 @@
 
 #include "core/candidates.h"
 #include "core/explain.h"
+#include "core/gpu.h"
 #include "core/precision.h"
 
 namespace pyops {
@@ -44,13 +45,24 @@ Dtype dtype_of(const Tensor& t);
 // torch.backends.mkldnn.*.fp32_precision).
 Precision float32_precision(at::Float32Op op);
 
+// Where an operator has kernels.
+enum class Devices { kCpu, kCpuAndGpu };
+
+template <class Params, size_t kRows>
+constexpr Devices devices_of(const Candidate<Params> (&table)[kRows]) {
+  for (const auto& row : table) {
+    if (row.place.is_gpu()) return Devices::kCpuAndGpu;
+  }
+  return Devices::kCpu;
+}
+
 // Why the whole call belongs to PyTorch's own operator (functorch transform, forward-mode AD, a
 // dtype, device, layout or subclass no kernel of ours takes); null when it is ours.
-const char* native_reason(Tensors tensors);
+const char* native_reason(Tensors tensors, Devices devices = Devices::kCpu);
 
 // The reason above, noted in the explain() log: `if (goes_native("conv2d", {x, w})) return
 // at::...`.
-bool goes_native(const char* op, Tensors tensors);
+bool goes_native(const char* op, Tensors tensors, Devices devices = Devices::kCpu);
 
 // Whether autograd must record the call.
 bool needs_grad(Tensors tensors);
@@ -58,15 +70,33 @@ bool needs_grad(Tensors tensors);
 void record_call(const char* op, const char* kernel, Tensors tensors,
                  std::vector<Rejection> rejected);
 
+// The device of a call; an exception when its tensors are on several.
+Target target_of(const char* op, Tensors tensors);
+
 // Chooses from the table and records the choice; `tensors` are shown by explain().
 template <class Params, size_t kRows>
 const Candidate<Params>& choose(const char* op, const Candidate<Params> (&table)[kRows],
                                 const Params& params, Tensors tensors) {
-  if (!explaining()) return pick(table, params);
+  const Target target = target_of(op, tensors);
+  if (!explaining()) return pick(table, params, target);
   std::vector<Rejection> rejected;
-  const auto& row = pick(table, params, &rejected);
+  const auto& row = pick(table, params, target, &rejected);
   record_call(op, row.kernel, tensors, std::move(rejected));
   return row;
+}
+
+// The same, and runs it: on the GPU, in PyTorch's current stream.
+template <class Params, size_t kRows>
+void serve(const char* op, const Candidate<Params> (&table)[kRows], const Params& params,
+           Tensors tensors) {
+  const auto& row = choose(op, table, params, tensors);
+  if constexpr (kBuiltWithCuda) {
+    if (row.place.is_gpu()) {
+      return launch_on_gpu(op, row.kernel, **tensors.begin(),
+                           [&](cudaStream_t stream) { return row.run.launch(params, stream); });
+    }
+  }
+  row.run(params);
 }
 
 // Autocast rule of compute-bound operators: float tensors are cast to the autocast dtype. Boxed, so

@@ -1,17 +1,30 @@
 #include "linear_relu/linear_relu.h"
 
 #include "core/torch.h"
+#include "linear_relu/linear_relu_tensorop.h"
 
 namespace pyops {
 namespace {
 
 constexpr Candidate<LinearParams> kForward[] = {
+#ifdef PYOPS_CUDA
+    {"linear_forward_sm90", Arch::kSm90, kHalfTypes, linear_forward_sm90, suits_tensorop,
+     kSuitsTensorop},
+    {"linear_forward_tensorop_cuda", Arch::kSm80, kHalfTypes, linear_forward_tensorop_cuda,
+     suits_tensorop, kSuitsTensorop},
+    {"linear_forward_cuda", Arch::kSm80, kAnyFloat, linear_forward_cuda},
+#endif
     {"linear_forward_amx", Isa::kAmx, kTileTypes, linear_forward_amx},
     {"linear_forward_avx512", Isa::kAvx512, kAnyFloat, linear_forward_avx512},
     {"linear_forward_avx2", Isa::kAvx2, kAnyFloat, linear_forward_avx2},
     {"linear_forward_scalar", Isa::kScalar, kAnyFloat, linear_forward_scalar},
 };
 constexpr Candidate<LinearBackwardParams> kBackward[] = {
+#ifdef PYOPS_CUDA
+    {"linear_backward_tensorop_cuda", Arch::kSm80, kHalfTypes, linear_backward_tensorop_cuda,
+     suits_tensorop, kSuitsTensorop},
+    {"linear_backward_cuda", Arch::kSm80, kAnyFloat, linear_backward_cuda},
+#endif
     {"linear_backward_amx", Isa::kAmx, kTileTypes, linear_backward_amx},
     {"linear_backward_avx512", Isa::kAvx512, kAnyFloat, linear_backward_avx512},
     {"linear_backward_avx2", Isa::kAvx2, kAnyFloat, linear_backward_avx2},
@@ -19,6 +32,7 @@ constexpr Candidate<LinearBackwardParams> kBackward[] = {
 };
 [[maybe_unused]] const bool listed =
     list_table("linear_forward", kForward) && list_table("linear_backward", kBackward);
+constexpr Devices kDevices = devices_of(kForward);
 
 using Gradients = std::tuple<Tensor, Tensor, Tensor>;
 
@@ -47,7 +61,7 @@ void check_linear(const char* op, const Tensor& x, const Tensor& w, const Tensor
 // Whether a kernel of ours takes the call; native's rarer forms (a vector weight, a bias that
 // broadcasts) stay native. Throws for what nobody takes.
 bool is_ours(const char* op, const Tensor& x, const Tensor& w, const Tensor& bias) {
-  if (goes_native(op, {x, w, bias})) return false;
+  if (goes_native(op, {x, w, bias}, kDevices)) return false;
   check_linear(op, x, w, bias);
   if (w.dim() == 2 && (!bias.defined() || (bias.dim() == 1 && bias.size(0) == w.size(0)))) {
     return true;
@@ -64,8 +78,7 @@ int64_t rows_of(const Tensor& x) {
 }
 
 // Decides again what the autograd kernel decided: inference mode comes straight here.
-Tensor forward_cpu(const char* op, const Tensor& x, const Tensor& w, const Tensor& bias,
-                   bool relu) {
+Tensor forward(const char* op, const Tensor& x, const Tensor& w, const Tensor& bias, bool relu) {
   if (!is_ours(op, x, w, bias)) return native(x, w, bias, relu);
   const Tensor xc = x.contiguous(), wc = w.contiguous();
   const Tensor bc = bias.defined() ? bias.contiguous() : bias;
@@ -83,19 +96,19 @@ Tensor forward_cpu(const char* op, const Tensor& x, const Tensor& w, const Tenso
                             .w = wc.const_data_ptr(),
                             .bias = bias.defined() ? bc.const_data_ptr() : nullptr,
                             .y = y.mutable_data_ptr()};
-  choose(op, kForward, params, {x, w, bias}).run(params);
+  serve(op, kForward, params, {x, w, bias});
   return y;
 }
 
-Tensor linear_cpu(const Tensor& x, const Tensor& w, const OptionalTensor& bias) {
-  return forward_cpu("linear", x, w, value_or_undefined(bias), false);
+Tensor linear(const Tensor& x, const Tensor& w, const OptionalTensor& bias) {
+  return forward("linear", x, w, value_or_undefined(bias), false);
 }
-Tensor linear_relu_cpu(const Tensor& x, const Tensor& w, const OptionalTensor& bias) {
-  return forward_cpu("linear_relu", x, w, value_or_undefined(bias), true);
+Tensor linear_relu(const Tensor& x, const Tensor& w, const OptionalTensor& bias) {
+  return forward("linear_relu", x, w, value_or_undefined(bias), true);
 }
 
-Gradients linear_backward_cpu(const Tensor& grad, const Tensor& x, const Tensor& w,
-                              const OptionalTensor& relu_output, std::array<bool, 3> wanted) {
+Gradients linear_backward(const Tensor& grad, const Tensor& x, const Tensor& w,
+                          const OptionalTensor& relu_output, std::array<bool, 3> wanted) {
   const Tensor g = grad.contiguous(), xc = x.contiguous(), wc = w.contiguous();
   const Tensor y = relu_output ? relu_output->contiguous() : Tensor();
   const auto make = [](bool want, at::IntArrayRef sizes, const Tensor& like) {
@@ -103,6 +116,7 @@ Gradients linear_backward_cpu(const Tensor& grad, const Tensor& x, const Tensor&
   };
   const Tensor grad_x = make(wanted[0], x.sizes(), x), grad_w = make(wanted[1], w.sizes(), w);
   const Tensor grad_bias = make(wanted[2], {w.size(0)}, w);
+  const Tensor masked = make(y.defined() && g.is_cuda(), g.sizes(), g);
   const auto data = [](const Tensor& t) { return t.defined() ? t.mutable_data_ptr() : nullptr; };
   const LinearBackwardParams params{.dtype = dtype_of(x),
                                     .precision = float32_precision(at::Float32Op::MATMUL),
@@ -115,8 +129,9 @@ Gradients linear_backward_cpu(const Tensor& grad, const Tensor& x, const Tensor&
                                     .w = wc.const_data_ptr(),
                                     .grad_x = data(grad_x),
                                     .grad_w = data(grad_w),
-                                    .grad_bias = data(grad_bias)};
-  choose("linear_backward", kBackward, params, {grad, x, w}).run(params);
+                                    .grad_bias = data(grad_bias),
+                                    .masked = data(masked)};
+  serve("linear_backward", kBackward, params, {grad, x, w});
   return {grad_x, grad_w, grad_bias};
 }
 
@@ -124,7 +139,7 @@ Gradients call_backward(const Tensor& grad, const Tensor& x, const Tensor& w,
                         const OptionalTensor& relu_output, std::array<bool, 3> wanted) {
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("pyops::linear_backward", "")
-                             .typed<decltype(linear_backward_cpu)>();
+                             .typed<decltype(linear_backward)>();
   return op.call(grad, x, w, relu_output, wanted);
 }
 
@@ -140,7 +155,7 @@ Gradients differentiable_backward(const Tensor& grad, const Tensor& x, const Ten
 
 Gradients linear_backward_autograd(const Tensor& grad, const Tensor& x, const Tensor& w,
                                    const OptionalTensor& relu_output, std::array<bool, 3> wanted) {
-  if (native_reason({grad, x, w}) != nullptr || needs_grad({grad, x, w})) {
+  if (native_reason({grad, x, w}, kDevices) != nullptr || needs_grad({grad, x, w})) {
     return differentiable_backward(grad, x, w, relu_output, wanted);
   }
   const at::AutoDispatchBelowADInplaceOrView below;
@@ -151,7 +166,7 @@ template <bool kRelu>
 Tensor call_forward(const Tensor& x, const Tensor& w, const OptionalTensor& bias) {
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow(kRelu ? "pyops::linear_relu" : "pyops::linear", "")
-                             .typed<decltype(linear_cpu)>();
+                             .typed<decltype(linear)>();
   const at::AutoDispatchBelowADInplaceOrView below;
   return op.call(x, w, bias);
 }
@@ -192,6 +207,13 @@ Tensor linear_native(const Tensor& x, const Tensor& w, const OptionalTensor& bia
   return native(x, w, bias, kRelu);
 }
 
+// On every device that the tables serve.
+void implement(torch::Library& m) {
+  m.impl("linear", linear);
+  m.impl("linear_relu", linear_relu);
+  m.impl("linear_backward", linear_backward);
+}
+
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(pyops, m) {
@@ -201,10 +223,9 @@ TORCH_LIBRARY_FRAGMENT(pyops, m) {
       "linear_backward(Tensor grad, Tensor input, Tensor weight, Tensor? relu_output, "
       "bool[3] wanted) -> (Tensor, Tensor, Tensor)");
 }
-TORCH_LIBRARY_IMPL(pyops, CPU, m) {
-  m.impl("linear", linear_cpu);
-  m.impl("linear_relu", linear_relu_cpu);
-  m.impl("linear_backward", linear_backward_cpu);
+TORCH_LIBRARY_IMPL(pyops, CPU, m) { implement(m); }
+TORCH_LIBRARY_IMPL(pyops, CUDA, m) {
+  if (kDevices == Devices::kCpuAndGpu) implement(m);
 }
 TORCH_LIBRARY_IMPL(pyops, Autograd, m) {
   m.impl("linear", linear_autograd<false>);

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 
+#include "core/cuda_types.h"
 #include "core/dtype.h"
 #include "core/precision.h"
 
@@ -33,16 +34,22 @@ struct LinearBackwardParams {
   void* grad_x;        // (M, K)
   void* grad_w;        // (N, K)
   void* grad_bias;     // (N)
+  void* masked;        // (M, N) for a kernel's own use; null on the CPU, and without ReLU
 };
 
 void linear_forward_scalar(const LinearParams& params);
 void linear_forward_avx2(const LinearParams& params);
 void linear_forward_avx512(const LinearParams& params);
 void linear_forward_amx(const LinearParams& params);
+cudaError_t linear_forward_sm90(const LinearParams& params, cudaStream_t stream);
+cudaError_t linear_forward_tensorop_cuda(const LinearParams& params, cudaStream_t stream);
+cudaError_t linear_forward_cuda(const LinearParams& params, cudaStream_t stream);
 
 void linear_backward_scalar(const LinearBackwardParams& params);
 void linear_backward_avx2(const LinearBackwardParams& params);
 void linear_backward_avx512(const LinearBackwardParams& params);
 void linear_backward_amx(const LinearBackwardParams& params);
+cudaError_t linear_backward_tensorop_cuda(const LinearBackwardParams& params, cudaStream_t stream);
+cudaError_t linear_backward_cuda(const LinearBackwardParams& params, cudaStream_t stream);
 
 }  // namespace pyops

@@ -3,6 +3,8 @@
 #include <limits>
 
 #include "core/torch.h"
+#include "max_pool2d/max_pool2d_arguments.h"
+#include "max_pool2d/max_pool2d_square.h"
 
 namespace pyops {
 namespace {
@@ -22,6 +24,13 @@ bool suits_gather(const MaxPool2dBackwardParams& p) {
 constexpr const char* kSuitsGather = "at most 25 windows over an element, planes below 2^31";
 
 constexpr Candidate<MaxPool2dParams> kForward[] = {
+#ifdef PYOPS_CUDA
+    {"max_pool2d_forward_channels_cuda", Arch::kSm80, kTileTypes, max_pool2d_forward_channels_cuda,
+     suits_channels, kSuitsChannels},
+    {"max_pool2d_forward_strips_cuda", Arch::kSm80, kTileTypes, max_pool2d_forward_strips_cuda,
+     suits_strips, kSuitsStrips},
+    {"max_pool2d_forward_cuda", Arch::kSm80, kAnyFloat, max_pool2d_forward_cuda},
+#endif
     {"max_pool2d_forward_avx512", Isa::kAvx512, kAnyFloat, max_pool2d_forward_avx512,
      plane_fits_lanes, kPlaneFitsLanes},
     {"max_pool2d_forward_avx2", Isa::kAvx2, kAnyFloat, max_pool2d_forward_avx2, plane_fits_lanes,
@@ -29,6 +38,13 @@ constexpr Candidate<MaxPool2dParams> kForward[] = {
     {"max_pool2d_forward_scalar", Isa::kScalar, kAnyFloat, max_pool2d_forward_scalar},
 };
 constexpr Candidate<MaxPool2dBackwardParams> kBackward[] = {
+#ifdef PYOPS_CUDA
+    {"max_pool2d_backward_channels_cuda", Arch::kSm80, kTileTypes,
+     max_pool2d_backward_channels_cuda, suits_channels, kSuitsChannels},
+    {"max_pool2d_backward_strips_cuda", Arch::kSm80, kTileTypes, max_pool2d_backward_strips_cuda,
+     suits_strips, kSuitsStrips},
+    {"max_pool2d_backward_cuda", Arch::kSm80, kAnyFloat, max_pool2d_backward_cuda},
+#endif
     {"max_pool2d_backward_avx512", Isa::kAvx512, kAnyFloat, max_pool2d_backward_avx512,
      suits_gather, kSuitsGather},
     {"max_pool2d_backward_avx2", Isa::kAvx2, kAnyFloat, max_pool2d_backward_avx2, suits_gather,
@@ -37,71 +53,12 @@ constexpr Candidate<MaxPool2dBackwardParams> kBackward[] = {
 };
 [[maybe_unused]] const bool listed =
     list_table("max_pool2d_forward", kForward) && list_table("max_pool2d_backward", kBackward);
+constexpr Devices kDevices = devices_of(kForward);
 
 using at::IntArrayRef;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 using TensorPair = std::tuple<Tensor, Tensor>;
-
-// An int[2] argument: one value serves both axes, none stands for `otherwise`.
-struct Pair {
-  int64_t h, w;
-};
-
-Pair pair_of(const char* name, IntArrayRef values, std::optional<Pair> otherwise = std::nullopt) {
-  if (values.empty() && otherwise) return *otherwise;
-  TORCH_CHECK(values.size() == 1 || values.size() == 2, "max_pool2d: ", name,
-              " must be one int or two, got ", values);
-  for (const int64_t value : values) {
-    TORCH_CHECK(value <= std::numeric_limits<int>::max(), "max_pool2d: ", name,
-                " must fit 32 bits, got ", values);
-  }
-  return {values[0], values.back()};
-}
-
-// Both axes of a call, without the input's size.
-struct Windows {
-  Pair kernel, stride, padding, dilation;
-
-  Windows(IntArrayRef kernel_size, IntArrayRef stride_, IntArrayRef padding_, IntArrayRef dilation_)
-      : kernel(pair_of("kernel_size", kernel_size)),
-        stride(pair_of("stride", stride_, kernel)),
-        padding(pair_of("padding", padding_)),
-        dilation(pair_of("dilation", dilation_)) {
-    const auto above = [](const char* name, const Pair& pair, int64_t least) {
-      TORCH_CHECK(pair.h >= least && pair.w >= least, "max_pool2d: ", name, " must be at least ",
-                  least, ", got (", pair.h, ", ", pair.w, ")");
-    };
-    above("kernel_size", kernel, 1);
-    above("stride", stride, 1);
-    above("padding", padding, 0);
-    above("dilation", dilation, 1);
-    TORCH_CHECK(padding.h <= kernel.h / 2 && padding.w <= kernel.w / 2,
-                "max_pool2d: padding must be at most half of kernel_size (", kernel.h, ", ",
-                kernel.w, "), got (", padding.h, ", ", padding.w,
-                "): pad should be at most half of effective kernel size");
-  }
-
-  PoolAxis h(int64_t size) const { return {size, kernel.h, stride.h, padding.h, dilation.h}; }
-  PoolAxis w(int64_t size) const { return {size, kernel.w, stride.w, padding.w, dilation.w}; }
-};
-
-// Whether a byte can name every tap.
-bool fits_taps(const Windows& windows) { return windows.kernel.h * windows.kernel.w <= 256; }
-
-void check_input(const Tensor& x, const Windows& windows, bool ceil_mode) {
-  TORCH_CHECK(x.dim() == 3 || x.dim() == 4,
-              "max_pool2d: input must be (N, C, H, W) or (C, H, W), got ", x.sym_sizes(),
-              ": non-empty 3D or 4D (batch mode) tensor expected for input");
-  if (x.unsafeGetTensorImpl()->has_symbolic_sizes_strides()) return;  // the fake kernel checks
-  const auto sizes = x.sizes().slice(x.dim() - 3);
-  TORCH_CHECK(sizes[0] != 0 && sizes[1] != 0 && sizes[2] != 0,
-              "max_pool2d: input must have no empty dimension besides the batch, got ", x.sizes());
-  const int64_t oh = windows.h(sizes[1]).output_size(ceil_mode);
-  const int64_t ow = windows.w(sizes[2]).output_size(ceil_mode);
-  TORCH_CHECK(oh >= 1 && ow >= 1, "max_pool2d: the output must have at least one element, but ",
-              "input ", x.sizes(), " gives (", oh, ", ", ow, ")");
-}
 
 bool is_channels_last(const Tensor& x) {
   return x.dim() == 4 && x.suggest_memory_format() == at::MemoryFormat::ChannelsLast;
@@ -126,9 +83,9 @@ const char* name_of(Argmax argmax) {
 }
 
 // Decides again what the autograd kernel decided: inference mode comes straight here.
-TensorPair forward_cpu(Argmax argmax, const Tensor& x, IntArrayRef kernel, IntArrayRef stride,
-                       IntArrayRef padding, IntArrayRef dilation, bool ceil_mode) {
-  if (goes_native(name_of(argmax), {x})) {
+TensorPair forward(Argmax argmax, const Tensor& x, IntArrayRef kernel, IntArrayRef stride,
+                   IntArrayRef padding, IntArrayRef dilation, bool ceil_mode) {
+  if (goes_native(name_of(argmax), {x}, kDevices)) {
     return native(argmax, x, kernel, stride, padding, dilation, ceil_mode);
   }
   const Windows windows(kernel, stride, padding, dilation);
@@ -160,24 +117,24 @@ TensorPair forward_cpu(Argmax argmax, const Tensor& x, IntArrayRef kernel, IntAr
   const Tensor where = argmax == Argmax::kNone ? Tensor() : at::empty(shape, options, format);
   params.y = y.mutable_data_ptr();
   params.where = where.defined() ? where.mutable_data_ptr() : nullptr;
-  if (y.numel() != 0) choose("max_pool2d", kForward, params, {x}).run(params);
+  if (y.numel() != 0) serve("max_pool2d", kForward, params, {x});
   return {y, where};
 }
 
-Tensor max_pool2d_cpu(const Tensor& x, IntArrayRef kernel, IntArrayRef stride, IntArrayRef padding,
-                      IntArrayRef dilation, bool ceil_mode) {
-  return std::get<0>(forward_cpu(Argmax::kNone, x, kernel, stride, padding, dilation, ceil_mode));
+Tensor max_pool2d(const Tensor& x, IntArrayRef kernel, IntArrayRef stride, IntArrayRef padding,
+                  IntArrayRef dilation, bool ceil_mode) {
+  return std::get<0>(forward(Argmax::kNone, x, kernel, stride, padding, dilation, ceil_mode));
 }
 
 template <Argmax kArgmax>
-TensorPair max_pool2d_with_argmax_cpu(const Tensor& x, IntArrayRef kernel, IntArrayRef stride,
-                                      IntArrayRef padding, IntArrayRef dilation, bool ceil_mode) {
-  return forward_cpu(kArgmax, x, kernel, stride, padding, dilation, ceil_mode);
+TensorPair max_pool2d_with_argmax(const Tensor& x, IntArrayRef kernel, IntArrayRef stride,
+                                  IntArrayRef padding, IntArrayRef dilation, bool ceil_mode) {
+  return forward(kArgmax, x, kernel, stride, padding, dilation, ceil_mode);
 }
 
-Tensor max_pool2d_backward_cpu(const Tensor& grad, const Tensor& where, IntArrayRef input_size,
-                               IntArrayRef kernel, IntArrayRef stride, IntArrayRef padding,
-                               IntArrayRef dilation, bool channels_last) {
+Tensor max_pool2d_backward(const Tensor& grad, const Tensor& where, IntArrayRef input_size,
+                           IntArrayRef kernel, IntArrayRef stride, IntArrayRef padding,
+                           IntArrayRef dilation, bool channels_last) {
   const auto format = format_of(channels_last);
   const Windows windows(kernel, stride, padding, dilation);
   TORCH_CHECK(where.sizes() == grad.sizes(), "max_pool2d_backward: argmax must have grad's shape ",
@@ -203,9 +160,7 @@ Tensor max_pool2d_backward_cpu(const Tensor& grad, const Tensor& where, IntArray
       .grad_y = g.const_data_ptr(),
       .where = wc.const_data_ptr(),
       .grad_x = grad_x.mutable_data_ptr()};
-  if (grad_x.numel() != 0) {
-    choose("max_pool2d_backward", kBackward, params, {grad, where}).run(params);
-  }
+  if (grad_x.numel() != 0) serve("max_pool2d_backward", kBackward, params, {grad, where});
   return grad_x;
 }
 
@@ -213,7 +168,7 @@ Tensor call_forward(const Tensor& x, IntArrayRef kernel, IntArrayRef stride, Int
                     IntArrayRef dilation, bool ceil_mode) {
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("pyops::max_pool2d", "")
-                             .typed<decltype(max_pool2d_cpu)>();
+                             .typed<decltype(max_pool2d)>();
   const at::AutoDispatchBelowADInplaceOrView below;
   return op.call(x, kernel, stride, padding, dilation, ceil_mode);
 }
@@ -224,7 +179,7 @@ TensorPair call_forward_with_argmax(const Tensor& x, IntArrayRef kernel, IntArra
   static const auto op =
       c10::Dispatcher::singleton()
           .findSchemaOrThrow((std::string("pyops::") + name_of(kArgmax)).c_str(), "")
-          .template typed<decltype(max_pool2d_with_argmax_cpu<kArgmax>)>();
+          .template typed<decltype(max_pool2d_with_argmax<kArgmax>)>();
   const at::AutoDispatchBelowADInplaceOrView below;
   return op.call(x, kernel, stride, padding, dilation, ceil_mode);
 }
@@ -280,7 +235,7 @@ Tensor max_pool2d_backward_autograd(const Tensor& grad, const Tensor& where,
                                     c10::SymIntArrayRef input_size, IntArrayRef kernel,
                                     IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation,
                                     bool channels_last) {
-  if (native_reason({grad}) != nullptr || needs_grad({grad})) {
+  if (native_reason({grad}, kDevices) != nullptr || needs_grad({grad})) {
     return differentiable_backward(grad, where, input_size, {kernel, stride, padding, dilation},
                                    channels_last);
   }
@@ -333,7 +288,7 @@ template <Argmax kArgmax>
 TensorPair max_pool2d_with_argmax_autograd(const Tensor& x, IntArrayRef kernel, IntArrayRef stride,
                                            IntArrayRef padding, IntArrayRef dilation,
                                            bool ceil_mode) {
-  if (goes_native(name_of(kArgmax), {x})) {
+  if (goes_native(name_of(kArgmax), {x}, kDevices)) {
     return native(kArgmax, x, kernel, stride, padding, dilation, ceil_mode);
   }
   check_input(x, {kernel, stride, padding, dilation}, ceil_mode);
@@ -347,7 +302,7 @@ TensorPair max_pool2d_with_argmax_autograd(const Tensor& x, IntArrayRef kernel, 
 
 Tensor max_pool2d_autograd(const Tensor& x, IntArrayRef kernel, IntArrayRef stride,
                            IntArrayRef padding, IntArrayRef dilation, bool ceil_mode) {
-  if (goes_native("max_pool2d", {x})) {
+  if (goes_native("max_pool2d", {x}, kDevices)) {
     return at::max_pool2d(x, kernel, stride, padding, dilation, ceil_mode);
   }
   const Windows windows(kernel, stride, padding, dilation);
@@ -357,6 +312,14 @@ Tensor max_pool2d_autograd(const Tensor& x, IntArrayRef kernel, IntArrayRef stri
     return MaxPool2dFunction<kArgmax>::apply(x, kernel, stride, padding, dilation, ceil_mode)[0];
   };
   return fits_taps(windows) ? apply.operator()<Argmax::kTap>() : apply.operator()<Argmax::kIndex>();
+}
+
+// On every device that the tables serve.
+void implement(torch::Library& m) {
+  m.impl("max_pool2d", max_pool2d);
+  m.impl("max_pool2d_with_indices", max_pool2d_with_argmax<Argmax::kIndex>);
+  m.impl("max_pool2d_with_taps", max_pool2d_with_argmax<Argmax::kTap>);
+  m.impl("max_pool2d_backward", max_pool2d_backward);
 }
 
 void implement_native(torch::Library& m) {
@@ -377,11 +340,9 @@ TORCH_LIBRARY_FRAGMENT(pyops, m) {
       "max_pool2d_backward(Tensor grad, Tensor argmax, SymInt[2] input_size, int[2] kernel_size, "
       "int[2] stride, int[2] padding, int[2] dilation, bool channels_last) -> Tensor");
 }
-TORCH_LIBRARY_IMPL(pyops, CPU, m) {
-  m.impl("max_pool2d", max_pool2d_cpu);
-  m.impl("max_pool2d_with_indices", max_pool2d_with_argmax_cpu<Argmax::kIndex>);
-  m.impl("max_pool2d_with_taps", max_pool2d_with_argmax_cpu<Argmax::kTap>);
-  m.impl("max_pool2d_backward", max_pool2d_backward_cpu);
+TORCH_LIBRARY_IMPL(pyops, CPU, m) { implement(m); }
+TORCH_LIBRARY_IMPL(pyops, CUDA, m) {
+  if (kDevices == Devices::kCpuAndGpu) implement(m);
 }
 TORCH_LIBRARY_IMPL(pyops, Autograd, m) {
   m.impl("max_pool2d", max_pool2d_autograd);

@@ -7,6 +7,7 @@
 
 #include <cstdint>
 
+#include "core/cuda_types.h"
 #include "core/dtype.h"
 #include "core/pool_window.h"
 
@@ -48,8 +49,17 @@ void max_pool2d_forward_scalar(const MaxPool2dParams& params);
 void max_pool2d_forward_avx2(const MaxPool2dParams& params);
 void max_pool2d_forward_avx512(const MaxPool2dParams& params);
 
+cudaError_t max_pool2d_forward_cuda(const MaxPool2dParams& params, cudaStream_t stream);
+cudaError_t max_pool2d_forward_strips_cuda(const MaxPool2dParams& params, cudaStream_t stream);
+cudaError_t max_pool2d_forward_channels_cuda(const MaxPool2dParams& params, cudaStream_t stream);
+
 void max_pool2d_backward_scalar(const MaxPool2dBackwardParams& params);
 void max_pool2d_backward_avx2(const MaxPool2dBackwardParams& params);
 void max_pool2d_backward_avx512(const MaxPool2dBackwardParams& params);
+cudaError_t max_pool2d_backward_cuda(const MaxPool2dBackwardParams& params, cudaStream_t stream);
+cudaError_t max_pool2d_backward_strips_cuda(const MaxPool2dBackwardParams& params,
+                                            cudaStream_t stream);
+cudaError_t max_pool2d_backward_channels_cuda(const MaxPool2dBackwardParams& params,
+                                              cudaStream_t stream);
 
 }  // namespace pyops

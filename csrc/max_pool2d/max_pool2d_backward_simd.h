@@ -13,28 +13,6 @@
 
 namespace pyops::PYOPS_ISA_NAMESPACE {
 
-// Outputs [begin, end) whose window spans input position i (with dilation it may still miss it).
-struct Covering {
-  int64_t begin, end;
-};
-
-inline Covering covering(const PoolAxis& axis, int64_t outputs, int64_t i) {
-  const int64_t last = i + axis.padding, first = last - axis.extent() + 1;
-  return {first > 0 ? (first + axis.stride - 1) / axis.stride : 0,
-          std::min(outputs, last / axis.stride + 1)};
-}
-
-// Most outputs a position can be covered by.
-inline int64_t max_covering(const PoolAxis& axis) { return (axis.extent() - 1) / axis.stride + 1; }
-
-// The kernel tap by which output o reads input position i, or -1.
-inline int64_t tap_at(const PoolAxis& axis, int64_t o, int64_t i) {
-  const int64_t distance = i - axis.start(o);
-  if (axis.dilation == 1) return distance >= 0 && distance < axis.kernel ? distance : -1;
-  const bool hit = distance >= 0 && distance < axis.extent() && distance % axis.dilation == 0;
-  return hit ? distance / axis.dilation : -1;
-}
-
 // Elements `stride` apart form a residue and read neighbouring outputs: element m of a residue is
 // some tap of output m + shift. kStride residues are computed together, as they share the outputs
 // they read, and written interleaved; 0 stands for other strides, one residue at a time.
@@ -64,9 +42,9 @@ class PlanarBackward {
       : p(params),
         groups_(p.w.stride / kTogether),
         residue_((p.w.size + p.w.stride - 1) / p.w.stride),
-        left_(max_covering(p.w)),
-        rows_(max_covering(p.h)),
-        shifts_(groups_ * (max_covering(p.w) + 1) + 1),
+        left_(p.w.max_covering()),
+        rows_(p.h.max_covering()),
+        shifts_(groups_ * (p.w.max_covering() + 1) + 1),
         shifts_end_(groups_ + 1),
         inside_(left_ + residue_ + p.w.padding + 2 * kV),
         line_(kStride == 0 ? p.w.stride * (residue_ + kV) : 0) {
@@ -83,7 +61,7 @@ class PlanarBackward {
         entry.shift = shift;
         bool used = false;
         for (int64_t e = 0; e < kTogether; ++e) {
-          entry.taps[e] = tap_at(p.w, shift, first + e);
+          entry.taps[e] = p.w.tap_at(shift, first + e);
           used = used || entry.taps[e] >= 0;
         }
         count += used;
@@ -96,10 +74,10 @@ class PlanarBackward {
   void run(int64_t begin, int64_t end) const {
     int64_t plane = begin / p.h.size, ih = begin % p.h.size;
     for (int64_t row = begin; row < end; ++row) {
-      const Covering cover = covering(p.h, p.oh, ih);
+      const PoolCovering cover = p.h.covering(ih, p.oh);
       int64_t count = 0;
       for (int64_t oh = cover.begin; oh < cover.end; ++oh) {
-        const int64_t tap = tap_at(p.h, oh, ih);
+        const int64_t tap = p.h.tap_at(oh, ih);
         if (tap < 0) continue;
         rows_[count++] = {(plane * p.oh + oh) * p.ow, kIndex ? ih * p.w.size : tap * p.w.kernel};
       }
@@ -210,7 +188,7 @@ class ChannelsBackward {
 
  public:
   explicit ChannelsBackward(const MaxPool2dBackwardParams& params)
-      : p(params), pixels_(max_covering(p.h) * max_covering(p.w)) {}
+      : p(params), pixels_(p.h.max_covering() * p.w.max_covering()) {}
 
   // Input rows of all images.
   void run(int64_t begin, int64_t end) const {
@@ -228,13 +206,13 @@ class ChannelsBackward {
 
  private:
   int64_t cover(int64_t image, int64_t ih, int64_t iw) const {
-    const Covering rows = covering(p.h, p.oh, ih), cols = covering(p.w, p.ow, iw);
+    const PoolCovering rows = p.h.covering(ih, p.oh), cols = p.w.covering(iw, p.ow);
     int64_t count = 0;
     for (int64_t oh = rows.begin; oh < rows.end; ++oh) {
-      const int64_t row_tap = tap_at(p.h, oh, ih);
+      const int64_t row_tap = p.h.tap_at(oh, ih);
       if (row_tap < 0) continue;
       for (int64_t ow = cols.begin; ow < cols.end; ++ow) {
-        const int64_t col_tap = tap_at(p.w, ow, iw);
+        const int64_t col_tap = p.w.tap_at(ow, iw);
         if (col_tap < 0) continue;
         pixels_[count++] = {((image * p.oh + oh) * p.ow + ow) * p.c,
                             kIndex ? ih * p.w.size + iw : row_tap * p.w.kernel + col_tap};

@@ -1,49 +1,10 @@
 // One window after the other; the backward adds in the order of the outputs.
-#include <limits>
-
 #include "core/parallel.h"
 #include "core/scratch.h"
-#include "max_pool2d/max_pool2d.h"
+#include "max_pool2d/max_pool2d_element.h"
 
 namespace pyops {
 namespace {
-
-// Where plane number `plane` starts and how far its neighbouring elements lie apart.
-struct Plane {
-  int64_t offset, step;
-};
-
-template <class Params>
-Plane plane_of(const Params& p, int64_t plane, int64_t area) {
-  if (!p.channels_last) return {plane * area, 1};
-  return {plane / p.c * area * p.c + plane % p.c, p.c};
-}
-
-template <class T, class Where>
-void pool_plane(const MaxPool2dParams& p, int64_t plane) {
-  using Acc = acc_t<T>;
-  const Plane in = plane_of(p, plane, p.h.size * p.w.size), out = plane_of(p, plane, p.oh * p.ow);
-  const T* x = static_cast<const T*>(p.x) + in.offset;
-  for (int64_t o = 0; o < p.oh * p.ow; ++o) {
-    const PoolWindow rows = p.h.window(o / p.ow), cols = p.w.window(o % p.ow);
-    Acc best = -std::numeric_limits<Acc>::infinity();
-    int64_t tap = rows.first_tap * p.w.kernel + cols.first_tap;
-    int64_t index = rows.begin * p.w.size + cols.begin;
-    for (int64_t i = rows.begin, ti = rows.first_tap; i < rows.end; i += p.h.dilation, ++ti) {
-      for (int64_t j = cols.begin, tj = cols.first_tap; j < cols.end; j += p.w.dilation, ++tj) {
-        const Acc v = static_cast<Acc>(x[(i * p.w.size + j) * in.step]);
-        if (!(v > best || v != v)) continue;
-        best = v;
-        tap = ti * p.w.kernel + tj;
-        index = i * p.w.size + j;
-      }
-    }
-    static_cast<T*>(p.y)[out.offset + o * out.step] = static_cast<T>(best);
-    if (p.argmax == Argmax::kNone) continue;
-    static_cast<Where*>(p.where)[out.offset + o * out.step] =
-        static_cast<Where>(p.argmax == Argmax::kTap ? tap : index);
-  }
-}
 
 template <class T, class Where>
 void backward_plane(const MaxPool2dBackwardParams& p, int64_t plane,
@@ -79,7 +40,11 @@ void dispatch(const Params& p, F&& f) {
 void max_pool2d_forward_scalar(const MaxPool2dParams& p) {
   dispatch(p, [&](auto t, auto where) {
     parallel_for(0, p.n * p.c, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) pool_plane<decltype(t), decltype(where)>(p, i);
+      for (int64_t plane = begin; plane < end; ++plane) {
+        for (int64_t o = 0; o < p.oh * p.ow; ++o) {
+          pool_element<decltype(t), decltype(where)>(p, plane, o);
+        }
+      }
     });
   });
 }

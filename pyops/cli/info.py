@@ -16,6 +16,7 @@ from pyops import _C
 from .table import show
 
 ISAS = ("scalar", "avx2", "avx512", "amx")
+ARCHITECTURES = ("sm_80", "sm_90")
 DTYPES = ("float64", "float32", "bfloat16", "float16")
 
 
@@ -32,7 +33,11 @@ def run(args: argparse.Namespace) -> int:
     print()
     isa = pyops.isa()
     columns = ("op", "dtype", "kernels, best first")
-    show(f"Kernels on {isa} (none of ours: native)", columns, serving(_C.tables(), isa))
+    rows = serving(_C.tables(), "cpu", ISAS[: ISAS.index(isa) + 1])
+    show(f"Kernels on {isa} (none of ours: native)", columns, rows)
+    for gpu, architectures in gpu_kinds().items():
+        rows = serving(_C.tables(), "cuda", architectures)
+        show(f"Kernels on {gpu} (none of ours: native)", columns, rows)
     print("Which kernel served a given call, and why not a better one: pyops.explain().")
     return 0
 
@@ -80,23 +85,43 @@ def gpus() -> list[str]:
     return [f"{gpu.name} (sm_{gpu.major}{gpu.minor})" for gpu in every]
 
 
-def serving(tables: Sequence[dict[str, Any]], isa: str) -> list[tuple[str, str, str]]:
-    """Rows (op, dtypes, kernels best first) under `isa`; dtypes served alike share a row.
+def gpu_kinds() -> dict[str, Sequence[str]]:
+    """Kinds of GPUs by name, and what they run of ours: those here, or all when there is none."""
+    if not _C.build_info()["cuda"]:
+        return {}
+    kinds = {}
+    for gpu in map(torch.cuda.get_device_capability, range(torch.cuda.device_count())):
+        kinds["sm_{}{}".format(*gpu)] = architectures_of(gpu)
+    return kinds or {"GPUs, of which none is here": ARCHITECTURES}
 
-    A kernel is named by where it runs, with its condition; the first unconditional one ends a list.
+
+def architectures_of(capability: tuple[int, int]) -> Sequence[str]:
+    """What a GPU runs of ours: code for sm_80 on every later one, Hopper's on Hopper alone."""
+    if capability < (8, 0):
+        return ()
+    return ARCHITECTURES if capability == (9, 0) else ("sm_80",)
+
+
+def serving(
+    tables: Sequence[dict[str, Any]], device: str, reachable: Sequence[str]
+) -> list[tuple[str, str, str]]:
+    """Rows (op, dtypes, kernels best first) of a device that is all of `reachable`.
+
+    Dtypes served alike share a row. A kernel is named by where it runs, with its condition; the
+    first unconditional one ends a list.
     """
-    reachable = ISAS[: ISAS.index(isa) + 1]
+    tables = [row for row in tables if row["device"] == device]
     rows = []
     for op in dict.fromkeys(row["op"] for row in tables):
         by_kernels: dict[str, list[str]] = {}
         for dtype in DTYPES:
             kernels = []
             for row in tables:
-                if row["op"] != op or row["isa"] not in reachable:
+                if row["op"] != op or row["needs"] not in reachable:
                     continue
-                if dtype not in row["dtypes"] and row["kernel"] != "native":
+                if dtype not in row["dtypes"]:
                     continue
-                where = row["kernel"].rpartition("_")[2]
+                where = row["kernel"].removeprefix(f"{op}_")
                 kernels.append(f"{where} ({row['condition']})" if row["condition"] else where)
                 if not row["condition"]:
                     break

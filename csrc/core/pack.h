@@ -1,0 +1,54 @@
+// Sixteen bytes of neighbouring elements: what one thread of a GPU moves in one instruction.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "core/dtype.h"
+
+namespace pyops {
+
+template <class T>
+struct alignas(16) Pack {
+  static constexpr int kWidth = 16 / sizeof(T);
+
+  T at[kWidth];
+};
+
+inline constexpr int64_t kPackBytes = 16;
+
+inline int64_t pack_width(Dtype dtype) {
+  int64_t width = 0;
+  dispatch_dtype(dtype, [&]<class T>(T) { width = Pack<T>::kWidth; });
+  return width;
+}
+
+// `from` and `to` are aligned to 16 bytes; what is loaded is written by nobody meanwhile.
+template <class T>
+PYOPS_HOST_DEVICE inline Pack<T> load_pack(const T* from) {
+  Pack<T> pack;
+#ifdef __CUDA_ARCH__
+  const uint4 words = __ldg(reinterpret_cast<const uint4*>(from));
+  memcpy(&pack, &words, sizeof pack);
+#else
+  memcpy(&pack, from, sizeof pack);
+#endif
+  return pack;
+}
+
+template <class T>
+PYOPS_HOST_DEVICE inline void store_pack(T* to, const Pack<T>& pack) {
+#ifdef __CUDA_ARCH__
+  uint4 words;
+  memcpy(&words, &pack, sizeof words);
+  *reinterpret_cast<uint4*>(to) = words;
+#else
+  memcpy(to, &pack, sizeof pack);
+#endif
+}
+
+inline bool is_pack_aligned(const void* p) {
+  return reinterpret_cast<uintptr_t>(p) % kPackBytes == 0;
+}
+
+}  // namespace pyops

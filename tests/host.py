@@ -1,0 +1,38 @@
+"""Compiles what CPU and CUDA code share, so that tests can call it without a GPU."""
+
+import ctypes
+import functools
+import hashlib
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+@functools.cache
+def library(source):
+    """A file of this folder as a C library, rebuilt when it or a header of csrc has changed."""
+    compiler = os.environ.get("CXX") or shutil.which("g++")
+    if compiler is None:
+        pytest.skip("no C++ compiler")
+    path = Path(__file__).parent / source
+    texts = [path, *sorted((ROOT / "csrc").rglob("*.h"))]
+    digest = hashlib.sha256(b"".join(p.read_bytes() for p in texts)).hexdigest()[:16]
+    built = ROOT / "build" / "host" / f"{path.stem}-{digest}.so"
+    if not built.exists():
+        built.parent.mkdir(parents=True, exist_ok=True)
+        fresh = built.with_suffix(f".{os.getpid()}")  # moved in one step: tests run side by side
+        flags = ["-std=c++20", "-O1", "-shared", "-fPIC", "-Wall", "-Wextra", "-Werror"]
+        command = [compiler, *flags, f"-I{ROOT / 'csrc'}", str(path), "-o", str(fresh)]
+        subprocess.run(command, check=True)
+        fresh.replace(built)
+    return ctypes.CDLL(str(built))
+
+
+def int64s(*values):
+    """Values as a C array."""
+    return (ctypes.c_int64 * len(values))(*values)

@@ -1,0 +1,105 @@
+"""What only a GPU can show: which kernel serves, streams, captured graphs, several devices."""
+
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import pyops
+
+f = pyops.functional
+ours = torch.cuda.is_available() and pyops._C.build_info()["cuda"]
+pytestmark = pytest.mark.skipif(not ours, reason="no CUDA device, or built without CUDA kernels")
+
+NHWC = torch.channels_last
+
+
+# Of each kernel: a call that it serves, as the shape and the memory format of its input.
+CALLS = {
+    "max_pool2d_forward_strips_cuda": ("pool", (2, 16, 33, 35), torch.contiguous_format),
+    "max_pool2d_forward_channels_cuda": ("pool", (2, 16, 33, 35), NHWC),
+    "max_pool2d_forward_cuda": ("odd pool", (2, 16, 33, 35), torch.contiguous_format),
+    "linear_forward_cuda": ("linear", (37, 65), torch.contiguous_format),
+}
+
+
+def call(library, kind, x):
+    if kind == "pool":
+        return library.max_pool2d(x, 3, stride=2, padding=1)
+    if kind == "odd pool":
+        return library.max_pool2d(x, (5, 3), stride=3, padding=1)
+    weight = torch.arange(65.0 * 9, device=x.device).remainder(5).view(9, 65).to(x)
+    return library.linear(x, weight)
+
+
+@pytest.fixture(params=CALLS)
+def example(request):
+    """The kernel, the call by us and by native, and a draw of its input in small integers."""
+    kind, shape, format = CALLS[request.param]
+
+    def draw():
+        x = torch.randint(-4, 5, shape, device="cuda").to(torch.bfloat16)
+        return x.to(memory_format=format) if len(shape) == 4 else x
+
+    return request.param, partial(call, f, kind), partial(call, F, kind), draw
+
+
+def test_the_best_row_serves(example):
+    kernel, mine, native, draw = example
+    x = draw()
+    with pyops.explain() as log:
+        y = mine(x)
+    assert [c.kernel for c in log.calls] == [kernel]
+    assert torch.equal(y, native(x.double()).to(y))
+
+
+def test_on_another_stream(example):
+    _, mine, native, draw = example
+    x = draw()
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        y = mine(x)
+    torch.cuda.current_stream().wait_stream(stream)
+    assert torch.equal(y, native(x.double()).to(y))
+
+
+def test_a_captured_graph_replays(example):
+    _, mine, native, draw = example
+    x = draw()
+    mine(x)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        y = mine(x)
+    x.copy_(draw())
+    graph.replay()
+    assert torch.equal(y, native(x.double()).to(y))
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one CUDA device")
+def test_on_a_device_that_is_not_current(example):
+    _, mine, native, draw = example
+    x = draw().to("cuda:1")
+    assert torch.equal(mine(x), native(x.double()).to(x))
+
+
+def test_half_precision_linear_runs_on_tensor_cores():
+    """Small integers: exact in every order, so that a wrong tile, bias or mask shows."""
+    x, w, b, grad = (
+        torch.randint(-2, 3, shape, device="cuda").bfloat16().requires_grad_()
+        for shape in ((200, 72), (136, 72), (136,), (200, 136))
+    )
+    hopper = torch.cuda.get_device_capability() == (9, 0)
+    with pyops.explain() as log:
+        y = f.linear_relu(x, w, b)
+        gradients = torch.autograd.grad(y, (x, w, b), grad)
+    forward = "linear_forward_sm90" if hopper else "linear_forward_tensorop_cuda"
+    assert [c.kernel for c in log.calls] == [forward, "linear_backward_tensorop_cuda"]
+    wide = [t.detach().double().requires_grad_() for t in (x, w, b)]
+    expected = F.relu(F.linear(*wide))
+    assert torch.equal(y, expected.to(y))
+    for mine, right in zip(
+        gradients, torch.autograd.grad(expected, wide, grad.double()), strict=True
+    ):
+        assert torch.equal(mine, right.to(mine))
