@@ -10,14 +10,15 @@
 
 namespace pyops::PYOPS_ISA_NAMESPACE {
 
-// Register tiles of any width of 1 to kMaxVecs vectors: 24 sums of 32 registers, 12 of 16.
+// Register tiles of one vector or two: with two, a stretch of a panel of weights takes 14 KiB of an
+// L1 that a neighbour may share, and its products are as fast as those of four.
 struct TapTile {
 #if defined(__AVX512F__)
-  static constexpr int kSums = 24, kMaxVecs = 2;
+  static constexpr int kSums = 24;
 #else
-  static constexpr int kSums = 12, kMaxVecs = 2;
+  static constexpr int kSums = 12;
 #endif
-  static constexpr int kCols = kMaxVecs * Vec<float>::kWidth;
+  static constexpr int kCols = 2 * Vec<float>::kWidth;
   static constexpr int kPositions = 48;  // a multiple of every tile's rows
 };
 
@@ -61,21 +62,18 @@ class VectorCorrelation {
  private:
   using V = Vec<float>;
   static constexpr int kCols = TapTile::kCols, kPositions = TapTile::kPositions;
+  static_assert(kPositions <= GridSink<T>::kMaxPositions);
   static constexpr int64_t kPlaneBytes = 512 << 10;  // half an L2 of 1 MiB
   static constexpr int64_t kRange = 2 * kPositions;  // whose sums share L1 with the weights
   static constexpr int64_t kStretch = 112;           // as VectorEngine's, for the same digits
 
-  static int vectors(int64_t channels) {
-    return static_cast<int>(std::min<int64_t>(TapTile::kMaxVecs, ceil_div(channels, V::kWidth)));
-  }
-
-  // Panels of kCols channels, the last one of as many vectors as it needs; the depth in the order
-  // (channel, ky, kx), in which a stretch meets few planes.
+  // Panels of kCols channels, the last one of one vector where that is enough; the depth in the
+  // order (channel, ky, kx), in which a stretch meets few planes.
   void pack_weight() {
     parallel_for(0, ceil_div(c_.channels, kCols), 1, [&](int64_t begin, int64_t end) {
       Scratch<float> window(kCols * c_.images.channels);
       for (int64_t i = begin * kCols; i < std::min(c_.channels, end * kCols); i += kCols) {
-        with_vectors(vectors(c_.channels - i), [&]<int kVecs>(std::integral_constant<int, kVecs>) {
+        with_vectors(c_.channels - i, [&]<int kVecs>(std::integral_constant<int, kVecs>) {
           pack_panel<kVecs * V::kWidth>(i, window.get());
         });
       }
@@ -96,14 +94,11 @@ class VectorCorrelation {
     }
   }
 
+  // f(integral_constant of the vectors that so many channels of a panel take).
   template <class F>
-  static void with_vectors(int vectors, const F& f) {
-    if (vectors == 1) return f(std::integral_constant<int, 1>{});
-    if constexpr (TapTile::kMaxVecs > 2) {
-      if (vectors == 3) return f(std::integral_constant<int, 3>{});
-      if (vectors == 4) return f(std::integral_constant<int, 4>{});
-    }
-    f(std::integral_constant<int, 2>{});
+  static auto with_vectors(int64_t channels, const F& f) {
+    return channels > V::kWidth ? f(std::integral_constant<int, 2>{})
+                                : f(std::integral_constant<int, 1>{});
   }
 
   class Worker {
@@ -134,20 +129,19 @@ class VectorCorrelation {
                   T* out) {
       const int64_t taps = job_.taps_, length = ceil_div(taps, ceil_div(taps, kStretch));
       const int64_t channels = std::min<int64_t>(kCols, job_.c_.channels - i);
-      const int vectors = VectorCorrelation::vectors(channels);
       for (int64_t t = 0; t < taps; t += length) {
         const int64_t depth = std::min(length, taps - t);
         const bool last = t + depth == taps;
-        const float* weight = job_.weight_.get() + i * taps + t * vectors * V::kWidth;
+        const float* panel = job_.weight_.get() + i * taps;
         for (int64_t q = 0; q < range.count; q += kPositions) {
           const GridStretch at{range.p + q, std::min<int64_t>(kPositions, range.count - q)};
           float* sums = sums_.get() + q * kCols;
           const auto prefetch = [&](int part, int parts) {
             if (last) sink_.prefetch(grid, at, i, channels, out, part, parts);
           };
-          with_vectors(vectors, [&]<int kVecs>(std::integral_constant<int, kVecs>) {
-            multiply_taps<kVecs>(depth, image + at.p, offsets_.get() + t, weight, sums, t > 0,
-                                 prefetch);
+          with_vectors(channels, [&]<int kVecs>(std::integral_constant<int, kVecs>) {
+            multiply_taps<kVecs>(depth, image + at.p, offsets_.get() + t,
+                                 panel + t * kVecs * V::kWidth, sums, t > 0, prefetch);
           });
           if (last) sink_.store_positions(grid, at, i, channels, {sums, kCols}, out);
         }
