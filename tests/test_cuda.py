@@ -155,3 +155,26 @@ def test_a_captured_recurrent_layer_replays(kind):
     graph.replay()
     for replayed, right in zip(results, run(data), strict=True):
         assert torch.equal(replayed, right)
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_one_launch_for_all_steps(kind, dtype):
+    """As a launch for each step gives it; twice the same; replayed in a graph."""
+    module = getattr(pyops.nn, kind)(40, 200, bidirectional=True).to("cuda", dtype)
+    x = torch.randn(12, 9, 40, device="cuda", dtype=dtype)
+    with torch.no_grad(), pyops.explain() as log:
+        y, _ = module(x)
+        packed = torch.nn.utils.rnn.pack_padded_sequence(x, [12] * 8 + [11])
+        right, _ = torch.nn.utils.rnn.pad_packed_sequence(module(packed)[0])
+    kernels = [c.kernel for c in log.calls]
+    assert kernels[:2] == ["rnn_forward_resident_cuda"] * 2
+    assert "rnn_forward_resident_cuda" not in kernels[2:]
+    tolerance = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 0.03}[dtype]
+    difference = (y[:, :8] - right[:, :8]).double().norm()
+    assert difference <= tolerance * right[:, :8].double().norm()
+    graph = torch.cuda.CUDAGraph()
+    with torch.no_grad(), torch.cuda.graph(graph):
+        replayed, _ = module(x)
+    graph.replay()
+    assert torch.equal(replayed, y)

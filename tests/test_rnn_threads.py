@@ -88,14 +88,18 @@ class Layer:
         wide = torch.float64 if self.dtype == torch.float64 else torch.float32
         return self.unwritten(*shape, dtype=wide)
 
-    def forward(self, save=True):
+    def forward(self, save=True, blocks=None):
+        """By a launch for each step, or by one of so many blocks for all."""
         *_, b, _, h, _ = self.shape
         width = (KEPT if save else GATES)[self.kind] * h
         self.reserve = self.accumulated(sum(self.sizes), width)
         outputs = (*self.outputs, None)[:3]
         work = (self.accumulated(b, h), self.accumulated(b, h))
         tensors = (*self.inputs, *outputs, self.reserve, *work)
-        call("forward", self.shape, self.offsets, tensors, int(save))
+        if blocks is None:
+            call("forward", self.shape, self.offsets, tensors, int(save))
+        else:
+            call("resident", self.shape, self.offsets, tensors, int(save), blocks)
         return self.outputs
 
     def backward(self, grads, wanted):
@@ -171,3 +175,25 @@ def test_gradients_that_are_absent_or_not_wanted(kind, r, reverse):
                 mine = layer.backward(grads, wanted)[source]
                 if mine is not None:
                     assert_close(mine, expected[source])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("reverse", [False, True], ids=["first to last", "last to first"])
+@pytest.mark.parametrize("kind", GATES)
+@pytest.mark.parametrize("rows, h, blocks", [(1, 1, 1), (3, 7, 2), (6, 33, 33), (9, 70, 12)])
+def test_one_launch_for_all_steps_is_the_loop(kind, rows, h, blocks, reverse, dtype):
+    """Every unit belongs to one block; what is kept serves the backward."""
+    layer = Layer(kind, [rows] * 4, 5, h, h, reverse, dtype)
+    grads = [torch.randn(t.shape).to(dtype) for t in layer.outputs]
+    outputs, gradients = layer.expected(grads)
+    for mine, right in zip(layer.forward(blocks=blocks), outputs, strict=True):
+        assert_close(mine, right)
+    for mine, right in zip(layer.backward(grads, [True] * 8), gradients, strict=True):
+        assert mine is None or assert_close(mine, right) is None
+
+
+@pytest.mark.parametrize("sizes, r", [([3], 6), ([3, 2], 6), ([129, 129], 6), ([3, 3], 4)])
+def test_what_one_launch_does_not_take(sizes, r):
+    """A single step, packed sequences, many of them, a projection."""
+    layer = Layer("lstm", sizes, 5, 6, r, False, torch.float32)
+    assert all(t.isnan().all() for t in layer.forward(blocks=2))

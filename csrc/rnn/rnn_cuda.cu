@@ -6,6 +6,8 @@
 #include "gemm/tensorop.cuh"
 #include "rnn/rnn_backward_product.h"
 #include "rnn/rnn_forward_product.h"
+#include "rnn/rnn_resident.h"
+#include "rnn/rnn_tensorop.h"
 
 namespace pyops {
 namespace {
@@ -115,6 +117,23 @@ cudaError_t rnn_forward_tensorop_cuda(const RnnParams& p, cudaStream_t stream) {
   dispatch_cell<kHalfTypes>(
       p, [&]<class Cell, class T>(Cell, T) { rnn_forward_products<Cell, T>(p, run); });
   return run.status;
+}
+
+cudaError_t rnn_inputs_cuda(const RnnParams& p, cudaStream_t stream) {
+  cudaError_t status = cudaSuccess;
+  dispatch_cell(p, [&]<class Cell, class T>(Cell, T) {
+    const RnnInputProduct<Cell, T> inputs{p, p.rows()};
+    if constexpr (sizeof(T) == 2) {
+      if (suits_tensorop(p)) {
+        Forward<true> run{stream};
+        run(inputs);
+        status = run.status;
+        return;
+      }
+    }
+    status = launch_product(rnn_forward_kernel<RnnInputProduct<Cell, T>>, inputs, stream);
+  });
+  return status;
 }
 
 cudaError_t rnn_backward_cuda(const RnnBackwardParams& p, cudaStream_t stream) {

@@ -5,6 +5,7 @@
 
 #include "rnn/rnn.h"
 #include "rnn/rnn_layer_signature.h"
+#include "rnn/rnn_resident.h"
 #include "rnn/rnn_tensorop.h"
 
 namespace pyops {
@@ -12,6 +13,8 @@ namespace {
 
 constexpr Candidate<RnnParams> kForward[] = {
 #ifdef PYOPS_CUDA
+    {"rnn_forward_resident_cuda", Arch::kSm80, kAnyFloat, rnn_forward_resident_cuda, suits_resident,
+     kSuitsResident},
     {"rnn_forward_tensorop_cuda", Arch::kSm80, kHalfTypes, rnn_forward_tensorop_cuda,
      suits_tensorop, kSuitsTensorop},
     {"rnn_forward_cuda", Arch::kSm80, kAnyFloat, rnn_forward_cuda},
