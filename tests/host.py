@@ -20,7 +20,7 @@ def library(source):
     if compiler is None:
         pytest.skip("no C++ compiler")
     path = Path(__file__).parent / source
-    texts = [path, *sorted((ROOT / "csrc").rglob("*.h"))]
+    texts = [path, path.parent / "threads.h", *sorted((ROOT / "csrc").rglob("*.h"))]
     digest = hashlib.sha256(b"".join(p.read_bytes() for p in texts)).hexdigest()[:16]
     built = ROOT / "build" / "host" / f"{path.stem}-{digest}.so"
     if not built.exists():

@@ -103,3 +103,78 @@ def test_half_precision_linear_runs_on_tensor_cores():
         gradients, torch.autograd.grad(expected, wide, grad.double()), strict=True
     ):
         assert torch.equal(mine, right.to(mine))
+
+
+def network(kind, dtype):
+    """A stacked network both ways, its packed input, and a call for results and all gradients."""
+    module = getattr(pyops.nn, kind)(16, 24, num_layers=2, bidirectional=True)
+    module = module.to("cuda", dtype)
+    sequences = [torch.randn(n, 16, device="cuda", dtype=dtype) for n in (9, 7, 7, 2)]
+    packed = torch.nn.utils.rnn.pack_sequence(sequences)
+
+    def run(data):
+        y, state = module(packed._replace(data=data))
+        states = state if kind == "LSTM" else (state,)
+        outputs = (y.data, *states)
+        total = sum(t.square().sum() for t in outputs)
+        return *outputs, *torch.autograd.grad(total, [data, *module.parameters()])
+
+    return packed.data.requires_grad_(), run, module
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_recurrent_layers_on_packed_sequences(kind, dtype):
+    data, run, module = network(kind, dtype)
+    with pyops.explain() as log:
+        mine = run(data)
+    way = "tensorop_cuda" if dtype == torch.bfloat16 else "cuda"
+    kernels = [f"rnn_{direction}_{way}" for direction in ("forward", "backward")]
+    assert [c.kernel for c in log.calls] == [kernels[0]] * 4 + [kernels[1]] * 4
+    module.double()
+    right = run(data.detach().double().requires_grad_())
+    tolerance = 0.05 if dtype == torch.bfloat16 else 1e-4
+    for a, b in zip(mine, right, strict=True):
+        assert (a.double() - b).norm() <= tolerance * b.norm()
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU"])
+def test_a_captured_recurrent_layer_replays(kind):
+    """Forward and backward, of packed sequences: nothing of their lengths is copied to the GPU."""
+    data, run, _ = network(kind, torch.float32)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):  # where gradients are to arise later, in the graph's stream
+        run(data)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        results = run(data)
+    with torch.no_grad():
+        data.copy_(torch.randn_like(data))
+    graph.replay()
+    for replayed, right in zip(results, run(data), strict=True):
+        assert torch.equal(replayed, right)
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_one_launch_for_all_steps(kind, dtype):
+    """As a launch for each step gives it; twice the same; replayed in a graph."""
+    module = getattr(pyops.nn, kind)(40, 200, bidirectional=True).to("cuda", dtype)
+    x = torch.randn(12, 9, 40, device="cuda", dtype=dtype)
+    with torch.no_grad(), pyops.explain() as log:
+        y, _ = module(x)
+        packed = torch.nn.utils.rnn.pack_padded_sequence(x, [12] * 8 + [11])
+        right, _ = torch.nn.utils.rnn.pad_packed_sequence(module(packed)[0])
+    kernels = [c.kernel for c in log.calls]
+    assert kernels[:2] == ["rnn_forward_resident_cuda"] * 2
+    assert "rnn_forward_resident_cuda" not in kernels[2:]
+    tolerance = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 0.03}[dtype]
+    difference = (y[:, :8] - right[:, :8]).double().norm()
+    assert difference <= tolerance * right[:, :8].double().norm()
+    graph = torch.cuda.CUDAGraph()
+    with torch.no_grad(), torch.cuda.graph(graph):
+        replayed, _ = module(x)
+    graph.replay()
+    assert torch.equal(replayed, y)

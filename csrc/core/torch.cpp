@@ -153,7 +153,9 @@ void autocast_to_lower_precision(const c10::OperatorHandle& op, c10::DispatchKey
   const auto arguments = torch::jit::last(*stack, op.schema().arguments().size());
   auto device = at::kCPU;
   for (const c10::IValue& value : arguments) {
-    if (value.isTensor() && value.toTensor().defined()) device = value.toTensor().device().type();
+    if (!value.isTensor() || !value.toTensor().defined()) continue;
+    device = value.toTensor().device().type();
+    break;  // what follows may be lengths, which stay on the CPU
   }
   const auto key = at::autocast::get_autocast_dispatch_key_from_device_type(device);
   const auto dtype = at::autocast::get_autocast_dtype(device);

@@ -3,14 +3,20 @@
 // between two barriers is a function of the thread, so that a CPU can run the threads in turn.
 //
 // A `Product` has rows, columns and depth, a(row, q) and b(q, column), which are summed over q in
-// order, and store(row, column, sum); a_along_q and b_along_q say how its operands lie in memory.
+// order, and store(row, column, sum), or store_four(row, column, sums) for four neighbouring
+// columns at once; a_along_q and b_along_q say how its operands lie in memory.
 #pragma once
 
 #include <cstdint>
 
-#include "core/host_device.h"
+#include "core/dtype.h"
 
 namespace pyops {
+
+template <class T>
+PYOPS_HOST_DEVICE inline acc_t<T> element(const void* matrix, int64_t at) {
+  return static_cast<acc_t<T>>(static_cast<const T*>(matrix)[at]);
+}
 
 template <class Product>
 struct BlockProduct {
@@ -73,9 +79,13 @@ struct BlockProduct {
     const int64_t row = row_of(p, tile) + thread / (kTile / kPiece) * kPiece;
     const int64_t column = column_of(p, tile) + thread % (kTile / kPiece) * kPiece;
     PYOPS_UNROLL for (int r = 0; r < kPiece; ++r) {
-      PYOPS_UNROLL for (int c = 0; c < kPiece; ++c) {
-        const bool inside = row + r < p.rows && column + c < p.columns;
-        if (inside) p.store(row + r, column + c, sums.at[r][c]);
+      if constexpr (requires { p.store_four(row, column, sums.at[r]); }) {
+        if (row + r < p.rows && column < p.columns) p.store_four(row + r, column, sums.at[r]);
+      } else {
+        PYOPS_UNROLL for (int c = 0; c < kPiece; ++c) {
+          const bool inside = row + r < p.rows && column + c < p.columns;
+          if (inside) p.store(row + r, column + c, sums.at[r][c]);
+        }
       }
     }
   }

@@ -2,15 +2,10 @@
 // the forward, the ReLU's mask to the load of the gradient.
 #pragma once
 
-#include "core/dtype.h"
+#include "gemm/block_product.h"
 #include "linear_relu/linear_relu.h"
 
 namespace pyops {
-
-template <class T>
-PYOPS_HOST_DEVICE inline acc_t<T> element(const void* matrix, int64_t at) {
-  return static_cast<acc_t<T>>(static_cast<const T*>(matrix)[at]);
-}
 
 // y (M, N) = x · wᵀ
 template <class T>

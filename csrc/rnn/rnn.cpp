@@ -109,7 +109,9 @@ NetworkOutputs run(const Network& n) {
 // Other devices, and nested tensors, have networks of their own. What else is not ours the layers
 // know.
 bool is_elsewhere(const char* op, const Tensor& input) {
-  const bool here = input.device().is_cpu() || input.device().is_meta();
+  const at::Device device = input.device();
+  const bool on_gpu = device.is_cuda() && rnn_devices() == Devices::kCpuAndGpu;
+  const bool here = device.is_cpu() || device.is_meta() || on_gpu;
   if (here && !input.is_nested()) return false;
   if (explaining()) {
     record_call(op, "native", {input}, {{"every kernel of ours", here ? "layout" : "device"}});
@@ -284,5 +286,12 @@ TORCH_LIBRARY_IMPL(pyops, PythonTLSSnapshot, m) {
       m, {"lstm.input", "lstm.data", "gru.input", "gru.data", "lstm_cell", "gru_cell"});
 }
 TORCH_LIBRARY_IMPL(pyops, AutocastCPU, m) { m.impl("lstm.input", lstm_input_autocast); }
+// As native, whose fused kernels there run in the lower precision as a whole.
+TORCH_LIBRARY_IMPL(pyops, AutocastCUDA, m) {
+  if (rnn_devices() == Devices::kCpuAndGpu) {
+    register_autocast(
+        m, {"lstm.input", "lstm.data", "gru.input", "gru.data", "lstm_cell", "gru_cell"});
+  }
+}
 
 }  // namespace pyops

@@ -10,11 +10,19 @@
 
 #include <cstdint>
 
+#include "core/cuda_types.h"
 #include "core/dtype.h"
 #include "core/host_device.h"
 #include "core/precision.h"
 
 namespace pyops {
+
+// One step of a sweep over the sequences. Its first `known` rows begin with the state that the step
+// before left from row `before` on, the others with their initial state; its first `onward` rows
+// hand their state to the step after, which has it from row `after` on; the others end here.
+struct RnnStep {
+  int64_t first, rows, before, known, after, onward;
+};
 
 enum class RnnCell : uint8_t { kLstm, kGru };
 
@@ -35,6 +43,16 @@ struct RnnShape {
     return reverse ? steps - 1 - s : s;
   }  // the s-th to compute
   PYOPS_HOST_DEVICE bool projects() const { return output != hidden; }
+
+  // The s-th to compute; beyond either end is a step without rows.
+  RnnStep step_at(int64_t s) const {
+    const auto rows_at = [&](int64_t k) { return k < 0 || k >= steps ? 0 : size(step(k)); };
+    const auto first_at = [&](int64_t k) { return k < 0 || k >= steps ? 0 : offsets[step(k)]; };
+    const int64_t rows = rows_at(s), before = rows_at(s - 1), after = rows_at(s + 1);
+    return {first_at(s),     rows,
+            first_at(s - 1), before < rows ? before : rows,
+            first_at(s + 1), after < rows ? after : rows};
+  }
 
   // The row that holds the state sequence `i` brings to step t; -1 for its initial state.
   PYOPS_HOST_DEVICE int64_t previous_row(int64_t t, int64_t i) const {
@@ -58,6 +76,9 @@ struct RnnParams : RnnShape {
   void* hn;          // (B, R)
   void* cn;          // (B, H), LSTM
   void* reserve;     // (N, K·H); (N, G·H) without `save`, then a workspace
+  // For the use of a GPU's kernels, in the type arithmetic is done in.
+  void* c;    // (B, H), LSTM
+  void* out;  // (B, H) with a projection
 };
 
 // A null gradient of an output is zero; a null gradient of an input is not wanted.
@@ -65,16 +86,26 @@ struct RnnBackwardParams : RnnShape {
   const void *x, *h0, *c0, *w_ih, *w_hh, *w_hr, *y, *reserve;
   const void *grad_y, *grad_hn, *grad_cn;
   void *grad_x, *grad_h0, *grad_c0, *grad_w_ih, *grad_w_hh, *grad_b_ih, *grad_b_hh, *grad_w_hr;
+  // For the use of a GPU's kernels.
+  void* from_x;    // (N, G·H): gradients of W_ih·x + b_ih
+  void* from_h;    // (N, G·H): of W_hh·h + b_hh; an LSTM's are the same
+  void* previous;  // (N, R): the state that each row began with
+  void* grad_out;  // (N, R) with a projection: the gradient of y, also by way of the later steps
+  void* carry;     // (B, H), in the type arithmetic is done in: what passes a step by its products
 };
 
 void rnn_forward_scalar(const RnnParams& params);
 void rnn_forward_avx2(const RnnParams& params);
 void rnn_forward_avx512(const RnnParams& params);
 void rnn_forward_amx(const RnnParams& params);
+cudaError_t rnn_forward_tensorop_cuda(const RnnParams& params, cudaStream_t stream);
+cudaError_t rnn_forward_cuda(const RnnParams& params, cudaStream_t stream);
 
 void rnn_backward_scalar(const RnnBackwardParams& params);
 void rnn_backward_avx2(const RnnBackwardParams& params);
 void rnn_backward_avx512(const RnnBackwardParams& params);
 void rnn_backward_amx(const RnnBackwardParams& params);
+cudaError_t rnn_backward_tensorop_cuda(const RnnBackwardParams& params, cudaStream_t stream);
+cudaError_t rnn_backward_cuda(const RnnBackwardParams& params, cudaStream_t stream);
 
 }  // namespace pyops

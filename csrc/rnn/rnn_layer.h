@@ -33,6 +33,9 @@ using RnnOutputs = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 
 RnnOutputs call_rnn_layer(const RnnLayer& layer);
 
+// Where layers have kernels.
+Devices rnn_devices();
+
 // Shapes, dtypes and devices, but for what batch_sizes holds.
 void check_rnn_layer(const RnnLayer& layer);
 

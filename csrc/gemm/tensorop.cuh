@@ -1,0 +1,84 @@
+// Products of half precision on the tensor cores of any GPU from sm_80 on, by CUTLASS's tiles of
+// 128×128. Sums are float32, in the order of the depth.
+#pragma once
+
+#include <cutlass/epilogue/thread/linear_combination.h>
+#include <cutlass/epilogue/thread/linear_combination_relu.h>
+#include <cutlass/gemm/device/gemm.h>
+
+#include "core/cuda.cuh"
+
+namespace pyops {
+
+template <class T>
+struct CutlassType {
+  using type = T;
+};
+template <>
+struct CutlassType<BFloat16> {
+  using type = cutlass::bfloat16_t;
+};
+template <>
+struct CutlassType<Float16> {
+  using type = cutlass::half_t;
+};
+
+// Stores 16 bytes at a time of type D.
+template <class D>
+using StoreSums = cutlass::epilogue::thread::LinearCombination<D, 16 / sizeof(D), float, float>;
+template <class D>
+using StoreRelu = cutlass::epilogue::thread::LinearCombinationRelu<D, 16 / sizeof(D), float, float>;
+
+// D (rows, columns) = A · B + C, where C and D are of the type that the epilogue stores; four
+// stages of 32 are 64 KiB, so that two blocks share an SM.
+template <class T, class LayoutA, class LayoutB, class Epilogue = StoreSums<T>>
+using TensoropGemm = cutlass::gemm::device::Gemm<
+    T, LayoutA, T, LayoutB, typename Epilogue::ElementOutput, cutlass::layout::RowMajor, float,
+    cutlass::arch::OpClassTensorOp, cutlass::arch::Sm80, cutlass::gemm::GemmShape<128, 128, 32>,
+    cutlass::gemm::GemmShape<64, 64, 32>, cutlass::gemm::GemmShape<16, 8, 16>, Epilogue,
+    cutlass::gemm::threadblock::GemmIdentityThreadblockSwizzle<8>, 4>;
+
+template <class Gemm>
+__device__ void multiply_tensorop(const typename Gemm::GemmKernel::Params& params) {
+  extern __shared__ __align__(16) char storage[];
+  typename Gemm::GemmKernel kernel;
+  kernel(params, *reinterpret_cast<typename Gemm::GemmKernel::SharedStorage*>(storage));
+}
+
+// Matrices as CUTLASS wants them: where they begin, and how far their lines are apart. Every row of
+// C is the bias; without one C is not read.
+struct TensoropOperands {
+  int64_t rows, columns, depth;
+  const void *a, *b, *bias;
+  void* d;
+  int64_t a_line, b_line, d_line;
+};
+
+template <class Gemm>
+cudaError_t launch_tensorop(void (*kernel)(typename Gemm::GemmKernel::Params),
+                            const TensoropOperands& o, cudaStream_t stream) {
+  using Operand = typename Gemm::ElementA;
+  using Result = typename Gemm::ElementC;
+  const cutlass::gemm::GemmCoord size(static_cast<int>(o.rows), static_cast<int>(o.columns),
+                                      static_cast<int>(o.depth));
+  const typename Gemm::ThreadblockSwizzle swizzle;
+  using Tile = typename Gemm::ThreadblockShape;
+  const auto tiles = swizzle.get_tiled_shape(size, {Tile::kM, Tile::kN, Tile::kK}, 1);
+  const auto operand = [](const void* p) { return static_cast<Operand*>(const_cast<void*>(p)); };
+  const auto result = [](const void* p) { return static_cast<Result*>(const_cast<void*>(p)); };
+  const typename Gemm::GemmKernel::Params params(
+      size, tiles, {operand(o.a), o.a_line}, {operand(o.b), o.b_line}, {result(o.bias), 0},
+      {result(o.d), o.d_line}, {1.0f, o.bias == nullptr ? 0.0f : 1.0f});
+  constexpr int kShared = sizeof(typename Gemm::GemmKernel::SharedStorage);
+  const cudaError_t status =
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared);
+  if (status != cudaSuccess) return status;
+  cudaLaunchConfig_t config{};
+  config.gridDim = swizzle.get_grid_shape(tiles);
+  config.blockDim = dim3(Gemm::GemmKernel::kThreadCount);
+  config.dynamicSmemBytes = kShared;
+  config.stream = stream;
+  return cudaLaunchKernelEx(&config, kernel, params);
+}
+
+}  // namespace pyops

@@ -1,0 +1,139 @@
+// One direction of a layer under autograd and autocast.
+#include "rnn/rnn_layer_signature.h"
+
+namespace pyops {
+namespace {
+
+// The same gradients as a graph: the layer runs again as differentiable operations.
+Gradients differentiable_backward(const RnnLayerBackward& layer) {
+  const at::AutoGradMode record(true);
+  Inputs inputs = layer.inputs();
+  std::vector<Tensor> of;
+  for (size_t k = 0; k < kInputs; ++k) {
+    if (!layer.wanted[k] || !inputs[k]) continue;
+    if (!inputs[k]->requires_grad()) inputs[k] = inputs[k]->detach().requires_grad_();
+    of.push_back(*inputs[k]);
+  }
+  const auto& [x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr] = inputs;
+  const auto [y, hn, cn, reserve] = rnn_layer_composite(
+      {*x, *h0, c0, *w_ih, *w_hh, b_ih, b_hh, w_hr, layer.batch_sizes, layer.reverse});
+  const std::array outputs{y, hn, cn};
+  const std::array given{layer.grad_y, layer.grad_hn, layer.grad_cn};
+  std::vector<Tensor> from, grads;
+  for (size_t k = 0; k < outputs.size(); ++k) {
+    if (!given[k] || !outputs[k].requires_grad()) continue;
+    from.push_back(outputs[k]);
+    grads.push_back(*given[k]);
+  }
+  std::array<Tensor, kInputs> result;
+  if (from.empty()) return std::tuple_cat(result);
+  const auto computed = differentiable_grad(from, of, grads);
+  for (size_t k = 0, next = 0; k < kInputs; ++k) {
+    if (layer.wanted[k] && inputs[k]) result[k] = computed[next++];
+  }
+  return std::tuple_cat(result);
+}
+
+Gradients rnn_layer_backward_autograd(const RnnLayerBackward& layer) {
+  const Tensors all{layer.grad_y, layer.grad_hn, layer.grad_cn, layer.input, layer.h0,  layer.c0,
+                    layer.w_ih,   layer.w_hh,    layer.b_ih,    layer.b_hh,  layer.w_hr};
+  if (native_reason(all, rnn_devices()) != nullptr || needs_grad(all))
+    return differentiable_backward(layer);
+  const at::AutoDispatchBelowADInplaceOrView below;
+  return call_rnn_layer_backward(layer);
+}
+
+struct RnnLayerFunction : torch::autograd::Function<RnnLayerFunction> {
+  // Flat, for autograd looks for tensors among the arguments.
+  static torch::autograd::variable_list forward(torch::autograd::AutogradContext* ctx,
+                                                const Tensor& input, const Tensor& h0,
+                                                const OptionalTensor& c0, const Tensor& w_ih,
+                                                const Tensor& w_hh, const OptionalTensor& b_ih,
+                                                const OptionalTensor& b_hh,
+                                                const OptionalTensor& w_hr,
+                                                const OptionalTensor& batch_sizes, bool reverse) {
+    const at::AutoDispatchBelowADInplaceOrView below;
+    auto [y, hn, cn, reserve] = call_rnn_layer(
+        {input, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, batch_sizes, reverse, /*save=*/true});
+    const auto value = [](const OptionalTensor& t) { return value_or_undefined(t); };
+    ctx->save_for_backward({input, h0, value(c0), w_ih, w_hh, value(b_ih), value(b_hh), value(w_hr),
+                            value(batch_sizes), y, reserve});
+    ctx->saved_data["reverse"] = reverse;
+    ctx->mark_non_differentiable(c0 ? torch::autograd::variable_list{reserve}
+                                    : torch::autograd::variable_list{cn, reserve});
+    ctx->set_materialize_grads(false);
+    return {y, hn, cn, reserve};
+  }
+
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx,
+                                                 const torch::autograd::variable_list& grads) {
+    const auto s = ctx->get_saved_variables();
+    const auto given = [](const Tensor& t) {
+      return t.defined() ? OptionalTensor(t) : std::nullopt;
+    };
+    RnnLayerBackward layer{{s[0], s[1], given(s[2]), s[3], s[4], given(s[5]), given(s[6]),
+                            given(s[7]), given(s[8]), ctx->saved_data["reverse"].toBool(), true},
+                           given(grads[0]),
+                           given(grads[1]),
+                           given(grads[2]),
+                           s[9],
+                           s[10]};
+    for (size_t k = 0, edge = 0; k < kInputs; ++k) {  // absent tensors have no edge
+      layer.wanted[k] = s[k].defined() && ctx->needs_input_grad(edge++);
+    }
+    return std::apply(
+        [](const auto&... grad) {
+          return torch::autograd::variable_list{grad..., Tensor(), Tensor()};
+        },
+        call_rnn_layer_backward(layer));
+  }
+};
+
+RnnOutputs rnn_layer_autograd(const RnnLayer& layer) {
+  const auto& [input, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, batch_sizes, reverse, save] = layer;
+  const Tensors all{input, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr};
+  if (goes_native(layer.name(), all, rnn_devices())) return rnn_layer_composite(layer);
+  if (needs_grad(all)) {
+    const auto result =
+        RnnLayerFunction::apply(input, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, batch_sizes, reverse);
+    return {result[0], result[1], result[2], result[3]};
+  }
+  const at::AutoDispatchBelowADInplaceOrView below;
+  return call_rnn_layer(layer);
+}
+
+// Native multiplies in the lower precision but carries the states in their own dtype, and answers
+// in it, unless a projection, a product as well, makes the output. So everything follows the state.
+RnnOutputs rnn_layer_autocast(const RnnLayer& layer) {
+  const auto device = layer.h0.device().type();
+  const c10::impl::ExcludeDispatchKeyGuard no_autocast(
+      at::autocast::get_autocast_dispatch_key_from_device_type(device));
+  const auto cast = [&](const Tensor& t) {
+    return at::autocast::cached_cast(layer.h0.scalar_type(), t, device);
+  };
+  RnnLayer same = layer;
+  for (Tensor* t : {&same.input, &same.w_ih, &same.w_hh}) *t = cast(*t);
+  for (OptionalTensor* t : {&same.c0, &same.b_ih, &same.b_hh, &same.w_hr}) {
+    if (*t) *t = cast(**t);
+  }
+  auto [y, hn, cn, reserve] = call_rnn_layer(same);
+  if (layer.w_hr) {
+    for (Tensor* t : {&y, &hn}) {
+      *t = at::autocast::cached_cast(at::autocast::get_autocast_dtype(device), *t, device);
+    }
+  }
+  return {y, hn, cn, reserve};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(pyops, Autograd, m) {
+  m.impl("rnn_layer", flat_forward<rnn_layer_autograd>);
+  m.impl("rnn_layer_backward", flat_backward<rnn_layer_backward_autograd>);
+}
+TORCH_LIBRARY_IMPL(pyops, AutocastCPU, m) { m.impl("rnn_layer", flat_forward<rnn_layer_autocast>); }
+TORCH_LIBRARY_IMPL(pyops, AutocastCUDA, m) {
+  m.impl("rnn_layer", flat_forward<rnn_layer_autocast>);
+}
+
+}  // namespace pyops

@@ -1,0 +1,152 @@
+// LSTM and GRU layers on any GPU from sm_80 on, for any dtype, shape and alignment: one launch for
+// the inputs of all steps, then one for each step. Sums run in the order of the depth, so that
+// every run gives the same. In half precision the products over all rows, that of the inputs and
+// the gradients of inputs and weights, have tensor cores; those of the steps do without.
+#include "gemm/block_product.cuh"
+#include "gemm/tensorop.cuh"
+#include "rnn/rnn_backward_product.h"
+#include "rnn/rnn_forward_product.h"
+#include "rnn/rnn_resident.h"
+#include "rnn/rnn_tensorop.h"
+
+namespace pyops {
+namespace {
+
+using cutlass::layout::ColumnMajor;
+using cutlass::layout::RowMajor;
+
+template <class Product>
+__global__ void __launch_bounds__(kBlock, kBlocksOfProducts) rnn_forward_kernel(Product p) {
+  multiply_blocks(p);
+}
+template <class Product>
+__global__ void __launch_bounds__(kBlock, kBlocksOfProducts) rnn_backward_kernel(Product p) {
+  multiply_blocks(p);
+}
+template <class Gemm>
+__global__ void __launch_bounds__(Gemm::GemmKernel::kThreadCount, 2)
+    rnn_forward_tensorop_kernel(const __grid_constant__ typename Gemm::GemmKernel::Params p) {
+  multiply_tensorop<Gemm>(p);
+}
+template <class Gemm>
+__global__ void __launch_bounds__(Gemm::GemmKernel::kThreadCount, 2)
+    rnn_backward_tensorop_kernel(const __grid_constant__ typename Gemm::GemmKernel::Params p) {
+  multiply_tensorop<Gemm>(p);
+}
+
+// Runs each product where it belongs; after an error nothing more.
+template <bool kTensorop>
+struct Forward {
+  cudaStream_t stream;
+  cudaError_t status = cudaSuccess;
+
+  template <class Product>
+  void operator()(const Product& product) {
+    if (status == cudaSuccess) {
+      status = launch_product(rnn_forward_kernel<Product>, product, stream);
+    }
+  }
+  template <class Cell, class T>
+    requires kTensorop
+  void operator()(const RnnInputProduct<Cell, T>& product) {
+    const RnnParams& p = product.p;
+    using Gemm =
+        TensoropGemm<typename CutlassType<T>::type, RowMajor, ColumnMajor, StoreSums<float>>;
+    if (status == cudaSuccess) {
+      status = launch_tensorop<Gemm>(rnn_forward_tensorop_kernel<Gemm>,
+                                     {product.rows, product.columns, p.input, p.x, p.w_ih, nullptr,
+                                      p.reserve, p.input, p.input, product.line},
+                                     stream);
+    }
+  }
+};
+
+template <bool kTensorop>
+struct Backward {
+  cudaStream_t stream;
+  cudaError_t status = cudaSuccess;
+
+  template <class Product>
+  void operator()(const Product& product) {
+    if (status == cudaSuccess) {
+      status = launch_product(rnn_backward_kernel<Product>, product, stream);
+    }
+  }
+  template <class Cell, class T>
+    requires kTensorop
+  void operator()(const RnnInputGradient<Cell, T>& product) {
+    const RnnBackwardParams& p = product.p;
+    using Gemm = TensoropGemm<typename CutlassType<T>::type, RowMajor, RowMajor>;
+    run<Gemm>({product.rows, p.input, product.depth, p.from_x, p.w_ih, nullptr, p.grad_x,
+               product.depth, p.input, p.input});
+  }
+  template <class T>
+    requires kTensorop
+  void operator()(const RnnWeightGradient<T>& product) {
+    using Gemm = TensoropGemm<typename CutlassType<T>::type, ColumnMajor, RowMajor>;
+    const auto& [grad, by, weight, bias, rows, width, depth, begin, columns] = product;
+    if (weight != nullptr) {
+      run<Gemm>({rows, width, depth, grad, by, nullptr, weight, rows, width, width});
+    }
+    if (bias == nullptr) return;
+    const RnnWeightGradient<T> sums{grad, by, nullptr, bias, rows, width, depth};
+    if (status == cudaSuccess) {
+      status = launch_product(rnn_backward_kernel<RnnWeightGradient<T>>, sums, stream);
+    }
+  }
+
+ private:
+  template <class Gemm>
+  void run(const TensoropOperands& operands) {
+    if (status == cudaSuccess) {
+      status = launch_tensorop<Gemm>(rnn_backward_tensorop_kernel<Gemm>, operands, stream);
+    }
+  }
+};
+
+}  // namespace
+
+cudaError_t rnn_forward_cuda(const RnnParams& p, cudaStream_t stream) {
+  Forward<false> run{stream};
+  dispatch_cell(p, [&]<class Cell, class T>(Cell, T) { rnn_forward_products<Cell, T>(p, run); });
+  return run.status;
+}
+
+cudaError_t rnn_forward_tensorop_cuda(const RnnParams& p, cudaStream_t stream) {
+  Forward<true> run{stream};
+  dispatch_cell<kHalfTypes>(
+      p, [&]<class Cell, class T>(Cell, T) { rnn_forward_products<Cell, T>(p, run); });
+  return run.status;
+}
+
+cudaError_t rnn_inputs_cuda(const RnnParams& p, cudaStream_t stream) {
+  cudaError_t status = cudaSuccess;
+  dispatch_cell(p, [&]<class Cell, class T>(Cell, T) {
+    const RnnInputProduct<Cell, T> inputs{p, p.rows()};
+    if constexpr (sizeof(T) == 2) {
+      if (suits_tensorop(p)) {
+        Forward<true> run{stream};
+        run(inputs);
+        status = run.status;
+        return;
+      }
+    }
+    status = launch_product(rnn_forward_kernel<RnnInputProduct<Cell, T>>, inputs, stream);
+  });
+  return status;
+}
+
+cudaError_t rnn_backward_cuda(const RnnBackwardParams& p, cudaStream_t stream) {
+  Backward<false> run{stream};
+  dispatch_cell(p, [&]<class Cell, class T>(Cell, T) { rnn_backward_products<Cell, T>(p, run); });
+  return run.status;
+}
+
+cudaError_t rnn_backward_tensorop_cuda(const RnnBackwardParams& p, cudaStream_t stream) {
+  Backward<true> run{stream};
+  dispatch_cell<kHalfTypes>(
+      p, [&]<class Cell, class T>(Cell, T) { rnn_backward_products<Cell, T>(p, run); });
+  return run.status;
+}
+
+}  // namespace pyops

@@ -1,0 +1,199 @@
+"""What the threads of the CUDA kernels of recurrent layers compute, run by the CPU."""
+
+import ctypes
+from itertools import accumulate, product
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from host import int64s, library
+from suite import DTYPES
+
+GATES, KEPT = {"lstm": 4, "gru": 3}, {"lstm": 5, "gru": 4}
+TOLERANCE = dict(zip(DTYPES, (1e-12, 1e-5, 0.03, 0.004), strict=True))
+# Sequences at each step, and the features of input, hidden state and output.
+SHAPES = {
+    "one of each": ([1], 1, 1, 1),
+    "a cell": ([5], 3, 7, 7),
+    "padded": ([3, 3, 3, 3], 5, 6, 6),
+    "packed": ([4, 3, 3, 1], 5, 17, 17),
+    "ended early": ([2, 1, 0], 2, 3, 3),
+    "tiles": ([66, 65, 1], 18, 33, 33),
+    "projected": ([4, 3, 3, 1], 5, 9, 4),
+    "projected tiles": ([65, 64], 3, 20, 70),
+    "no steps": ([], 3, 4, 4),
+    "no sequences": ([0, 0], 3, 4, 4),
+    "no input": ([2, 1], 0, 3, 3),
+}
+CASES = [
+    pytest.param(kind, *shape, id=f"{kind} {name}")
+    for kind, (name, shape) in product(GATES, SHAPES.items())
+    if kind == "lstm" or shape[2] == shape[3]
+]
+
+
+def reference(kind, sizes, reverse, x, h, c, w_ih, w_hh, b_ih, b_hh, w_hr):
+    """The layer as a loop over its steps: y, h and c after the last."""
+    begins = [0, *accumulate(sizes)]
+    rows = [None] * len(sizes)
+    for t in reversed(range(len(sizes))) if reverse else range(len(sizes)):
+        n = sizes[t]
+        from_x = F.linear(x[begins[t] : begins[t + 1]], w_ih, b_ih).chunk(GATES[kind], -1)
+        from_h = F.linear(h[:n], w_hh, b_hh).chunk(GATES[kind], -1)
+        if kind == "lstm":
+            i, f, g, o = (a + b for a, b in zip(from_x, from_h, strict=True))
+            c = torch.cat([f.sigmoid() * c[:n] + i.sigmoid() * g.tanh(), c[n:]])
+            y = o.sigmoid() * c[:n].tanh()
+            y = y if w_hr is None else F.linear(y, w_hr)
+        else:
+            r, z = ((from_x[k] + from_h[k]).sigmoid() for k in range(2))
+            new = (from_x[2] + r * from_h[2]).tanh()
+            y = new + z * (h[:n] - new)
+        rows[t] = y
+        h = torch.cat([y, h[n:]])
+    return torch.cat(rows) if rows else x.new_zeros(0, h.shape[1]), h, c
+
+
+def call(function, shape, offsets, tensors, *flags):
+    """A function of rnn_threads.cpp, whose results are in `tensors`."""
+    pointers = (ctypes.c_void_p * len(tensors))(
+        *(None if t is None else t.data_ptr() for t in tensors)
+    )
+    run = getattr(library("rnn_threads.cpp"), function)
+    run(int64s(*shape), int64s(*offsets), *flags, pointers)
+
+
+class Layer:
+    """A layer's inputs, drawn, and its results, still to be written."""
+
+    def __init__(self, kind, sizes, i, h, r, reverse, dtype, bias=True):
+        torch.manual_seed(len(sizes) + h)
+        b, n, rows = sizes[0] if sizes else 3, sum(sizes), GATES[kind] * h
+        self.kind, self.sizes, self.reverse, self.dtype = kind, sizes, reverse, dtype
+        self.shape = (DTYPES.index(dtype), kind == "gru", reverse, len(sizes), b, i, h, r)
+        self.offsets = [0, *accumulate(sizes)]
+        shapes = [(n, i), (b, r), (b, h), (rows, i), (rows, r), (rows,), (rows,), (r, h)]
+        self.inputs = [torch.randn(s).mul(s[-1] ** -0.5 if s[-1] else 1).to(dtype) for s in shapes]
+        for absent, there in ((2, kind == "lstm"), (5, bias), (6, bias), (7, r != h)):
+            self.inputs[absent] = self.inputs[absent] if there else None
+        self.outputs = [
+            self.unwritten(*s) for s in ((n, r), (b, r), *([(b, h)] * (kind == "lstm")))
+        ]
+
+    def unwritten(self, *shape, dtype=None):
+        return torch.full(shape, torch.nan, dtype=dtype or self.dtype)
+
+    def accumulated(self, *shape):
+        wide = torch.float64 if self.dtype == torch.float64 else torch.float32
+        return self.unwritten(*shape, dtype=wide)
+
+    def forward(self, save=True, blocks=None):
+        """By a launch for each step, or by one of so many blocks for all."""
+        *_, b, _, h, _ = self.shape
+        width = (KEPT if save else GATES)[self.kind] * h
+        self.reserve = self.accumulated(sum(self.sizes), width)
+        outputs = (*self.outputs, None)[:3]
+        work = (self.accumulated(b, h), self.accumulated(b, h))
+        tensors = (*self.inputs, *outputs, self.reserve, *work)
+        if blocks is None:
+            call("forward", self.shape, self.offsets, tensors, int(save))
+        else:
+            call("resident", self.shape, self.offsets, tensors, int(save), blocks)
+        return self.outputs
+
+    def backward(self, grads, wanted):
+        *_, b, _, h, r = self.shape
+        n, rows = sum(self.sizes), GATES[self.kind] * h
+        x, h0, c0, w_ih, w_hh, _, _, w_hr = self.inputs
+        gradients = [
+            self.unwritten(*t.shape) if want and t is not None else None
+            for t, want in zip(self.inputs, wanted, strict=True)
+        ]
+        from_x = self.unwritten(n, rows)
+        from_h = from_x if self.kind == "lstm" else self.unwritten(n, rows)
+        work = (from_x, from_h, self.unwritten(n, r), self.unwritten(n, r), self.accumulated(b, h))
+        given = (x, h0, c0, w_ih, w_hh, w_hr, self.outputs[0], self.reserve, *(*grads, None)[:3])
+        call("backward", self.shape, self.offsets, (*given, *gradients, *work))
+        return gradients
+
+    def expected(self, grads):
+        wide = [None if t is None else t.double().requires_grad_() for t in self.inputs]
+        outputs = reference(self.kind, self.sizes, self.reverse, *wide)[: len(self.outputs)]
+        total = sum((y * g).sum() for y, g in zip(outputs, grads, strict=True) if g is not None)
+        sources = [t for t in wide if t is not None]
+        gradients = iter(torch.autograd.grad(total, sources, materialize_grads=True))
+        return outputs, [None if t is None else next(gradients) for t in wide]
+
+
+def assert_close(mine, right):
+    error, scale = (mine.double() - right).norm(), right.norm()
+    assert mine.shape == right.shape
+    assert error <= TOLERANCE[mine.dtype] * scale, (float(error), float(scale))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("reverse", [False, True], ids=["first to last", "last to first"])
+@pytest.mark.parametrize("kind, sizes, i, h, r", CASES)
+def test_both_directions_are_the_loop(kind, sizes, i, h, r, reverse, dtype):
+    layer = Layer(kind, sizes, i, h, r, reverse, dtype)
+    grads = [torch.randn(t.shape).to(dtype) for t in layer.outputs]
+    outputs, gradients = layer.expected(grads)
+    if sizes:  # without steps the states are handed on by who has them
+        for mine, right in zip(layer.forward(), outputs, strict=True):
+            assert_close(mine, right)
+    else:
+        layer.reserve = layer.accumulated(0, 0)
+    for mine, right in zip(layer.backward(grads, [True] * 8), gradients, strict=True):
+        assert (mine is None) == (right is None)
+        if mine is not None:
+            assert_close(mine, right)
+
+
+@pytest.mark.parametrize("kind, r", [("lstm", 6), ("lstm", 4), ("gru", 6)])
+def test_nothing_kept_gives_the_same(kind, r):
+    layer = Layer(kind, [3, 3, 2], 5, 6, r, False, torch.float32)
+    kept = [t.clone() for t in layer.forward()]
+    for mine, right in zip(layer.forward(save=False), kept, strict=True):
+        assert torch.equal(mine, right)
+
+
+@pytest.mark.parametrize("kind, r", [("lstm", 6), ("lstm", 4), ("gru", 6)])
+@pytest.mark.parametrize("reverse", [False, True], ids=["first to last", "last to first"])
+def test_gradients_that_are_absent_or_not_wanted(kind, r, reverse):
+    """Of one output at a time, to one input at a time; without biases too."""
+    for bias in (True, False):
+        layer = Layer(kind, [3, 3, 2], 5, 6, r, reverse, torch.float64, bias)
+        layer.forward()
+        for output, y in enumerate(layer.outputs):
+            grads = [
+                torch.randn_like(y) if k == output else None for k in range(len(layer.outputs))
+            ]
+            _, expected = layer.expected(grads)
+            for source in range(8):
+                wanted = [k == source for k in range(8)]
+                mine = layer.backward(grads, wanted)[source]
+                if mine is not None:
+                    assert_close(mine, expected[source])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("reverse", [False, True], ids=["first to last", "last to first"])
+@pytest.mark.parametrize("kind", GATES)
+@pytest.mark.parametrize("rows, h, blocks", [(1, 1, 1), (3, 7, 2), (6, 33, 33), (9, 70, 12)])
+def test_one_launch_for_all_steps_is_the_loop(kind, rows, h, blocks, reverse, dtype):
+    """Every unit belongs to one block; what is kept serves the backward."""
+    layer = Layer(kind, [rows] * 4, 5, h, h, reverse, dtype)
+    grads = [torch.randn(t.shape).to(dtype) for t in layer.outputs]
+    outputs, gradients = layer.expected(grads)
+    for mine, right in zip(layer.forward(blocks=blocks), outputs, strict=True):
+        assert_close(mine, right)
+    for mine, right in zip(layer.backward(grads, [True] * 8), gradients, strict=True):
+        assert mine is None or assert_close(mine, right) is None
+
+
+@pytest.mark.parametrize("sizes, r", [([3], 6), ([3, 2], 6), ([129, 129], 6), ([3, 3], 4)])
+def test_what_one_launch_does_not_take(sizes, r):
+    """A single step, packed sequences, many of them, a projection."""
+    layer = Layer("lstm", sizes, 5, 6, r, False, torch.float32)
+    assert all(t.isnan().all() for t in layer.forward(blocks=2))
