@@ -4,6 +4,7 @@
 
 #include "attention/attention_backward_block.h"
 #include "attention/attention_forward_block.h"
+#include "attention/attention_tensorop_block.h"
 
 using namespace pyops;
 
@@ -19,12 +20,79 @@ struct LoopTeam {
   }
 };
 
+// Tensor cores in slow motion, a warp of 32 states after the other.
+template <class Algorithm>
+struct WarpTeam : LoopTeam<typename Algorithm::State> {
+  using State = typename Algorithm::State;
+  using LoopTeam<State>::states;
+
+  WarpTeam() { states.resize(Algorithm::kThreads); }
+
+  template <class F>
+  void alone(const F& f) {
+    this->each(f);
+  }
+
+  template <class F>
+  void reduce(const F& join) {
+    for (size_t quad = 0; quad < states.size(); quad += 4) {
+      for (int r = 0; r < 2; ++r) {
+        State* s = &states[quad];
+        const float joined =
+            join(join(s[0].rows[r], s[1].rows[r]), join(s[2].rows[r], s[3].rows[r]));
+        for (int i = 0; i < 4; ++i) s[i].rows[r] = joined;
+      }
+    }
+  }
+
+  template <class T>
+  static float half_of(uint32_t pair, int i) {
+    T x;
+    x.bits = static_cast<uint16_t>(pair >> 16 * i);
+    return static_cast<float>(x);
+  }
+
+  // mma.m16n8k16: c (16, 8) += a (16, 16) · b (16, 8).
+  template <class T, class A, class B, class C>
+  void multiply(const A& a_of, const B& load_b, const C& c_of) {
+    for (size_t warp = 0; warp < states.size(); warp += 32) {
+      float a[16][16], b[16][8];
+      for (int lane = 0; lane < 32; ++lane) {
+        uint32_t of_b[2];
+        load_b(static_cast<int>(warp) + lane, of_b);
+        for (int i = 0; i < 2; ++i) {
+          const int k = lane % 4 * 2 + i;
+          for (int x = 0; x < 4; ++x) {
+            a[lane / 4 + x % 2 * 8][k + x / 2 * 8] = half_of<T>(a_of(states[warp + lane])[x], i);
+          }
+          for (int x = 0; x < 2; ++x) b[k + x * 8][lane / 4] = half_of<T>(of_b[x], i);
+        }
+      }
+      for (int lane = 0; lane < 32; ++lane) {
+        for (int x = 0; x < 4; ++x) {
+          float& c = c_of(states[warp + lane])[x];
+          for (int k = 0; k < 16; ++k) c += a[lane / 4 + x / 2 * 8][k] * b[k][lane % 4 * 2 + x % 2];
+        }
+      }
+    }
+  }
+
+  // ldmatrix.x2.trans
+  template <class T>
+  static void load_transposed(const T* from, int stride, int lane, uint32_t (&to)[2]) {
+    for (int x = 0; x < 2; ++x) {
+      const T* at = from + (x * 8 + lane % 4 * 2) * stride + lane / 4;
+      to[x] = at[0].bits | static_cast<uint32_t>(at[stride].bits) << 16;
+    }
+  }
+};
+
 // Shared memory of a block starts as it was left.
-template <class Algorithm, class Params>
+template <class Algorithm, class Team = LoopTeam<typename Algorithm::State>, class Params>
 void run(const Params& p) {
   const auto shared = std::make_unique<typename Algorithm::Shared>();
   memset(static_cast<void*>(shared.get()), 0xff, sizeof *shared);
-  LoopTeam<typename Algorithm::State> team;
+  Team team;
   for (int64_t block = 0; block < Algorithm::blocks(p); ++block) {
     Algorithm(p, block).run(*shared, team);
   }
@@ -61,6 +129,12 @@ AttentionShape shape_of(const int64_t* n, double scale, double dropout_p, const 
           seed};
 }
 
+template <class T, int kD>
+void forward_tensorop(const AttentionParams& p) {
+  using Algorithm = AttentionTensorForward<T, kD>;
+  run<Algorithm, WarpTeam<Algorithm>>(p);
+}
+
 template <class T, int kWide>
 void backward(const AttentionBackwardParams& p) {
   run<AttentionRowSums<T>>(p);
@@ -74,6 +148,7 @@ void backward(const AttentionBackwardParams& p) {
 
 extern "C" {
 
+// wide: chunks of the output in widths of a tile; 0: on tensor cores
 void forward(int wide, const int64_t* sizes, double scale, double dropout_p, const int64_t* seed,
              const int64_t* mask, const int64_t* q, const int64_t* k, const int64_t* v,
              const int64_t* out, void* row_max, void* row_scale) {
@@ -85,6 +160,11 @@ void forward(int wide, const int64_t* sizes, double scale, double dropout_p, con
                           mutable_rows(out),
                           row_max,
                           row_scale};
+  if (wide == 0) {
+    return dispatch_dtype<kHalfTypes>(p.dtype, [&]<class T>(T) {
+      p.dim <= 64 && p.value_dim <= 64 ? forward_tensorop<T, 64>(p) : forward_tensorop<T, 128>(p);
+    });
+  }
   dispatch_dtype(p.dtype, [&]<class T>(T) {
     wide == 1 ? run<AttentionForward<T, 1>>(p) : run<AttentionForward<T, 2>>(p);
   });
@@ -110,6 +190,6 @@ void backward(int wide, const int64_t* sizes, double scale, double dropout_p, co
                                   {reinterpret_cast<void*>(grad_mask[0]), grad_mask[1],
                                    grad_mask[2], grad_mask[3], grad_mask[4]},
                                   grad_dot_out};
-  dispatch_dtype(p.dtype, [&]<class T>(T) { wide == 1 ? backward<T, 1>(p) : backward<T, 2>(p); });
+  dispatch_dtype(p.dtype, [&]<class T>(T) { wide <= 1 ? backward<T, 1>(p) : backward<T, 2>(p); });
 }
 }

@@ -8,7 +8,7 @@ import torch
 from torch.testing import assert_close
 
 from host import int64s, library
-from suite import DTYPES
+from suite import DTYPES, HALF
 
 # B, H, G, L, S, D, E: tails of every tile (32 or 64), of a chunk (64 or 128) and of 16 bytes.
 SHAPES = [
@@ -152,6 +152,15 @@ def test_every_mask_and_gradient(shape, kind, dtype):
 def test_wide_chunks_and_dropout(shape, dtype):
     for kind in ("causal", "row"):
         Call(shape, dtype, kind, dropout_p=0.3).check(wide=2)
+
+
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+@pytest.mark.parametrize("kind", MASKS)
+def test_on_tensor_cores(kind, dtype):
+    """The forward, and gradients from what it saved."""
+    for shape in ((2, 4, 2, 37, 65, 40, 33), (1, 1, 1, 130, 129, 128, 72), (1, 2, 1, 1, 3, 32, 64)):
+        for dropout_p in (0.0, 0.3):
+            Call(shape, dtype, kind, dropout_p).check(wide=0)
 
 
 def test_small_lengths_are_right():

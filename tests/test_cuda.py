@@ -142,9 +142,10 @@ def gradients(out, inputs):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("kind", ATTENTION_MASKS)
-def test_attention_is_the_scalar_kernels(kind, dtype):
+@pytest.mark.parametrize("d", [24, 40, 130])
+def test_attention_is_the_scalar_kernels(d, kind, dtype):
     """Output and gradients against the CPU's float64, dropout by the same seed."""
-    inputs = attention_inputs(kind, dtype)
+    inputs = attention_inputs(kind, dtype, d)
     seed = torch.tensor(0x0123456789ABCDEF) if kind == "dropout" else None
     p = 0.25 if kind == "dropout" else 0.0
     floats = [t for t in inputs if t is not None and t.requires_grad]
@@ -156,8 +157,15 @@ def test_attention_is_the_scalar_kernels(kind, dtype):
         leaves = [t for t in (q, k, v, mask) if t is not None and t.requires_grad]
         return out, *torch.autograd.grad(out, leaves, grad_out)
 
-    grad_out = torch.randn(2, 4, 70, 40, device="cuda", dtype=dtype)
-    mine = run(*inputs, None if seed is None else seed.cuda(), grad_out)
+    grad_out = torch.randn(2, 4, 70, d, device="cuda", dtype=dtype)
+    with pyops.explain() as log:
+        mine = run(*inputs, None if seed is None else seed.cuda(), grad_out)
+    on_tensor_cores = d == 40 and dtype in (torch.bfloat16, torch.float16)
+    way = "_tensorop" if on_tensor_cores else ""
+    assert [c.kernel for c in log.calls] == [
+        f"attention_forward{way}_cuda",
+        "attention_backward_cuda",
+    ]
 
     def widen(t):
         if t is None:

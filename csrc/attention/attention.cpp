@@ -3,6 +3,7 @@
 #include <cmath>
 #include <limits>
 
+#include "attention/attention_tensorop.h"
 #include "core/torch.h"
 
 namespace pyops {
@@ -11,6 +12,8 @@ namespace {
 constexpr DtypeSet kFloat32Based = kFloat32 | kHalfTypes;
 constexpr Candidate<AttentionParams> kForward[] = {
 #ifdef PYOPS_CUDA
+    {"attention_forward_tensorop_cuda", Arch::kSm80, kHalfTypes, attention_forward_tensorop_cuda,
+     suits_attention_tensorop, kSuitsAttentionTensorop},
     {"attention_forward_cuda", Arch::kSm80, kAnyFloat, attention_forward_cuda},
 #endif
     {"attention_forward_amx", Isa::kAmx, kBFloat16, attention_forward_amx,

@@ -18,10 +18,10 @@ struct BlockTeam {
   }
 };
 
-template <class Algorithm, class Params>
+template <class Algorithm, class Team = BlockTeam<typename Algorithm::State>, class Params>
 __device__ void run_blocks(const Params& p) {
   __shared__ typename Algorithm::Shared shared;
-  BlockTeam<typename Algorithm::State> team;
+  Team team;
   for (int64_t block = blockIdx.x; block < Algorithm::blocks(p); block += gridDim.x) {
     Algorithm(p, block).run(shared, team);
   }
