@@ -3,6 +3,7 @@
 #include <cmath>
 #include <limits>
 
+#include "attention/attention_tensorop.h"
 #include "core/torch.h"
 
 namespace pyops {
@@ -10,6 +11,11 @@ namespace {
 
 constexpr DtypeSet kFloat32Based = kFloat32 | kHalfTypes;
 constexpr Candidate<AttentionParams> kForward[] = {
+#ifdef PYOPS_CUDA
+    {"attention_forward_tensorop_cuda", Arch::kSm80, kHalfTypes, attention_forward_tensorop_cuda,
+     suits_attention_tensorop, kSuitsAttentionTensorop},
+    {"attention_forward_cuda", Arch::kSm80, kAnyFloat, attention_forward_cuda},
+#endif
     {"attention_forward_amx", Isa::kAmx, kBFloat16, attention_forward_amx,
      attention_forward_amx_takes, "8 queries or more, D = E or both 16 or more"},
     {"attention_forward_avx512", Isa::kAvx512, kFloat32Based, attention_forward_avx512},
@@ -17,6 +23,9 @@ constexpr Candidate<AttentionParams> kForward[] = {
     {"attention_forward_scalar", Isa::kScalar, kAnyFloat, attention_forward_scalar},
 };
 constexpr Candidate<AttentionBackwardParams> kBackward[] = {
+#ifdef PYOPS_CUDA
+    {"attention_backward_cuda", Arch::kSm80, kAnyFloat, attention_backward_cuda},
+#endif
     {"attention_backward_amx", Isa::kAmx, kBFloat16, attention_backward_amx,
      attention_backward_amx_takes,
      "8 queries and 4096 scores a head or more, D = E or both 16 or more, no mask gradient"},
@@ -26,6 +35,7 @@ constexpr Candidate<AttentionBackwardParams> kBackward[] = {
 };
 [[maybe_unused]] const bool listed =
     list_table("attention_forward", kForward) && list_table("attention_backward", kBackward);
+constexpr Devices kDevices = devices_of(kForward);
 
 using Forward = std::tuple<Tensor, Tensor, Tensor>;            // out, row_max, row_scale
 using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor>;  // of q, k, v, mask
@@ -59,6 +69,7 @@ ConstRows rows_of(const Tensor& t) {
   return {t.const_data_ptr(), t.stride(0), t.stride(1), t.stride(2)};
 }
 Rows mutable_rows_of(const Tensor& t) {
+  if (!t.defined()) return {};
   return {t.mutable_data_ptr(), t.stride(0), t.stride(1), t.stride(2)};
 }
 
@@ -81,6 +92,7 @@ AttentionMask mask_of(const OptionalTensor& mask) {
 AttentionShape shape_of(const Tensor& q, const Tensor& k, const Tensor& v,
                         const OptionalTensor& seed, double dropout_p, bool is_causal,
                         std::optional<double> scale) {
+  const bool on_gpu = q.is_cuda();
   return {.dtype = dtype_of(q),
           .batch = q.size(0),
           .heads = q.size(1),
@@ -92,16 +104,17 @@ AttentionShape shape_of(const Tensor& q, const Tensor& k, const Tensor& v,
           .scale = scale_or_default(scale, q.size(3)),
           .is_causal = is_causal,
           .dropout_p = dropout_p,
-          .seed = seed ? static_cast<uint64_t>(seed->item<int64_t>()) : 0};
+          .seed = seed && !on_gpu ? static_cast<uint64_t>(seed->item<int64_t>()) : 0,
+          .gpu_seed = seed && on_gpu ? seed->const_data_ptr<int64_t>() : nullptr};
 }
 
 at::TensorOptions accumulator_options(const Tensor& t) {
   return t.options().dtype(t.scalar_type() == at::kDouble ? at::kDouble : at::kFloat);
 }
 
-Forward forward_cpu(const Tensor& query, const Tensor& key, const Tensor& value,
-                    const OptionalTensor& mask, const OptionalTensor& seed, double dropout_p,
-                    bool is_causal, std::optional<double> scale, bool query_layout) {
+Forward forward(const Tensor& query, const Tensor& key, const Tensor& value,
+                const OptionalTensor& mask, const OptionalTensor& seed, double dropout_p,
+                bool is_causal, std::optional<double> scale, bool query_layout) {
   const Tensor q = contiguous_rows(query), k = contiguous_rows(key), v = contiguous_rows(value);
   Tensor out = query_layout ? at::empty_like(q)
                             : at::empty({q.size(0), q.size(1), q.size(2), v.size(3)}, q.options());
@@ -118,7 +131,7 @@ Forward forward_cpu(const Tensor& query, const Tensor& key, const Tensor& value,
                                mutable_rows_of(out),
                                row_max.mutable_data_ptr(),
                                row_scale.mutable_data_ptr()};
-  choose("scaled_dot_product_attention", kForward, params, {query, key, value, mask}).run(params);
+  serve("scaled_dot_product_attention", kForward, params, {query, key, value, mask});
   return {out, row_max, row_scale};
 }
 
@@ -129,18 +142,25 @@ AttentionMaskGradient gradient_of(const Tensor& sum) {
           broadcast_stride(sum, 2), broadcast_stride(sum, 3)};
 }
 
-Gradients backward_cpu(const Tensor& grad_out, const Tensor& query, const Tensor& key,
-                       const Tensor& value, const OptionalTensor& mask, const OptionalTensor& seed,
-                       const Tensor& out, const Tensor& row_max, const Tensor& row_scale,
-                       double dropout_p, bool is_causal, std::optional<double> scale,
-                       std::array<bool, 4> wanted) {
+Gradients backward(const Tensor& grad_out, const Tensor& query, const Tensor& key,
+                   const Tensor& value, const OptionalTensor& mask, const OptionalTensor& seed,
+                   const Tensor& out, const Tensor& row_max, const Tensor& row_scale,
+                   double dropout_p, bool is_causal, std::optional<double> scale,
+                   std::array<bool, 4> wanted) {
   const Tensor q = contiguous_rows(query), k = contiguous_rows(key), v = contiguous_rows(value);
   const Tensor g = contiguous_rows(grad_out), o = contiguous_rows(out);
   const Tensor max = row_max.contiguous(), inverse = row_scale.contiguous();
-  Tensor grad_q = empty_like_rows(q), grad_k = empty_like_rows(k), grad_v = empty_like_rows(v);
+  // A CPU's kernels write all three, whatever is wanted.
+  const auto make = [&](size_t i, const Tensor& like) {
+    return wanted[i] || !q.is_cuda() ? empty_like_rows(like) : Tensor();
+  };
+  Tensor grad_q = make(0, q), grad_k = make(1, k), grad_v = make(2, v);
+  const Tensor grad_dot_out = q.is_cuda() ? at::empty_like(max) : Tensor();
   const Tensor sum_mask = wanted[3] ? at::zeros(mask->sizes(), accumulator_options(q)) : Tensor();
   if (row_max.numel() == 0 || k.size(2) == 0) {
-    for (const Tensor& t : {grad_q, grad_k, grad_v}) t.zero_();
+    for (const Tensor& t : {grad_q, grad_k, grad_v}) {
+      if (t.defined()) t.zero_();
+    }
   } else {
     const AttentionBackwardParams params{{shape_of(q, k, v, seed, dropout_p, is_causal, scale)},
                                          mask_of(mask),
@@ -154,18 +174,28 @@ Gradients backward_cpu(const Tensor& grad_out, const Tensor& query, const Tensor
                                          mutable_rows_of(grad_q),
                                          mutable_rows_of(grad_k),
                                          mutable_rows_of(grad_v),
-                                         gradient_of(sum_mask)};
-    choose("scaled_dot_product_attention_backward", kBackward, params, {q, k, v}).run(params);
+                                         gradient_of(sum_mask),
+                                         q.is_cuda() ? grad_dot_out.mutable_data_ptr() : nullptr};
+    serve("scaled_dot_product_attention_backward", kBackward, params, {q, k, v});
   }
   return {wanted[0] ? grad_q : Tensor(), wanted[1] ? grad_k : Tensor(),
           wanted[2] ? grad_v : Tensor(), wanted[3] ? sum_mask.to(mask->scalar_type()) : Tensor()};
 }
 
-Tensor dropout_cpu(const Tensor& seed, double p, at::IntArrayRef size) {
+Tensor dropout(const Tensor& seed, double p, at::IntArrayRef size) {
   Tensor kept = at::empty(size, seed.options().dtype(at::kBool));
   if (kept.numel() == 0) return kept;
-  attention_dropout_scalar(static_cast<uint64_t>(seed.item<int64_t>()), p,
-                           kept.numel() / size.back(), size.back(), kept.mutable_data_ptr<bool>());
+  const int64_t keys = size.back(), rows = kept.numel() / keys;
+  bool* const to = kept.mutable_data_ptr<bool>();
+  if constexpr (kBuiltWithCuda) {
+    if (seed.is_cuda()) {
+      launch_on_gpu("attention_dropout", "attention_dropout_cuda", kept, [&](cudaStream_t stream) {
+        return attention_dropout_cuda(seed.const_data_ptr<int64_t>(), p, rows, keys, to, stream);
+      });
+      return kept;
+    }
+  }
+  attention_dropout_scalar(static_cast<uint64_t>(seed.item<int64_t>()), p, rows, keys, to);
   return kept;
 }
 
@@ -180,7 +210,7 @@ Gradients call_backward(const Tensor& grad_out, const Tensor& q, const Tensor& k
                         const OptionalTensor& mask, const OptionalTensor& seed, const Tensor& out,
                         const Tensor& row_max, const Tensor& row_scale, double dropout_p,
                         bool is_causal, std::optional<double> scale, std::array<bool, 4> wanted) {
-  static const auto op = find_op<decltype(backward_cpu)>("pyops::attention_backward");
+  static const auto op = find_op<decltype(backward)>("pyops::attention_backward");
   return op.call(grad_out, q, k, v, mask, seed, out, row_max, row_scale, dropout_p, is_causal,
                  scale, wanted);
 }
@@ -236,7 +266,8 @@ Gradients backward_autograd(const Tensor& grad_out, const Tensor& q, const Tenso
                             double dropout_p, bool is_causal, std::optional<double> scale,
                             std::array<bool, 4> wanted) {
   const Tensor m = float_mask(mask);
-  if (native_reason({grad_out, q, k, v, m}) != nullptr || needs_grad({grad_out, q, k, v, m})) {
+  if (native_reason({grad_out, q, k, v, m}, kDevices) != nullptr ||
+      needs_grad({grad_out, q, k, v, m})) {
     return differentiable_backward(grad_out, q, k, v, mask, seed, dropout_p, is_causal, scale,
                                    wanted);
   }
@@ -248,7 +279,7 @@ Gradients backward_autograd(const Tensor& grad_out, const Tensor& q, const Tenso
 Forward call_forward(const Tensor& q, const Tensor& k, const Tensor& v, const OptionalTensor& mask,
                      const OptionalTensor& seed, double dropout_p, bool is_causal,
                      std::optional<double> scale, bool query_layout) {
-  static const auto op = find_op<decltype(forward_cpu)>("pyops::attention_forward");
+  static const auto op = find_op<decltype(forward)>("pyops::attention_forward");
   return op.call(q, k, v, mask, seed, dropout_p, is_causal, scale, query_layout);
 }
 
@@ -302,6 +333,13 @@ Forward forward_autograd(const Tensor& q, const Tensor& k, const Tensor& v,
   return call_forward(q, k, v, mask, seed, dropout_p, is_causal, scale, query_layout);
 }
 
+// On every device that the tables serve.
+void implement(torch::Library& m) {
+  m.impl("attention_forward", forward);
+  m.impl("attention_backward", backward);
+  m.impl("attention_dropout", dropout);
+}
+
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(pyops, m) {
@@ -315,10 +353,9 @@ TORCH_LIBRARY_FRAGMENT(pyops, m) {
       "bool is_causal, float? scale, bool[4] wanted) -> (Tensor, Tensor, Tensor, Tensor)");
   m.def("attention_dropout(Tensor seed, float p, SymInt[] size) -> Tensor");
 }
-TORCH_LIBRARY_IMPL(pyops, CPU, m) {
-  m.impl("attention_forward", forward_cpu);
-  m.impl("attention_backward", backward_cpu);
-  m.impl("attention_dropout", dropout_cpu);
+TORCH_LIBRARY_IMPL(pyops, CPU, m) { implement(m); }
+TORCH_LIBRARY_IMPL(pyops, CUDA, m) {
+  if (kDevices == Devices::kCpuAndGpu) implement(m);
 }
 TORCH_LIBRARY_IMPL(pyops, Autograd, m) {
   m.impl("attention_forward", forward_autograd);

@@ -6,6 +6,7 @@
 
 #include <cstdint>
 
+#include "core/cuda_types.h"
 #include "core/dtype.h"
 
 namespace pyops {
@@ -36,7 +37,8 @@ struct AttentionShape {
   double scale;
   bool is_causal;  // query l sees keys 0 … l
   double dropout_p;
-  uint64_t seed;
+  uint64_t seed;            // on the CPU
+  const int64_t* gpu_seed;  // on a GPU, whose kernels alone read it; null without dropout
 };
 
 // `row_max` and `row_scale` describe the softmax of each row: p = exp(x - row_max) * row_scale. The
@@ -63,23 +65,29 @@ struct AttentionBackwardParams : AttentionShape {
   ConstRows q, k, v;
   ConstRows out, grad_out;          // (B, H, L, E)
   const void *row_max, *row_scale;  // as the forward left them
-  Rows grad_q, grad_k, grad_v;      // as q, k, v
+  Rows grad_q, grad_k, grad_v;      // as q, k, v; on a GPU null where not wanted
   AttentionMaskGradient grad_mask;
+  void* grad_dot_out;  // (B, H, L) of type acc_t for a kernel's own use; null on the CPU
 };
 
 void attention_forward_scalar(const AttentionParams& params);
 void attention_forward_avx2(const AttentionParams& params);
 void attention_forward_avx512(const AttentionParams& params);
 void attention_forward_amx(const AttentionParams& params);
+cudaError_t attention_forward_tensorop_cuda(const AttentionParams& params, cudaStream_t stream);
+cudaError_t attention_forward_cuda(const AttentionParams& params, cudaStream_t stream);
 bool attention_forward_amx_takes(const AttentionParams& params);
 
 void attention_backward_scalar(const AttentionBackwardParams& params);
 void attention_backward_avx2(const AttentionBackwardParams& params);
 void attention_backward_avx512(const AttentionBackwardParams& params);
 void attention_backward_amx(const AttentionBackwardParams& params);
+cudaError_t attention_backward_cuda(const AttentionBackwardParams& params, cudaStream_t stream);
 bool attention_backward_amx_takes(const AttentionBackwardParams& params);
 
 // Which elements of (rows, keys) the dropout of both directions keeps.
 void attention_dropout_scalar(uint64_t seed, double p, int64_t rows, int64_t keys, bool* kept);
+cudaError_t attention_dropout_cuda(const int64_t* seed, double p, int64_t rows, int64_t keys,
+                                   bool* kept, cudaStream_t stream);
 
 }  // namespace pyops

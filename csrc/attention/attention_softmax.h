@@ -54,8 +54,8 @@ PYOPS_HOST_DEVICE inline int64_t visible_keys(bool is_causal, int64_t l, int64_t
 template <int kLanes>
 PYOPS_HOST_DEVICE inline void philox(uint64_t seed, uint32_t (&counter)[4][kLanes]) {
   auto key0 = static_cast<uint32_t>(seed), key1 = static_cast<uint32_t>(seed >> 32);
-  for (int round = 0; round < 10; ++round) {
-    for (int i = 0; i < kLanes; ++i) {
+  PYOPS_UNROLL for (int round = 0; round < 10; ++round) {
+    PYOPS_UNROLL for (int i = 0; i < kLanes; ++i) {
       const uint64_t a = uint64_t{0xD2511F53u} * counter[0][i];
       const uint64_t b = uint64_t{0xCD9E8D57u} * counter[2][i];
       counter[0][i] = static_cast<uint32_t>(b >> 32) ^ counter[1][i] ^ key0;
@@ -100,6 +100,27 @@ struct Dropout {
       for (int i = 0; i < kLanes; ++i) {
         out[word * kLanes + i] = counter[word][i] < drop_below ? Acc{0} : keep;
       }
+    }
+  }
+
+  // The same for the kCount keys key, key + 16, … of one row, which share a counter: key % 64 plus
+  // 16·kCount is at most 80.
+  template <class Acc, int kCount>
+  PYOPS_HOST_DEVICE void factors_apart(int64_t row, int64_t key, Acc (&out)[kCount]) const {
+    static_assert(kCount <= 4);
+    uint32_t counter[4][1] = {{static_cast<uint32_t>(key / kKeys * kLanes + key % kLanes)},
+                              {0},
+                              {static_cast<uint32_t>(row)},
+                              {static_cast<uint32_t>(static_cast<uint64_t>(row) >> 32)}};
+    philox(seed, counter);
+    const int64_t first = kCount == 4 ? 0 : key % kKeys / kLanes;
+    PYOPS_UNROLL for (int i = 0; i < kCount; ++i) {
+      const int64_t word = first + i;  // no index: an array that has one leaves the registers
+      const uint32_t bits = word == 0   ? counter[0][0]
+                            : word == 1 ? counter[1][0]
+                            : word == 2 ? counter[2][0]
+                                        : counter[3][0];
+      out[i] = bits < drop_below ? Acc(0) : static_cast<Acc>(keep_factor);
     }
   }
 };

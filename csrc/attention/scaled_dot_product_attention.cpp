@@ -9,6 +9,8 @@ namespace {
 
 constexpr const char* kName = "scaled_dot_product_attention";
 
+constexpr Devices kDevices = kBuiltWithCuda ? Devices::kCpuAndGpu : Devices::kCpu;
+
 using c10::SymInt;
 using Shape = c10::SymDimVector;
 
@@ -168,7 +170,7 @@ Tensor attention(const Tensor& query, const Tensor& key, const Tensor& value,
   const Inputs given{query, key, value, attn_mask};
   const Tensor float_mask =
       attn_mask && attn_mask->is_floating_point() ? *attn_mask : Tensor();  // others have no say
-  if (goes_native(kName, {query, key, value, float_mask})) {
+  if (goes_native(kName, {query, key, value, float_mask}, kDevices)) {
     return native(given, dropout_p, is_causal, scale, enable_gqa);
   }
   const auto hand_over = [&](const char* why) {
