@@ -81,7 +81,7 @@ def call(function, *arguments):
 AXES = [
     (size, taps, stride, padding, dilation)
     for size, taps, stride, padding, dilation in product(
-        range(1, 7), range(1, 5), range(1, 6), range(4), range(1, 6)
+        range(1, 7), range(1, 5), range(1, 5), range(3), range(1, 5)
     )
     if size + 2 * padding > dilation * (taps - 1)
 ]

@@ -22,9 +22,8 @@ struct ConvAxis {
     return o < outputs ? o : -1;
   }
 
-  // Of inputs, that are alike modulo the stride; a size below the stride has no more.
+  // Classes of inputs that are alike modulo the stride; an axis shorter than it has no more.
   PYOPS_HOST_DEVICE int64_t phases() const { return stride < size ? stride : size; }
-  PYOPS_HOST_DEVICE int64_t inputs_of_phase() const { return (size + stride - 1) / stride; }
 };
 
 // Inputs first + j * stride, and the taps that reach all of them, tap + t * step: input j meets

@@ -54,8 +54,7 @@ inline cutlass::conv::Conv2dProblemSize problem_of(const Conv2dShape& s, int64_t
           number(slices)};
 }
 
-// A dense tensor of `channels`, `cols` columns and `rows` rows, or with none of them one line of
-// channels for every position.
+// A dense tensor; with sizes of zero every position has the same line of channels, as of a bias.
 template <class T>
 cutlass::TensorRef<T, Nhwc> tensor(const void* data, int64_t channels, int64_t cols, int64_t rows) {
   const auto stride = [](int64_t value) { return static_cast<int>(value); };
