@@ -1,5 +1,7 @@
 """What only a GPU can show: which kernel serves, streams, captured graphs, several devices."""
 
+import itertools
+import math
 from functools import partial
 
 import pytest
@@ -21,6 +23,9 @@ CALLS = {
     "max_pool2d_forward_channels_cuda": ("pool", (2, 16, 33, 35), NHWC),
     "max_pool2d_forward_cuda": ("odd pool", (2, 16, 33, 35), torch.contiguous_format),
     "linear_forward_cuda": ("linear", (37, 65), torch.contiguous_format),
+    "conv2d_forward_cuda": ("conv", (2, 16, 13, 15), torch.contiguous_format),
+    "conv2d_forward_depthwise_cuda": ("depthwise", (2, 16, 13, 15), NHWC),
+    "conv2d_forward_tensorop_cuda": ("conv", (2, 16, 13, 15), NHWC),
 }
 
 
@@ -29,6 +34,11 @@ def call(library, kind, x):
         return library.max_pool2d(x, 3, stride=2, padding=1)
     if kind == "odd pool":
         return library.max_pool2d(x, (5, 3), stride=3, padding=1)
+    if kind in ("conv", "depthwise"):
+        sizes, groups = ((24, 16, 3, 3), 1) if kind == "conv" else ((16, 1, 3, 3), 16)
+        numbers = torch.arange(float(math.prod(sizes)), device=x.device)
+        weight = numbers.remainder(3).sub(1).view(sizes).to(x)
+        return library.conv2d(x, weight, padding=1, stride=2, groups=groups)
     weight = torch.arange(65.0 * 9, device=x.device).remainder(5).view(9, 65).to(x)
     return library.linear(x, weight)
 
@@ -296,3 +306,64 @@ def test_attention_with_dropout_is_captured():
         torch.testing.assert_close(out.sum(), grad_v.sum())  # both count what was kept
         seen.append(out.clone())
     assert not torch.equal(*seen)
+
+
+# Of each kernel of the backward: the sizes of x and of the weight, and the call's options.
+CONVOLUTIONS = {
+    "conv2d_backward_cuda": ((3, 6, 11, 13), (10, 3, 3, 2), {"stride": 2, "groups": 2}),
+    "conv2d_backward_depthwise_cuda": ((3, 6, 11, 13), (6, 1, 3, 3), {"padding": 1, "groups": 6}),
+    "conv2d_backward_tensorop_cuda": ((3, 24, 21, 19), (136, 24, 3, 3), {"padding": 1}),
+}
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride"), itertools.product(CONVOLUTIONS, ((1, 1), (2, 2), (1, 3))), ids=str
+)
+def test_convolutions_are_exact(kernel, stride):
+    """Small integers: exact in every order, so that a wrong tile, phase, bias or mask shows."""
+    sizes, filters, options = CONVOLUTIONS[kernel]
+    options = {**options, "stride": stride}
+    x, w, b = (
+        torch.randint(-1, 2, shape, device="cuda").bfloat16()
+        for shape in (sizes, filters, filters[:1])
+    )
+    x, w = (t.to(memory_format=NHWC) for t in (x, w))
+    inputs = [t.requires_grad_() for t in (x, w, b)]
+    with pyops.explain() as log:
+        y = f.conv2d_relu(*inputs, **options)
+        grad = torch.randint(-1, 2, y.shape, device="cuda").to(y)
+        gradients = torch.autograd.grad(y, inputs, grad)
+    assert [c.kernel for c in log.calls] == [kernel.replace("backward", "forward"), kernel]
+    wide = [t.detach().double().requires_grad_() for t in inputs]
+    expected = F.relu(F.conv2d(*wide, **options))
+    assert torch.equal(y, expected.to(y))
+    rights = torch.autograd.grad(expected, wide, grad.double())
+    for mine, right in zip(gradients, rights, strict=True):
+        assert torch.equal(mine, right.to(mine))
+
+
+@pytest.mark.parametrize(
+    ("kernel", "channels", "window"),
+    [
+        ("conv2d_pool_forward_tensorop_cuda", 16, 3),
+        ("conv2d_pool_forward_fused_cuda", 3, 2),
+        ("conv2d_pool_forward_cuda", 3, 3),
+    ],
+)
+def test_pooled_convolutions_are_exact(kernel, channels, window):
+    x, w = (
+        torch.randint(-1, 2, shape, device="cuda")
+        .bfloat16()
+        .to(memory_format=NHWC)
+        .requires_grad_()
+        for shape in ((2, channels, 17, 19), (24, channels, 3, 3))
+    )
+    with pyops.explain() as log:
+        y = f.conv2d_relu_max_pool2d(x, w, kernel_size=window, pool_stride=2)
+        gradients = torch.autograd.grad(y.sum(), (x, w))
+    assert [c.kernel for c in log.calls][:2] == [kernel, "conv2d_pool_backward_cuda"]
+    wide = [t.detach().double().requires_grad_() for t in (x, w)]
+    expected = F.max_pool2d(F.relu(F.conv2d(*wide)), window, 2)
+    assert torch.equal(y, expected.to(y))
+    for mine, right in zip(gradients, torch.autograd.grad(expected.sum(), wide), strict=True):
+        assert torch.equal(mine, right.to(mine))

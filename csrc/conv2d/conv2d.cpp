@@ -7,12 +7,26 @@ namespace pyops {
 namespace {
 
 constexpr Candidate<Conv2dParams> kForward[] = {
+#ifdef PYOPS_CUDA
+    {"conv2d_forward_tensorop_cuda", Arch::kSm80, kHalfTypes, conv2d_forward_tensorop_cuda,
+     suits_tensorop, kSuitsTensorop},
+    {"conv2d_forward_depthwise_cuda", Arch::kSm80, kAnyFloat, conv2d_forward_depthwise_cuda,
+     is_depthwise, kIsDepthwise},
+    {"conv2d_forward_cuda", Arch::kSm80, kAnyFloat, conv2d_forward_cuda},
+#endif
     {"conv2d_forward_amx", Isa::kAmx, kTileTypes, conv2d_forward_amx},
     {"conv2d_forward_avx512", Isa::kAvx512, kAnyFloat, conv2d_forward_avx512},
     {"conv2d_forward_avx2", Isa::kAvx2, kAnyFloat, conv2d_forward_avx2},
     {"conv2d_forward_scalar", Isa::kScalar, kAnyFloat, conv2d_forward_scalar},
 };
 constexpr Candidate<Conv2dBackwardParams> kBackward[] = {
+#ifdef PYOPS_CUDA
+    {"conv2d_backward_tensorop_cuda", Arch::kSm80, kHalfTypes, conv2d_backward_tensorop_cuda,
+     suits_tensorop, kSuitsTensoropBackward},
+    {"conv2d_backward_depthwise_cuda", Arch::kSm80, kAnyFloat, conv2d_backward_depthwise_cuda,
+     is_depthwise, kIsDepthwise},
+    {"conv2d_backward_cuda", Arch::kSm80, kAnyFloat, conv2d_backward_cuda},
+#endif
     {"conv2d_backward_amx", Isa::kAmx, kTileTypes, conv2d_backward_amx},
     {"conv2d_backward_avx512", Isa::kAvx512, kAnyFloat, conv2d_backward_avx512},
     {"conv2d_backward_avx2", Isa::kAvx2, kAnyFloat, conv2d_backward_avx2},
@@ -20,6 +34,7 @@ constexpr Candidate<Conv2dBackwardParams> kBackward[] = {
 };
 [[maybe_unused]] const bool listed =
     list_table("conv2d_forward", kForward) && list_table("conv2d_backward", kBackward);
+constexpr Devices kDevices = devices_of(kForward);
 
 using at::IntArrayRef;
 using Gradients = std::tuple<Tensor, Tensor, Tensor>;
@@ -38,13 +53,15 @@ Tensor conv2d_native(const Tensor& x, const Tensor& w, const OptionalTensor& bia
 }
 
 template <bool kRelu>
-Tensor conv2d_cpu(const Tensor& x, const Tensor& w, const OptionalTensor& bias, IntArrayRef stride,
-                  IntArrayRef padding, IntArrayRef dilation, int64_t groups) {
+Tensor conv2d_kernel(const Tensor& x, const Tensor& w, const OptionalTensor& bias,
+                     IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation,
+                     int64_t groups) {
   if (x.dim() == 3) {
-    return conv2d_cpu<kRelu>(x.unsqueeze(0), w, bias, stride, padding, dilation, groups).squeeze(0);
+    return conv2d_kernel<kRelu>(x.unsqueeze(0), w, bias, stride, padding, dilation, groups)
+        .squeeze(0);
   }
   const Tensor b = value_or_undefined(bias);
-  if (goes_native(kName<kRelu>, {x, w, b}) || is_empty(kName<kRelu>, x, w)) {
+  if (goes_native(kName<kRelu>, {x, w, b}, kDevices) || is_empty(kName<kRelu>, x, w)) {
     return conv2d_native<kRelu>(x, w, bias, stride, padding, dilation, groups);
   }
   const auto arguments = conv2d_arguments(kName<kRelu>, stride, padding, dilation, groups);
@@ -61,14 +78,14 @@ Tensor conv2d_cpu(const Tensor& x, const Tensor& w, const OptionalTensor& bias, 
                             wc.const_data_ptr(),
                             b.defined() ? bc.const_data_ptr() : nullptr,
                             y.mutable_data_ptr()};
-  choose(kName<kRelu>, kForward, params, {x, w, b}).run(params);
+  serve(kName<kRelu>, kForward, params, {x, w, b});
   return y;
 }
 
-Gradients conv2d_backward_cpu(const Tensor& grad, const Tensor& x, const Tensor& w,
-                              const OptionalTensor& relu_output, IntArrayRef stride,
-                              IntArrayRef padding, IntArrayRef dilation, int64_t groups,
-                              std::array<bool, 3> wanted) {
+Gradients conv2d_backward_kernel(const Tensor& grad, const Tensor& x, const Tensor& w,
+                                 const OptionalTensor& relu_output, IntArrayRef stride,
+                                 IntArrayRef padding, IntArrayRef dilation, int64_t groups,
+                                 std::array<bool, 3> wanted) {
   const char* op = "conv2d_backward";
   const Conv2dShape shape =
       conv2d_shape(op, x, w, Tensor(), conv2d_arguments(op, stride, padding, dilation, groups));
@@ -84,17 +101,18 @@ Gradients conv2d_backward_cpu(const Tensor& grad, const Tensor& x, const Tensor&
   const Tensor grad_x = make(wanted[0], x), grad_w = make(wanted[1], w);
   const Tensor grad_bias = wanted[2] ? at::empty({shape.o}, w.options()) : Tensor();
   const auto data = [](const Tensor& t) { return t.defined() ? t.mutable_data_ptr() : nullptr; };
-  const Conv2dBackwardParams params{shape,
-                                    dtype_of(x),
-                                    float32_precision(at::Float32Op::CONV),
-                                    g.const_data_ptr(),
-                                    y.defined() ? y.const_data_ptr() : nullptr,
-                                    xc.const_data_ptr(),
-                                    wc.const_data_ptr(),
-                                    data(grad_x),
-                                    data(grad_w),
-                                    data(grad_bias)};
-  choose(op, kBackward, params, {grad, x, w}).run(params);
+  Conv2dBackwardParams params{shape,
+                              dtype_of(x),
+                              float32_precision(at::Float32Op::CONV),
+                              g.const_data_ptr(),
+                              y.defined() ? y.const_data_ptr() : nullptr,
+                              xc.const_data_ptr(),
+                              wc.const_data_ptr(),
+                              data(grad_x),
+                              data(grad_w),
+                              data(grad_bias)};
+  const Tensor workspace = give_workspace(params, x);
+  serve(op, kBackward, params, {grad, x, w});
   return {grad_x, grad_w, grad_bias};
 }
 
@@ -106,7 +124,7 @@ Gradients conv2d_backward(const Tensor& grad, const Tensor& x, const Tensor& w,
                           std::array<bool, 3> wanted) {
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("pyops::conv2d_backward", "")
-                             .typed<decltype(conv2d_backward_cpu)>();
+                             .typed<decltype(conv2d_backward_kernel)>();
   return op.call(grad, x, w, relu_output, stride, padding, dilation, groups, wanted);
 }
 
@@ -117,7 +135,7 @@ Gradients conv2d_backward_autograd(const Tensor& grad, const Tensor& x, const Te
                                    const OptionalTensor& relu_output, IntArrayRef stride,
                                    IntArrayRef padding, IntArrayRef dilation, int64_t groups,
                                    std::array<bool, 3> wanted) {
-  if (native_reason({grad, x, w}) != nullptr || needs_grad({grad, x, w})) {
+  if (native_reason({grad, x, w}, kDevices) != nullptr || needs_grad({grad, x, w})) {
     const Tensor masked =
         relu_output ? at::threshold_backward(grad, relu_output->detach(), 0) : grad;
     return at::convolution_backward_symint(
@@ -134,7 +152,7 @@ Tensor call_forward(const Tensor& x, const Tensor& w, const OptionalTensor& bias
                     IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation, int64_t groups) {
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow(kRelu ? "pyops::conv2d_relu" : "pyops::conv2d", "")
-                             .typed<decltype(conv2d_cpu<kRelu>)>();
+                             .typed<decltype(conv2d_kernel<kRelu>)>();
   const at::AutoDispatchBelowADInplaceOrView below;
   return op.call(x, w, bias, stride, padding, dilation, groups);
 }
@@ -170,7 +188,7 @@ template <bool kRelu>
 Tensor conv2d_autograd(const Tensor& x, const Tensor& w, const OptionalTensor& bias,
                        IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation,
                        int64_t groups) {
-  if (goes_native(kName<kRelu>, {x, w, bias}) || is_empty(kName<kRelu>, x, w)) {
+  if (goes_native(kName<kRelu>, {x, w, bias}, kDevices) || is_empty(kName<kRelu>, x, w)) {
     return conv2d_native<kRelu>(x, w, bias, stride, padding, dilation, groups);
   }
   check_same_kind(kName<kRelu>, "weight", w, x);
@@ -207,6 +225,13 @@ Tensor conv2d_padding(const Tensor& x, const Tensor& w, const OptionalTensor& bi
   return op.call(padded, w, bias, stride, symbols, dilation, groups);
 }
 
+// On every device that the tables serve.
+void implement(torch::Library& m) {
+  m.impl("conv2d", conv2d_kernel<false>);
+  m.impl("conv2d_relu", conv2d_kernel<true>);
+  m.impl("conv2d_backward", conv2d_backward_kernel);
+}
+
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(pyops, m) {
@@ -229,10 +254,9 @@ TORCH_LIBRARY_FRAGMENT(pyops, m) {
   m.impl("conv2d.padding", conv2d_padding<false>);
   m.impl("conv2d_relu.padding", conv2d_padding<true>);
 }
-TORCH_LIBRARY_IMPL(pyops, CPU, m) {
-  m.impl("conv2d", conv2d_cpu<false>);
-  m.impl("conv2d_relu", conv2d_cpu<true>);
-  m.impl("conv2d_backward", conv2d_backward_cpu);
+TORCH_LIBRARY_IMPL(pyops, CPU, m) { implement(m); }
+TORCH_LIBRARY_IMPL(pyops, CUDA, m) {
+  if (kDevices == Devices::kCpuAndGpu) implement(m);
 }
 TORCH_LIBRARY_IMPL(pyops, Autograd, m) {
   m.impl("conv2d", guarded<conv2d_autograd<false>>);

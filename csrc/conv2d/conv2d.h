@@ -10,6 +10,7 @@
 
 #include <cstdint>
 
+#include "core/cuda_types.h"
 #include "core/dtype.h"
 #include "core/pool_window.h"
 #include "core/precision.h"
@@ -26,8 +27,8 @@ struct Conv2dShape {
   int64_t dilation_h, dilation_w;
   bool channels_last;
 
-  int64_t group_c() const { return c / groups; }
-  int64_t group_o() const { return o / groups; }
+  PYOPS_HOST_DEVICE int64_t group_c() const { return c / groups; }
+  PYOPS_HOST_DEVICE int64_t group_o() const { return o / groups; }
 };
 
 struct Conv2dParams : Conv2dShape {
@@ -50,7 +51,8 @@ struct Conv2dBackwardParams : Conv2dShape {
   const void* weight;
   void* grad_x;
   void* grad_weight;
-  void* grad_bias;  // (O)
+  void* grad_bias;            // (O)
+  void* workspace = nullptr;  // what conv2d_workspace_bytes() asks for; null on the CPU
 };
 
 // max_pool2d(relu(conv2d(x))). The pooled tensors are (N, O, pool_h.out, pool_w.out) in the order
@@ -59,8 +61,9 @@ struct Conv2dBackwardParams : Conv2dShape {
 struct Conv2dPoolParams : Conv2dParams {  // y: the pooled result
   PoolAxis pool_h, pool_w;
   int64_t pooled_h, pooled_w;
-  bool wide_offsets;  // int32 rather than uint8
-  void* offsets;      // null when not wanted
+  bool wide_offsets;          // int32 rather than uint8
+  void* offsets;              // null when not wanted
+  void* workspace = nullptr;  // room for y, of which kernels of a GPU may pool; null on the CPU
 };
 
 // Gradient of y for the gradient of the pooled result.
@@ -79,17 +82,27 @@ void conv2d_forward_scalar(const Conv2dParams& params);
 void conv2d_forward_avx2(const Conv2dParams& params);
 void conv2d_forward_avx512(const Conv2dParams& params);
 void conv2d_forward_amx(const Conv2dParams& params);
+cudaError_t conv2d_forward_depthwise_cuda(const Conv2dParams& params, cudaStream_t stream);
+cudaError_t conv2d_forward_cuda(const Conv2dParams& params, cudaStream_t stream);
 
 void conv2d_backward_scalar(const Conv2dBackwardParams& params);
 void conv2d_backward_avx2(const Conv2dBackwardParams& params);
 void conv2d_backward_avx512(const Conv2dBackwardParams& params);
 void conv2d_backward_amx(const Conv2dBackwardParams& params);
+cudaError_t conv2d_backward_depthwise_cuda(const Conv2dBackwardParams& params, cudaStream_t stream);
+cudaError_t conv2d_backward_cuda(const Conv2dBackwardParams& params, cudaStream_t stream);
+// Adds what the workspace has of grad_weight, in float32 or float64: (splits, elements of it).
+cudaError_t conv2d_backward_reduce_cuda(const Conv2dBackwardParams& params, int64_t splits,
+                                        cudaStream_t stream);
 
 void conv2d_pool_forward_scalar(const Conv2dPoolParams& params);
 void conv2d_pool_forward_avx2(const Conv2dPoolParams& params);
 void conv2d_pool_forward_avx512(const Conv2dPoolParams& params);
 void conv2d_pool_forward_amx(const Conv2dPoolParams& params);
+cudaError_t conv2d_pool_forward_fused_cuda(const Conv2dPoolParams& params, cudaStream_t stream);
+cudaError_t conv2d_pool_forward_cuda(const Conv2dPoolParams& params, cudaStream_t stream);
 
 void conv2d_pool_backward_scalar(const Conv2dPoolBackwardParams& params);
+cudaError_t conv2d_pool_backward_cuda(const Conv2dPoolBackwardParams& params, cudaStream_t stream);
 
 }  // namespace pyops

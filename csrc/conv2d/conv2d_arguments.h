@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "conv2d/conv2d.h"
+#include "conv2d/conv2d_workspace.h"
 #include "core/torch.h"
 
 namespace pyops {
@@ -50,6 +51,16 @@ at::MemoryFormat conv2d_memory_format(const Tensor& x, const Tensor& w);
 
 // Whether the call belongs to PyTorch because there is nothing to compute; noted for explain().
 bool is_empty(const char* op, const Tensor& x, const Tensor& w);
+
+// What a kernel of the GPU that `x` is on keeps besides its results; undefined on the CPU.
+template <class Params>
+Tensor give_workspace(Params& params, const Tensor& x) {
+  if (!x.is_cuda()) return {};
+  const int64_t bytes = conv2d_workspace_bytes(params);
+  Tensor workspace = at::empty({bytes}, x.options().dtype(at::kByte));
+  params.workspace = workspace.mutable_data_ptr();
+  return workspace;
+}
 
 // Gradients of the input, the weight and the bias, through the dispatcher: differentiable when grad
 // or a tensor needs it.

@@ -6,16 +6,27 @@ namespace pyops {
 namespace {
 
 constexpr Candidate<Conv2dPoolParams> kForward[] = {
+#ifdef PYOPS_CUDA
+    {"conv2d_pool_forward_tensorop_cuda", Arch::kSm80, kHalfTypes,
+     conv2d_pool_forward_tensorop_cuda, suits_tensorop, kSuitsTensorop},
+    {"conv2d_pool_forward_fused_cuda", Arch::kSm80, kAnyFloat, conv2d_pool_forward_fused_cuda,
+     is_pooled_by_fours, kIsPooledByFours},
+    {"conv2d_pool_forward_cuda", Arch::kSm80, kAnyFloat, conv2d_pool_forward_cuda},
+#endif
     {"conv2d_pool_forward_amx", Isa::kAmx, kTileTypes, conv2d_pool_forward_amx},
     {"conv2d_pool_forward_avx512", Isa::kAvx512, kAnyFloat, conv2d_pool_forward_avx512},
     {"conv2d_pool_forward_avx2", Isa::kAvx2, kAnyFloat, conv2d_pool_forward_avx2},
     {"conv2d_pool_forward_scalar", Isa::kScalar, kAnyFloat, conv2d_pool_forward_scalar},
 };
 constexpr Candidate<Conv2dPoolBackwardParams> kBackward[] = {
+#ifdef PYOPS_CUDA
+    {"conv2d_pool_backward_cuda", Arch::kSm80, kAnyFloat, conv2d_pool_backward_cuda},
+#endif
     {"conv2d_pool_backward_scalar", Isa::kScalar, kAnyFloat, conv2d_pool_backward_scalar},
 };
 [[maybe_unused]] const bool listed =
     list_table("conv2d_pool_forward", kForward) && list_table("conv2d_pool_backward", kBackward);
+constexpr Devices kDevices = devices_of(kForward);
 
 using at::IntArrayRef;
 using SymInts = c10::SymIntArrayRef;
@@ -76,8 +87,8 @@ Tensor native(const Tensor& x, const Tensor& w, const OptionalTensor& bias, cons
                         s.ceil_mode);
 }
 
-Pooled forward_cpu(const Tensor& x, const Tensor& w, const OptionalTensor& bias, const Sizes& s,
-                   bool with_offsets) {
+Pooled forward_kernel(const Tensor& x, const Tensor& w, const OptionalTensor& bias, const Sizes& s,
+                      bool with_offsets) {
   const Tensor b = value_or_undefined(bias);
   const Conv2dShape shape = conv2d_shape(kName, x, w, b, s.convolution());
   const Pool pool = make_pool(s, shape);
@@ -90,45 +101,47 @@ Pooled forward_cpu(const Tensor& x, const Tensor& w, const OptionalTensor& bias,
   };
   const Tensor y = make(x.scalar_type());
   const Tensor offsets = with_offsets ? make(pool.wide_offsets() ? at::kInt : at::kByte) : Tensor();
-  const Conv2dPoolParams params{{shape, dtype_of(x), float32_precision(at::Float32Op::CONV),
-                                 /*relu=*/true, xc.const_data_ptr(), wc.const_data_ptr(),
-                                 b.defined() ? bc.const_data_ptr() : nullptr, y.mutable_data_ptr()},
-                                pool.h,
-                                pool.w,
-                                pool.pooled_h,
-                                pool.pooled_w,
-                                pool.wide_offsets(),
-                                with_offsets ? offsets.mutable_data_ptr() : nullptr};
-  choose(kName, kForward, params, {x, w, b}).run(params);
+  Conv2dPoolParams params{{shape, dtype_of(x), float32_precision(at::Float32Op::CONV),
+                           /*relu=*/true, xc.const_data_ptr(), wc.const_data_ptr(),
+                           b.defined() ? bc.const_data_ptr() : nullptr, y.mutable_data_ptr()},
+                          pool.h,
+                          pool.w,
+                          pool.pooled_h,
+                          pool.pooled_w,
+                          pool.wide_offsets(),
+                          with_offsets ? offsets.mutable_data_ptr() : nullptr};
+  const Tensor workspace = give_workspace(params, x);
+  serve(kName, kForward, params, {x, w, b});
   return {y, offsets};
 }
 
-Tensor pooled_cpu(const Tensor& x, const Tensor& w, const OptionalTensor& bias, IntArrayRef stride,
-                  IntArrayRef padding, IntArrayRef dilation, int64_t groups,
-                  IntArrayRef kernel_size, IntArrayRef pool_stride, IntArrayRef pool_padding,
-                  IntArrayRef pool_dilation, bool ceil_mode) {
+Tensor pooled_kernel(const Tensor& x, const Tensor& w, const OptionalTensor& bias,
+                     IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation, int64_t groups,
+                     IntArrayRef kernel_size, IntArrayRef pool_stride, IntArrayRef pool_padding,
+                     IntArrayRef pool_dilation, bool ceil_mode) {
   const Sizes s{stride,      padding,      dilation,      groups,   kernel_size,
                 pool_stride, pool_padding, pool_dilation, ceil_mode};
-  if (goes_native(kName, {x, w, bias}) || is_empty(kName, x, w)) {
+  if (goes_native(kName, {x, w, bias}, kDevices) || is_empty(kName, x, w)) {
     return native(x, w, bias, s);
   }
-  if (x.dim() == 3) return std::get<0>(forward_cpu(x.unsqueeze(0), w, bias, s, false)).squeeze(0);
-  return std::get<0>(forward_cpu(x, w, bias, s, false));
+  if (x.dim() == 3)
+    return std::get<0>(forward_kernel(x.unsqueeze(0), w, bias, s, false)).squeeze(0);
+  return std::get<0>(forward_kernel(x, w, bias, s, false));
 }
 
-Pooled with_offsets_cpu(const Tensor& x, const Tensor& w, const OptionalTensor& bias,
-                        IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation,
-                        int64_t groups, IntArrayRef kernel_size, IntArrayRef pool_stride,
-                        IntArrayRef pool_padding, IntArrayRef pool_dilation, bool ceil_mode) {
-  return forward_cpu(x, w, bias,
-                     {stride, padding, dilation, groups, kernel_size, pool_stride, pool_padding,
-                      pool_dilation, ceil_mode},
-                     true);
+Pooled with_offsets_kernel(const Tensor& x, const Tensor& w, const OptionalTensor& bias,
+                           IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation,
+                           int64_t groups, IntArrayRef kernel_size, IntArrayRef pool_stride,
+                           IntArrayRef pool_padding, IntArrayRef pool_dilation, bool ceil_mode) {
+  return forward_kernel(x, w, bias,
+                        {stride, padding, dilation, groups, kernel_size, pool_stride, pool_padding,
+                         pool_dilation, ceil_mode},
+                        true);
 }
 
 // Gradient of the convolution's output.
-Tensor unpool_cpu(const Tensor& grad, const Tensor& y, const Tensor& offsets, const Tensor& x,
-                  const Conv2dShape& shape, const Pool& pool, at::MemoryFormat format) {
+Tensor unpool_kernel(const Tensor& grad, const Tensor& y, const Tensor& offsets, const Tensor& x,
+                     const Conv2dShape& shape, const Pool& pool, at::MemoryFormat format) {
   const Tensor g = grad.contiguous(format), yc = y.contiguous(format);
   const Tensor oc = offsets.contiguous(format);
   Tensor grad_y = at::empty({shape.n, shape.o, shape.oh, shape.ow}, x.options(), format);
@@ -143,15 +156,15 @@ Tensor unpool_cpu(const Tensor& grad, const Tensor& y, const Tensor& offsets, co
                                         yc.const_data_ptr(),
                                         oc.const_data_ptr(),
                                         grad_y.mutable_data_ptr()};
-  choose("conv2d_relu_max_pool2d_backward", kBackward, params, {grad, x}).run(params);
+  serve("conv2d_relu_max_pool2d_backward", kBackward, params, {grad, x});
   return grad_y;
 }
 
-Gradients backward_cpu(const Tensor& grad, const Tensor& y, const Tensor& offsets, const Tensor& x,
-                       const Tensor& w, IntArrayRef stride, IntArrayRef padding,
-                       IntArrayRef dilation, int64_t groups, IntArrayRef kernel_size,
-                       IntArrayRef pool_stride, IntArrayRef pool_padding, IntArrayRef pool_dilation,
-                       bool ceil_mode, std::array<bool, 3> wanted) {
+Gradients backward_kernel(const Tensor& grad, const Tensor& y, const Tensor& offsets,
+                          const Tensor& x, const Tensor& w, IntArrayRef stride, IntArrayRef padding,
+                          IntArrayRef dilation, int64_t groups, IntArrayRef kernel_size,
+                          IntArrayRef pool_stride, IntArrayRef pool_padding,
+                          IntArrayRef pool_dilation, bool ceil_mode, std::array<bool, 3> wanted) {
   const Sizes s{stride,      padding,      dilation,      groups,   kernel_size,
                 pool_stride, pool_padding, pool_dilation, ceil_mode};
   const Conv2dShape shape = conv2d_shape(kName, x, w, Tensor(), s.convolution());
@@ -162,7 +175,7 @@ Gradients backward_cpu(const Tensor& grad, const Tensor& y, const Tensor& offset
               "_backward: grad, output and offsets must be ", sizes, ", got ", grad.sizes(), ", ",
               y.sizes(), " and ", offsets.sizes());
   const auto format = conv2d_memory_format(x, w);
-  const Tensor grad_y = unpool_cpu(grad, y, offsets, x, shape, pool, format);
+  const Tensor grad_y = unpool_kernel(grad, y, offsets, x, shape, pool, format);
   return conv2d_backward(grad_y, x, w, std::nullopt, stride, padding, dilation, groups, wanted);
 }
 
@@ -170,7 +183,7 @@ Gradients call_backward(const Tensor& grad, const Tensor& y, const Tensor& offse
                         const Tensor& w, const Sizes& s, std::array<bool, 3> wanted) {
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("pyops::conv2d_relu_max_pool2d_backward", "")
-                             .typed<decltype(backward_cpu)>();
+                             .typed<decltype(backward_kernel)>();
   return op.call(grad, y, offsets, x, w, s.stride, s.padding, s.dilation, s.groups, s.kernel_size,
                  s.pool_stride, s.pool_padding, s.pool_dilation, s.ceil_mode, wanted);
 }
@@ -210,7 +223,7 @@ Gradients backward_autograd(const Tensor& grad, const Tensor& y, const Tensor& o
                             std::array<bool, 3> wanted) {
   const Sizes s{stride,      padding,      dilation,      groups,   kernel_size,
                 pool_stride, pool_padding, pool_dilation, ceil_mode};
-  if (native_reason({grad, x, w}) != nullptr || needs_grad({grad, x, w})) {
+  if (native_reason({grad, x, w}, kDevices) != nullptr || needs_grad({grad, x, w})) {
     return differentiable_backward(grad, y, offsets, x, w, s, wanted);
   }
   const at::AutoDispatchBelowADInplaceOrView below;
@@ -225,7 +238,7 @@ auto find(const char* name) {
 Pooled call_with_offsets(const Tensor& x, const Tensor& w, const OptionalTensor& bias,
                          const Sizes& s) {
   static const auto op =
-      find<decltype(with_offsets_cpu)>("pyops::conv2d_relu_max_pool2d_with_offsets");
+      find<decltype(with_offsets_kernel)>("pyops::conv2d_relu_max_pool2d_with_offsets");
   const at::AutoDispatchBelowADInplaceOrView below;
   return op.call(x, w, bias, s.stride, s.padding, s.dilation, s.groups, s.kernel_size,
                  s.pool_stride, s.pool_padding, s.pool_dilation, s.ceil_mode);
@@ -279,7 +292,8 @@ Tensor pooled_autograd(const Tensor& x, const Tensor& w, const OptionalTensor& b
                        IntArrayRef pool_padding, IntArrayRef pool_dilation, bool ceil_mode) {
   const Sizes s{stride,      padding,      dilation,      groups,   kernel_size,
                 pool_stride, pool_padding, pool_dilation, ceil_mode};
-  if (goes_native(kName, {x, w, bias}) || is_empty(kName, x, w)) return native(x, w, bias, s);
+  if (goes_native(kName, {x, w, bias}, kDevices) || is_empty(kName, x, w))
+    return native(x, w, bias, s);
   check_same_kind(kName, "weight", w, x);
   if (bias) check_same_kind(kName, "bias", *bias, x);
   if (x.dim() == 3) {
@@ -288,7 +302,7 @@ Tensor pooled_autograd(const Tensor& x, const Tensor& w, const OptionalTensor& b
         .squeeze(0);
   }
   if (needs_grad({x, w, bias})) return PoolFunction::apply(x, w, bias, s)[0];
-  static const auto op = find<decltype(pooled_cpu)>("pyops::conv2d_relu_max_pool2d");
+  static const auto op = find<decltype(pooled_kernel)>("pyops::conv2d_relu_max_pool2d");
   const at::AutoDispatchBelowADInplaceOrView below;
   return op.call(x, w, bias, stride, padding, dilation, groups, kernel_size, pool_stride,
                  pool_padding, pool_dilation, ceil_mode);
@@ -325,6 +339,13 @@ Tensor pooled_padding(const Tensor& x, const Tensor& w, const OptionalTensor& bi
                  pool_padding, pool_dilation, ceil_mode);
 }
 
+// On every device that the tables serve.
+void implement(torch::Library& m) {
+  m.impl("conv2d_relu_max_pool2d", pooled_kernel);
+  m.impl("conv2d_relu_max_pool2d_with_offsets", with_offsets_kernel);
+  m.impl("conv2d_relu_max_pool2d_backward", backward_kernel);
+}
+
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(pyops, m) {
@@ -350,10 +371,9 @@ TORCH_LIBRARY_FRAGMENT(pyops, m) {
       "bool ceil_mode, bool[3] wanted) -> (Tensor, Tensor, Tensor)");
   m.impl("conv2d_relu_max_pool2d.padding", pooled_padding);
 }
-TORCH_LIBRARY_IMPL(pyops, CPU, m) {
-  m.impl("conv2d_relu_max_pool2d", pooled_cpu);
-  m.impl("conv2d_relu_max_pool2d_with_offsets", with_offsets_cpu);
-  m.impl("conv2d_relu_max_pool2d_backward", backward_cpu);
+TORCH_LIBRARY_IMPL(pyops, CPU, m) { implement(m); }
+TORCH_LIBRARY_IMPL(pyops, CUDA, m) {
+  if (kDevices == Devices::kCpuAndGpu) implement(m);
 }
 TORCH_LIBRARY_IMPL(pyops, Autograd, m) {
   m.impl("conv2d_relu_max_pool2d", guarded<pooled_autograd>);

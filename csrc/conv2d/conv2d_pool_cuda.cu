@@ -1,0 +1,74 @@
+// Convolution, ReLU and max pooling on any GPU from sm_80 on. Where windows are 2x2 and apart, a
+// thread's four rows of a product are a window: it pools what it has in registers. Otherwise the
+// convolution is stored in the workspace and pooled from there.
+#include "conv2d/conv2d_block.cuh"
+#include "conv2d/conv2d_tensorop.h"
+
+namespace pyops {
+namespace {
+
+template <class Problem>
+__global__ void __launch_bounds__(kBlock, kBlocksOfProducts)
+    conv2d_pool_forward_kernel(const __grid_constant__ Problem problem, int64_t most) {
+  multiply(problem, most, [](const auto& product, int64_t tile, const auto& sums) {
+    store_windows<BlockOf<Problem>>(product, tile, static_cast<int>(threadIdx.x), sums);
+  });
+}
+
+template <class T>
+__global__ void __launch_bounds__(kBlock)
+    conv2d_pool_forward_windows_kernel(const __grid_constant__ Conv2dPoolParams p) {
+  const int64_t count = p.n * p.o * p.pooled_h * p.pooled_w;
+  for (int64_t e = thread_of_grid(); e < count; e += stride_of_grid()) pool_element<T>(p, e);
+}
+
+template <class T>
+__global__ void __launch_bounds__(kBlock)
+    conv2d_pool_backward_kernel(const __grid_constant__ Conv2dPoolBackwardParams p) {
+  const int64_t count = p.n * p.o * p.oh * p.ow;
+  for (int64_t e = thread_of_grid(); e < count; e += stride_of_grid()) unpool_element<T>(p, e);
+}
+
+// The convolution into the workspace by a kernel of its own, then the windows.
+cudaError_t convolve_and_pool(cudaError_t (*convolve)(const Conv2dParams&, cudaStream_t),
+                              const Conv2dPoolParams& p, cudaStream_t stream) {
+  Conv2dParams convolution = p;
+  convolution.y = p.workspace;
+  cudaError_t status = convolve(convolution, stream);
+  if (status != cudaSuccess) return status;
+  dispatch_dtype(p.dtype, [&]<class T>(T) {
+    const int64_t threads = p.n * p.o * p.pooled_h * p.pooled_w;
+    status = launch(conv2d_pool_forward_windows_kernel<T>, threads, stream, p);
+  });
+  return status;
+}
+
+}  // namespace
+
+cudaError_t conv2d_pool_forward_fused_cuda(const Conv2dPoolParams& p, cudaStream_t stream) {
+  cudaError_t status = cudaErrorInvalidValue;
+  with_layout(p, [&]<class T, bool kLast>() {
+    using Problem = PoolProblem<T, kLast>;
+    status = launch_problem(conv2d_pool_forward_kernel<Problem>, Problem{p}, stream);
+  });
+  return status;
+}
+
+cudaError_t conv2d_pool_forward_cuda(const Conv2dPoolParams& p, cudaStream_t stream) {
+  return convolve_and_pool(is_depthwise(p) ? conv2d_forward_depthwise_cuda : conv2d_forward_cuda, p,
+                           stream);
+}
+
+cudaError_t conv2d_pool_forward_tensorop_cuda(const Conv2dPoolParams& p, cudaStream_t stream) {
+  return convolve_and_pool(conv2d_forward_tensorop_cuda, p, stream);
+}
+
+cudaError_t conv2d_pool_backward_cuda(const Conv2dPoolBackwardParams& p, cudaStream_t stream) {
+  cudaError_t status = cudaErrorInvalidValue;
+  dispatch_dtype(p.dtype, [&]<class T>(T) {
+    status = launch(conv2d_pool_backward_kernel<T>, p.n * p.o * p.oh * p.ow, stream, p);
+  });
+  return status;
+}
+
+}  // namespace pyops

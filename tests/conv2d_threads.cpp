@@ -1,0 +1,179 @@
+// What the threads of the general CUDA kernels of convolutions compute, phase by phase on the CPU.
+#include <memory>
+#include <vector>
+
+#include "conv2d/conv2d_workspace.h"
+
+using namespace pyops;
+
+namespace {
+
+template <class Problem, class Store>
+void multiply(const Problem& problem, Store&& store) {
+  using Block = BlockProduct<decltype(problem.product(0))>;
+  const auto panels = std::make_unique<typename Block::Panels>();
+  const int64_t most = Block::tiles(problem.product(0));
+  for (int64_t i = 0; i < problem.products() * most; ++i) {
+    const auto product = problem.product(i / most);
+    const int64_t tile = i % most;
+    if (tile >= Block::tiles(product)) continue;
+    using A = std::remove_cvref_t<decltype(product.a_operand())>;
+    using B = std::remove_cvref_t<decltype(product.b_operand())>;
+    std::vector<typename Block::Piece> sums(Block::kThreads);
+    std::vector<PanelFeed<A, Block>> a;
+    std::vector<PanelFeed<B, Block>> b;
+    for (int t = 0; t < Block::kThreads; ++t) {
+      a.emplace_back(product.a_operand(), Block::row_of(product, tile), product.rows, t);
+      b.emplace_back(product.b_operand(), Block::column_of(product, tile), product.columns, t);
+    }
+    for (int64_t q = 0; q < product.depth; q += Block::kDepth) {
+      for (int t = 0; t < Block::kThreads; ++t) {
+        a[t].load(product.a_operand(), q, product.depth, panels->a);
+        b[t].load(product.b_operand(), q, product.depth, panels->b);
+      }
+      for (int t = 0; t < Block::kThreads; ++t) Block::accumulate(*panels, t, sums[t]);
+    }
+    for (int t = 0; t < Block::kThreads; ++t) store(product, tile, t, sums[t]);
+  }
+}
+
+template <class Problem>
+void multiply(const Problem& problem) {
+  using Block = BlockProduct<decltype(problem.product(0))>;
+  multiply(problem, [](const auto&... arguments) { Block::store(arguments...); });
+}
+
+Conv2dShape shape_of(const int64_t* s) {
+  return {s[0], s[1],  s[2],  s[3],  s[4],  s[5],  s[6],  s[7],      s[8],
+          s[9], s[10], s[11], s[12], s[13], s[14], s[15], s[16] != 0};
+}
+
+// f.operator()<T, channels last>()
+template <class Params, class F>
+void with_layout(const Params& p, F&& f) {
+  dispatch_dtype(p.dtype, [&]<class T>(T) {
+    p.channels_last ? f.template operator()<T, true>() : f.template operator()<T, false>();
+  });
+}
+
+Conv2dPoolParams pool_params(int dtype, const int64_t* shape, const int64_t* pool, const void* x,
+                             const void* w, const void* bias, void* y, void* offsets,
+                             void* workspace) {
+  const Conv2dShape s = shape_of(shape);
+  return {{s, static_cast<Dtype>(dtype), Precision::kHighest, true, x, w, bias, y},
+          {s.oh, pool[0], pool[2], pool[4], pool[6]},
+          {s.ow, pool[1], pool[3], pool[5], pool[7]},
+          pool[8],
+          pool[9],
+          pool[0] * pool[1] > 256,
+          offsets,
+          workspace};
+}
+
+void sum_all(const Conv2dBackwardParams& p, bool weight, bool bias) {
+  const PositionSums sums = position_sums(p, weight, bias);
+  dispatch_dtype(p.dtype, [&]<class T>(T) {
+    for (int64_t e = 0; e < sums.threads(); ++e) sum_positions<T>(p, sums, e);
+    for (int64_t e = 0; e < sums.count(); ++e) finish_positions<T>(p, sums, e);
+  });
+}
+
+}  // namespace
+
+extern "C" {
+
+void phase(const int64_t* a, int64_t number, int64_t* to) {
+  const ConvPhase p({a[0], a[1], a[2], a[3], a[4], a[5]}, number);
+  const int64_t values[] = {p.first, p.inputs, p.tap, p.step, p.taps, p.origin, p.hop};
+  std::copy(std::begin(values), std::end(values), to);
+}
+
+int64_t phases(const int64_t* a) { return ConvAxis{a[0], a[1], a[2], a[3], a[4], a[5]}.phases(); }
+
+int64_t output_at(const int64_t* a, int64_t i, int64_t k) {
+  return ConvAxis{a[0], a[1], a[2], a[3], a[4], a[5]}.output(i, k);
+}
+
+int takes_depthwise(const int64_t* shape) { return is_depthwise(shape_of(shape)); }
+
+void forward(int depthwise, int dtype, const int64_t* shape, int relu, const void* x, const void* w,
+             const void* bias, void* y) {
+  const Conv2dParams p{
+      shape_of(shape), static_cast<Dtype>(dtype), Precision::kHighest, relu != 0, x, w, bias, y};
+  with_layout(p, [&]<class T, bool kLast>() {
+    if (depthwise == 0) return multiply(ForwardProblem<T, kLast>{p});
+    for (int64_t e = 0; e < p.n * p.o * p.oh * p.ow; ++e) depthwise_element<T>(p, e);
+  });
+}
+
+void backward(int depthwise, int dtype, const int64_t* shape, const void* grad_y, const void* y,
+              const void* x, const void* w, void* grad_x, void* grad_weight, void* grad_bias) {
+  Conv2dBackwardParams p{shape_of(shape),
+                         static_cast<Dtype>(dtype),
+                         Precision::kHighest,
+                         grad_y,
+                         y,
+                         x,
+                         w,
+                         grad_x,
+                         grad_weight,
+                         grad_bias};
+  std::vector<double> workspace(conv2d_workspace_bytes(p) / 8 + 1, __builtin_nan(""));
+  p.workspace = workspace.data();
+  with_layout(p, [&]<class T, bool kLast>() {
+    if (depthwise != 0) {
+      for (int64_t e = 0; grad_x != nullptr && e < p.n * p.c * p.h * p.w; ++e) {
+        depthwise_gradient_element<T>(p, e);
+      }
+      return sum_all(p, grad_weight != nullptr, grad_bias != nullptr);
+    }
+    if (grad_x != nullptr) multiply(BackwardXProblem<T, kLast>{p});
+    if (grad_weight != nullptr) {
+      const BackwardWeightProblem<T, kLast> weight{p, weight_splits(p)};
+      multiply(weight);
+      const int64_t count = p.o * p.group_c() * p.kh * p.kw;
+      for (int64_t e = 0; e < count; ++e) {
+        static_cast<T*>(grad_weight)[e] =
+            static_cast<T>(sum_of_splits<acc_t<T>>(p.workspace, weight.splits, count, e));
+      }
+    }
+    if (grad_bias != nullptr) sum_all(p, false, true);
+  });
+}
+
+int pools_by_fours(const int64_t* shape, const int64_t* pool) {
+  return is_pooled_by_fours(
+      pool_params(0, shape, pool, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr));
+}
+
+void pool_forward(int fused, int dtype, const int64_t* shape, const int64_t* pool, const void* x,
+                  const void* w, const void* bias, void* y, void* offsets) {
+  Conv2dPoolParams p = pool_params(dtype, shape, pool, x, w, bias, y, offsets, nullptr);
+  std::vector<double> workspace(p.n * p.o * p.oh * p.ow, __builtin_nan(""));
+  p.workspace = workspace.data();
+  with_layout(p, [&]<class T, bool kLast>() {
+    if (fused != 0) {
+      const PoolProblem<T, kLast> problem{p};
+      using Block = BlockProduct<decltype(problem.product(0))>;
+      return multiply(problem,
+                      [](const auto&... arguments) { store_windows<Block>(arguments...); });
+    }
+    Conv2dParams convolution = p;
+    convolution.y = p.workspace;
+    multiply(ForwardProblem<T, kLast>{convolution});
+    for (int64_t e = 0; e < p.n * p.o * p.pooled_h * p.pooled_w; ++e) pool_element<T>(p, e);
+  });
+}
+
+void pool_backward(int dtype, const int64_t* shape, const int64_t* pool, const void* grad_pooled,
+                   const void* pooled, const void* offsets, void* grad_y) {
+  const Conv2dPoolParams p =
+      pool_params(dtype, shape, pool, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr);
+  const Conv2dPoolBackwardParams b{shape_of(shape), p.dtype,    p.pool_h,       p.pool_w,
+                                   p.pooled_h,      p.pooled_w, p.wide_offsets, grad_pooled,
+                                   pooled,          offsets,    grad_y};
+  dispatch_dtype(b.dtype, [&]<class T>(T) {
+    for (int64_t e = 0; e < b.n * b.o * b.oh * b.ow; ++e) unpool_element<T>(b, e);
+  });
+}
+}

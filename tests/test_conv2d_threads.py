@@ -1,0 +1,235 @@
+"""What the threads of the CUDA kernels of convolutions compute, run by the CPU."""
+
+import ctypes
+import functools
+from dataclasses import dataclass
+from itertools import product
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from host import int64s, library
+from suite import DTYPES
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A convolution by the sizes that native takes."""
+
+    n: int
+    c: int
+    hw: tuple[int, int]
+    o: int
+    k: tuple[int, int]
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] = (0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+
+    def output(self):
+        windows = zip(self.hw, self.padding, self.dilation, self.k, self.stride, strict=True)
+        return tuple((size + 2 * p - d * (k - 1) - 1) // s + 1 for size, p, d, k, s in windows)
+
+    def numbers(self, last):
+        both = (*self.output(), self.groups, *self.stride, *self.padding, *self.dilation)
+        return int64s(self.n, self.c, *self.hw, self.o, *self.k, *both, int(last))
+
+    def options(self):
+        return {f: getattr(self, f) for f in ("stride", "padding", "dilation", "groups")}
+
+
+SHAPES = [
+    Shape(1, 1, (1, 1), 1, (1, 1)),
+    Shape(2, 3, (9, 11), 5, (3, 3), padding=(1, 1)),
+    Shape(2, 4, (13, 12), 6, (3, 4), (2, 3), (2, 1)),
+    Shape(2, 3, (11, 9), 4, (2, 1), (3, 4)),
+    Shape(1, 2, (14, 13), 3, (3, 3), (2, 4), (3, 3), (4, 2)),
+    Shape(1, 2, (12, 11), 3, (4, 3), (3, 2), (3, 2), (2, 3)),
+    Shape(1, 2, (4, 3), 3, (3, 3), padding=(5, 5)),
+    Shape(2, 6, (7, 8), 8, (3, 3), padding=(1, 1), groups=2),
+    Shape(2, 19, (6, 7), 19, (3, 3), padding=(1, 1), groups=19),
+    Shape(2, 5, (9, 8), 10, (3, 5), (2, 3), (1, 4), (2, 1), groups=5),
+    Shape(3, 17, (12, 15), 70, (1, 1)),
+    Shape(1, 70, (5, 6), 66, (3, 3), padding=(1, 1)),
+    Shape(1, 2, (3, 2), 3, (2, 2), (5, 4), (1, 1)),
+]
+FORMATS = [torch.contiguous_format, torch.channels_last]
+
+
+def threads():
+    return library("conv2d_threads.cpp")
+
+
+def pointer(t):
+    return ctypes.c_void_p(None if t is None else t.data_ptr())
+
+
+def integers(*shape, dtype, format=torch.contiguous_format):
+    return torch.randint(-1, 2, shape).to(dtype).contiguous(memory_format=format)
+
+
+def unwritten(like, dtype, format=torch.contiguous_format):
+    return torch.full(like.shape, torch.nan, dtype=dtype).contiguous(memory_format=format)
+
+
+def call(function, *arguments):
+    values = [pointer(a) if a is None or torch.is_tensor(a) else a for a in arguments]
+    getattr(threads(), function)(*values)
+
+
+AXES = [
+    (size, taps, stride, padding, dilation)
+    for size, taps, stride, padding, dilation in product(
+        range(1, 7), range(1, 5), range(1, 5), range(3), range(1, 5)
+    )
+    if size + 2 * padding > dilation * (taps - 1)
+]
+
+
+def test_phases_meet_every_output_once():
+    """All small axes: (input, tap, output) from the phases, and as the forward defines them."""
+    library_ = threads()
+    library_.phases.restype = library_.output_at.restype = ctypes.c_int64
+    for size, taps, stride, padding, dilation in AXES:
+        outputs = (size + 2 * padding - dilation * (taps - 1) - 1) // stride + 1
+        axis = int64s(size, outputs, taps, stride, padding, dilation)
+        meetings = {
+            (i, k, o)
+            for o, k in product(range(outputs), range(taps))
+            if 0 <= (i := o * stride - padding + k * dilation) < size
+        }
+        seen, inputs = [], []
+        most = (size + stride - 1) // stride
+        for number in range(library_.phases(axis)):
+            values = int64s(*[0] * 7)
+            library_.phase(axis, ctypes.c_int64(number), values)
+            first, count, tap, step, reaching, origin, hop = values
+            assert count <= most
+            inputs += [first + j * stride for j in range(count)]
+            seen += [
+                (first + j * stride, tap + t * step, origin + j - t * hop)
+                for j, t in product(range(count), range(reaching))
+                if 0 <= origin + j - t * hop < outputs
+            ]
+        assert sorted(inputs) == list(range(size))
+        assert sorted(seen) == sorted(meetings)
+        whole = product(range(size), range(taps))
+        found = {(i, k, library_.output_at(axis, ctypes.c_int64(i), k)) for i, k in whole}
+        assert {m for m in found if m[2] >= 0} == meetings
+
+
+@functools.cache
+def reference(shape, relu, with_bias):
+    """Inputs, and what float64 makes of them: the result and the gradients."""
+    torch.manual_seed(0)
+    x, w, b = (
+        integers(*s, dtype=torch.float64).requires_grad_()
+        for s in (
+            (shape.n, shape.c, *shape.hw),
+            (shape.o, shape.c // shape.groups, *shape.k),
+            (shape.o,),
+        )
+    )
+    y = F.conv2d(x, w, b if with_bias else None, **shape.options())
+    y = F.relu(y) if relu else y
+    grad = integers(*y.shape, dtype=torch.float64)
+    gradients = torch.autograd.grad(y, (x, w, b), grad, allow_unused=True)
+    return [t.detach() for t in (x, w, b, y, grad)], gradients
+
+
+@pytest.mark.parametrize("format", FORMATS, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_every_element_is_exact(shape, dtype, format):
+    """Sums of small integers are, in any order: a wrong index shows, and so does a wrong mask."""
+    numbers = shape.numbers(format == torch.channels_last)
+    kinds = (0, 1) if threads().takes_depthwise(numbers) else (0,)
+    for relu, with_bias, kind in product((0, 1), (False, True), kinds):
+        (x, w, b, expected, grad), gradients = reference(shape, relu, with_bias)
+        xc, wc, gc = (t.to(dtype).contiguous(memory_format=format) for t in (x, w, grad))
+        y = unwritten(expected, dtype, format)
+        bias = b.to(dtype) if with_bias else None
+        call("forward", kind, DTYPES.index(dtype), numbers, relu, xc, wc, bias, y)
+        assert torch.equal(y, expected.to(dtype))
+        for wanted in ((True, True, with_bias), (False, not with_bias, with_bias)):
+            ours = [
+                unwritten(g, dtype, format if g.dim() == 4 else torch.contiguous_format)
+                if want
+                else None
+                for g, want in zip((x, w, b), wanted, strict=True)
+            ]
+            mask = y if relu else None
+            call("backward", kind, DTYPES.index(dtype), numbers, gc, mask, xc, wc, *ours)
+            for mine, right in zip(ours, gradients, strict=True):
+                assert mine is None or torch.equal(mine, right.to(dtype))
+
+
+def test_many_positions_are_summed_in_parts():
+    """More positions than a stretch has: every part is added once."""
+    shape = Shape(2, 2, (40, 33), 3, (3, 3), padding=(1, 1))
+    (x, w, _, _, grad), gradients = reference(shape, 0, True)
+    grad_w, grad_b = (unwritten(g, torch.float64) for g in gradients[1:])
+    numbers = shape.numbers(False)
+    call(
+        "backward", 0, DTYPES.index(torch.float64), numbers, grad, None, x, w, None, grad_w, grad_b
+    )
+    assert torch.equal(grad_w, gradients[1])
+    assert torch.equal(grad_b, gradients[2])
+
+
+# Kernel, stride, padding, dilation and ceil mode of the pooling.
+POOLS = [
+    ((2, 2), (2, 2), (0, 0), (1, 1), False),
+    ((2, 2), (2, 3), (1, 1), (1, 1), True),
+    ((2, 2), (3, 2), (1, 0), (2, 3), True),
+    ((3, 3), (2, 2), (1, 1), (1, 1), False),
+    ((3, 2), (1, 2), (1, 1), (2, 1), True),
+    ((17, 16), (16, 5), (8, 8), (1, 1), False),
+]
+
+
+@pytest.mark.parametrize("format", FORMATS, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("pool", POOLS, ids=str)
+def test_pooled_elements_are_exact(pool, dtype, format):
+    """Values, offsets and what the offsets let through; ties between integers are many."""
+    kernel, stride, padding, dilation, ceil_mode = pool
+    shape = Shape(2, 6, (11, 13), 70, (3, 3), padding=(1, 1), groups=2)
+    (x, w, b, y, _), _ = reference(shape, 1, True)
+    y = y.clone().requires_grad_()
+    expected, where = F.max_pool2d(
+        y, kernel, stride, padding, dilation, ceil_mode, return_indices=True
+    )
+    numbers = shape.numbers(format == torch.channels_last)
+    windows = int64s(*kernel, *stride, *padding, *dilation, *expected.shape[2:])
+    xc, wc = (t.to(dtype).contiguous(memory_format=format) for t in (x, w))
+    code = DTYPES.index(dtype)
+    fits = threads().pools_by_fours(numbers, windows)
+    assert fits == (kernel == (2, 2))
+    for fused in (0, 1) if fits else (0,):
+        mine = unwritten(expected, dtype, format)
+        wide = torch.int32 if kernel[0] * kernel[1] > 256 else torch.uint8
+        offsets = torch.zeros(expected.shape, dtype=wide).contiguous(memory_format=format)
+        call("pool_forward", fused, code, numbers, windows, xc, wc, b.to(dtype), mine, offsets)
+        assert torch.equal(mine, expected.to(dtype))
+        rows, cols = (
+            torch.arange(n).view(s) * st - p + tap * d
+            for n, s, st, p, tap, d in zip(
+                expected.shape[2:],
+                ((-1, 1), (1, -1)),
+                stride,
+                padding,
+                (offsets // kernel[1], offsets % kernel[1]),
+                dilation,
+                strict=True,
+            )
+        )
+        assert torch.equal(rows * y.shape[3] + cols, where)
+        grad = integers(*expected.shape, dtype=torch.float64)
+        masked = torch.where(expected > 0, grad, 0)
+        (right,) = torch.autograd.grad(expected, y, masked, retain_graph=True)
+        grad_y = unwritten(y, dtype, format)
+        gc = grad.to(dtype).contiguous(memory_format=format)
+        call("pool_backward", code, numbers, windows, gc, mine, offsets, grad_y)
+        assert torch.equal(grad_y, right.to(dtype))
