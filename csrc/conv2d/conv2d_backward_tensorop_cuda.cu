@@ -6,6 +6,7 @@
 
 #include "conv2d/conv2d_problem.h"
 #include "conv2d/conv2d_tensorop.cuh"
+#include "core/relu_mask.cuh"
 
 namespace pyops {
 namespace {
@@ -40,15 +41,7 @@ __global__ void __launch_bounds__(Kernel::kThreadCount, 2)
 template <class T>
 __global__ void __launch_bounds__(kBlock)
     conv2d_backward_mask_kernel(const __grid_constant__ Conv2dBackwardParams p, int64_t packs) {
-  for (int64_t i = thread_of_grid(); i < packs; i += stride_of_grid()) {
-    const int64_t at = i * Pack<T>::kWidth;
-    Pack<T> grad = load_pack(static_cast<const T*>(p.grad_y) + at);
-    const Pack<T> y = load_pack(static_cast<const T*>(p.y) + at);
-    PYOPS_UNROLL for (int v = 0; v < Pack<T>::kWidth; ++v) {
-      if (static_cast<float>(y.at[v]) <= 0) grad.at[v] = static_cast<T>(0.0f);
-    }
-    store_pack(static_cast<T*>(p.workspace) + at, grad);
-  }
+  mask_packs<T>(p.grad_y, p.y, p.workspace, packs);
 }
 
 cudaError_t mask(const Conv2dBackwardParams& p, cudaStream_t stream) {

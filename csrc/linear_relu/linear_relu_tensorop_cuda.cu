@@ -2,6 +2,7 @@
 // the epilogue. The backward masks the gradient once, as two products read it.
 #include <type_traits>
 
+#include "core/relu_mask.cuh"
 #include "gemm/tensorop.cuh"
 #include "linear_relu/linear_relu.h"
 
@@ -45,15 +46,7 @@ cudaError_t with_half_type(Dtype dtype, F&& f) {
 template <class T>
 __global__ void __launch_bounds__(kBlock)
     linear_backward_mask_kernel(LinearBackwardParams p, int64_t packs) {
-  for (int64_t i = thread_of_grid(); i < packs; i += stride_of_grid()) {
-    const int64_t at = i * Pack<T>::kWidth;
-    Pack<T> grad = load_pack(static_cast<const T*>(p.grad_y) + at);
-    const Pack<T> y = load_pack(static_cast<const T*>(p.y) + at);
-    PYOPS_UNROLL for (int v = 0; v < Pack<T>::kWidth; ++v) {
-      if (static_cast<float>(y.at[v]) <= 0) grad.at[v] = static_cast<T>(0.0f);
-    }
-    store_pack(static_cast<T*>(p.masked) + at, grad);
-  }
+  mask_packs<T>(p.grad_y, p.y, p.masked, packs);
 }
 
 cudaError_t mask(const LinearBackwardParams& p, cudaStream_t stream) {
