@@ -10,6 +10,7 @@
 #include "conv2d/correlate_simd.h"
 #include "conv2d/depthwise_simd.h"
 #include "conv2d/patches_simd.h"
+#include "conv2d/weight_gradient_simd.h"
 #include "gemm/short_sums.h"
 #if defined(__AMX_TILE__)
 #include "conv2d/correlate_amx.h"
@@ -236,12 +237,11 @@ void sum_over_positions(const Conv2dBackwardParams& p, int64_t pass, int64_t beg
   }
 }
 
-#if defined(__AMX_TILE__)
-// Whether it was done.
+// Whether it was done, from the images themselves. Every thread keeps sums of all weights, in its
+// L2 or not far from it.
 template <class T, bool kMasked>
-bool backward_weight_tiles(const Conv2dBackwardParams& p, int64_t pass, T* grad) {
+bool backward_weight_on_grid(const Conv2dBackwardParams& p, int64_t pass, T* grad) {
   if constexpr (std::is_same_v<acc_t<T>, float>) {
-    // Every thread keeps sums of all weights, in its L2 or not far from it.
     constexpr int64_t kManyWeights = 512 << 10, kManySums = 8 << 20;
     const auto x = input_images<T>(p, p.x, pass);
     const int64_t weights = p.group_o() * x.taps();
@@ -249,15 +249,22 @@ bool backward_weight_tiles(const Conv2dBackwardParams& p, int64_t pass, T* grad)
     if (p.group_o() < 8 || x.taps() < 8) return false;
     const Axis y_points{p.oh, p.oh, 1, 1, 0, 1}, x_points{p.ow, p.ow, 1, 1, 0, 1};
     const auto g = gradient_images<T>(p, pass, y_points, x_points);
+#if defined(__AMX_TILE__)
     return with_parts<T>(p.precision, [&](auto parts) {
       constexpr int kParts = decltype(parts)::value;
       if (kParts > 1 && !splitting_pays(x)) return false;
       return SplitWeightGradient<kParts, kMasked, T>(x, g, p.n, p.channels_last).run(grad);
     });
+#else
+    const auto run = [&]<int kVecs>(std::integral_constant<int, kVecs>) {
+      VectorWeightGradient<kVecs, kMasked, T>(x, g, p.n, p.channels_last).run(grad);
+    };
+    with_vectors(p.group_o(), run);
+    return true;
+#endif
   }
   return false;
 }
-#endif
 
 template <class T, bool kMasked>
 void backward_weight(const Conv2dBackwardParams& p, int64_t pass) {
@@ -269,9 +276,7 @@ void backward_weight(const Conv2dBackwardParams& p, int64_t pass) {
     const auto x = input_images<T>(p, p.x, 0), g = gradient_images<T>(p, 0, x.y, x.x);
     return depthwise_weight<kMasked>(p.channels_last, x, g, p.n, grad);
   }
-#if defined(__AMX_TILE__)
-  if (backward_weight_tiles<T, kMasked>(p, pass, grad)) return;
-#endif
+  if (backward_weight_on_grid<T, kMasked>(p, pass, grad)) return;
   // With fewer weights than this, splitting them among threads would repeat the packing; a slice
   // of positions should still amortise its own partial sums.
   constexpr int64_t kFewWeights = 256 << 10, kMinSlice = 1024;

@@ -22,6 +22,13 @@ struct TapTile {
   static constexpr int kPositions = 48;  // a multiple of every tile's rows
 };
 
+// f(integral_constant of the vectors that so many channels of a panel take).
+template <class F>
+auto with_vectors(int64_t channels, const F& f) {
+  return channels > Vec<float>::kWidth ? f(std::integral_constant<int, 2>{})
+                                       : f(std::integral_constant<int, 1>{});
+}
+
 // sums[position, channel] (+)= the image at the offsets of `depth` taps · a panel of weights, for
 // kPositions positions; between(part, parts) goes before each part of the products.
 template <int kVecs, class Between>
@@ -92,13 +99,6 @@ class VectorCorrelation {
         std::copy_n(of_tap + c * kWidth, kWidth, panel + (c * window + k) * kWidth);
       }
     }
-  }
-
-  // f(integral_constant of the vectors that so many channels of a panel take).
-  template <class F>
-  static auto with_vectors(int64_t channels, const F& f) {
-    return channels > V::kWidth ? f(std::integral_constant<int, 2>{})
-                                : f(std::integral_constant<int, 1>{});
   }
 
   class Worker {

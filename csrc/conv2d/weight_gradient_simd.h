@@ -1,0 +1,223 @@
+// The weight gradient with vector registers: elements of x along a line of taps, broadcast, times
+// vectors of output channels of grad_y, summed over positions.
+//
+// A band of x is written once as float32 pixels with their padding, a block of grad_y once as
+// panels of channels; every tap is then an offset, and nothing is packed for it. A thread takes a
+// slice of the images' bands and keeps its own sums of all weights; slices are added in order.
+#pragma once
+
+#include "conv2d/correlate_simd.h"
+
+namespace pyops::PYOPS_ISA_NAMESPACE {
+
+// `length` pixels from `offset` on: out[i * pitch + c] for c < width, zero from the images'
+// channels on.
+template <bool kMasked, class T>
+void copy_pixels(const Images<T>& images, bool channels_last, int64_t offset, int64_t length,
+                 int64_t channels, float* out, int64_t pitch, int64_t width) {
+  using V = Vec<float>;
+  const int64_t plane = images.y.size * images.x.size;
+  for (int64_t c = 0; c < width; c += V::kWidth) {
+    const int have = static_cast<int>(std::clamp<int64_t>(channels - c, 0, V::kWidth));
+    const int room = static_cast<int>(std::min<int64_t>(V::kWidth, width - c));
+    const auto store = [&](V pixel, int64_t i) {
+      float* to = out + i * pitch + c;
+      room == V::kWidth ? pixel.store(to) : pixel.store(to, room);
+    };
+    if (channels_last) {
+      for (int64_t i = 0; i < length; ++i) {
+        store(load_masked<T, kMasked>(images, offset + i * images.total_channels + c, have), i);
+      }
+      continue;
+    }
+    for (int64_t i = 0; i < length; i += V::kWidth) {
+      const int n = static_cast<int>(std::min<int64_t>(V::kWidth, length - i));
+      V block[V::kWidth];
+      for (int k = 0; k < V::kWidth; ++k) {
+        const int64_t from = offset + (c + k) * plane + i;
+        block[k] = k < have ? load_masked<T, kMasked>(images, from, n) : V::zero();
+      }
+      transpose(block);
+      for (int k = 0; k < n; ++k) store(block[k], i + k);
+    }
+  }
+}
+
+template <int kVecs, bool kMasked, class T>
+class VectorWeightGradient {
+ public:
+  // x meets the taps; g, of the same positions, has axes of one tap.
+  VectorWeightGradient(const Images<T>& x, const Images<T>& g, int64_t batch, bool channels_last)
+      : x_(x),
+        g_(g),
+        channels_last_(channels_last),
+        width_((x.x.positions - 1) * x.x.stride + (x.x.taps - 1) * x.x.dilation + 1),
+        line_(line_of(x)),
+        lines_(x.taps() / line_),
+        line_panels_(ceil_div(line_, kRows)),
+        out_panels_(ceil_div(g.channels, kCols)),
+        bands_(cut_rows(x.y.positions, batch, kBandBytes,
+                        [this](int64_t rows) { return 4 * pixel_elements(rows); })),
+        units_(batch * bands_.count),
+        slices_(std::min<int64_t>(num_threads(), units_)) {}
+
+  // grad[o, tap], taps in the order of the layout.
+  void run(T* grad) const {
+    const int64_t sums = lines_ * line_panels_ * out_panels_ * kTileSums;
+    Scratch<float> partial(slices_ * sums);
+    const int64_t length = ceil_div(units_, slices_);
+    parallel_for(0, slices_, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t slice = begin; slice < end; ++slice) {
+        Worker worker(*this, partial.get() + slice * sums);
+        worker.run(slice * length, std::min(units_, (slice + 1) * length));
+      }
+    });
+    parallel_for(0, lines_ * line_, 16, [&](int64_t begin, int64_t end) {
+      for (int64_t tap = begin; tap < end; ++tap) write_tap(partial.get(), sums, tap, grad);
+    });
+  }
+
+ private:
+  using V = Vec<float>;
+  static constexpr int kRows = TapTile::kSums / kVecs, kCols = kVecs * V::kWidth;
+  static constexpr int64_t kTileSums = kRows * kCols;
+  // The pixels of a band and the sums of many a layer share an L2 of 512 KiB.
+  static constexpr int64_t kBandBytes = 256 << 10;
+  // Positions of a block: 7 KiB of a panel of grad_y with as much of x in L1. One running sum over
+  // more would lose more digits than float32 results may.
+  static constexpr int64_t kBlock = 112;
+
+  // Taps side by side among the pixels: a row of the window, or the channels of one element.
+  static int64_t line_of(const Images<T>& x) {
+    return x.x.dilation == 1 ? x.x.taps * x.channels : x.channels;
+  }
+
+  int64_t height(int64_t rows) const {
+    return (rows - 1) * x_.y.stride + (x_.y.taps - 1) * x_.y.dilation + 1;
+  }
+  // Of a band; the last panel of the last line reads on.
+  int64_t pixel_elements(int64_t rows) const { return height(rows) * width_ * x_.channels + kRows; }
+  // Of a line's first tap, from a position's first pixel.
+  int64_t line_offset(int64_t line) const {
+    const int64_t in_row = lines_ / x_.y.taps;
+    return (line / in_row * x_.y.dilation * width_ + line % in_row * x_.x.dilation) * x_.channels;
+  }
+
+  // Tap `tap` in the order (ky, kx, channel) for all output channels.
+  void write_tap(const float* sums, int64_t stride, int64_t tap, T* grad) const {
+    const int64_t window = x_.y.taps * x_.x.taps, taps = window * x_.channels;
+    const int64_t at = channels_last_ ? tap : tap % x_.channels * window + tap / x_.channels;
+    const int64_t panel = tap / line_ * line_panels_ + tap % line_ / kRows;
+    const float* row = sums + panel * out_panels_ * kTileSums + tap % line_ % kRows * kCols;
+    for (int64_t o = 0; o < g_.channels; ++o) {
+      const float* from = row + o / kCols * kTileSums + o % kCols;
+      float sum = from[0];
+      for (int64_t s = 1; s < slices_; ++s) sum += from[s * stride];
+      grad[o * taps + at] = static_cast<T>(sum);
+    }
+  }
+
+  class Worker {
+   public:
+    Worker(const VectorWeightGradient& job, float* sums)
+        : job_(job),
+          sums_(sums),
+          pixels_(job.pixel_elements(job.bands_.rows)),
+          panels_(job.out_panels_ * kBlock * kCols),
+          offsets_(job.bands_.rows * job.x_.x.positions) {
+      const Axis &y = job.x_.y, &x = job.x_.x;
+      for (int64_t p = 0; p < job.bands_.rows * x.positions; ++p) {
+        const int64_t pixel = p / x.positions * y.stride * job.width_ + p % x.positions * x.stride;
+        offsets_[p] = pixel * job.x_.channels;
+      }
+      std::memset(pixels_.get(), 0, sizeof(float) * job.pixel_elements(job.bands_.rows));
+    }
+
+    // Bands [first, last) of all images.
+    void run(int64_t first, int64_t last) {
+      const int64_t positions = job_.x_.x.positions;
+      bool add = false;
+      for (int64_t unit = first; unit < last; ++unit) {
+        const int64_t n = unit / job_.bands_.count,
+                      row = unit % job_.bands_.count * job_.bands_.rows;
+        const int64_t rows = std::min(job_.bands_.rows, job_.x_.y.positions - row);
+        fill_pixels(n, row, rows);
+        const int64_t all = rows * positions, block = ceil_div(all, ceil_div(all, kBlock));
+        for (int64_t p = 0; p < all; p += block, add = true) {
+          const int64_t count = std::min(block, all - p);
+          fill_panels(n, row * positions + p, count);
+          multiply(p, count, add);
+        }
+      }
+      if (!add) {
+        const int64_t tiles = job_.lines_ * job_.line_panels_ * job_.out_panels_;
+        std::memset(sums_, 0, sizeof(float) * tiles * kTileSums);
+      }
+    }
+
+   private:
+    // What meets rows [row, row + rows) of image n. The columns beyond the image stay zero.
+    void fill_pixels(int64_t n, int64_t row, int64_t rows) {
+      const Axis &y = job_.x_.y, &x = job_.x_.x;
+      const int64_t channels = job_.x_.channels, length = job_.width_ * channels;
+      const int64_t begin = std::clamp<int64_t>(-x.origin, 0, job_.width_);
+      const int64_t end = std::clamp<int64_t>(x.size - x.origin, begin, job_.width_);
+      const int64_t pixel = job_.channels_last_ ? job_.x_.total_channels : 1;
+      const int64_t image = n * job_.x_.total_channels * y.size * x.size;
+      for (int64_t r = 0; r < job_.height(rows); ++r) {
+        float* out = pixels_.get() + r * length;
+        const int64_t iy = y.origin + row * y.stride + r;
+        if (iy < 0 || iy >= y.size) {
+          std::memset(out, 0, sizeof(float) * length);
+        } else {
+          copy_pixels<false>(job_.x_, job_.channels_last_,
+                             image + (iy * x.size + x.origin + begin) * pixel, end - begin,
+                             channels, out + begin * channels, channels, channels);
+        }
+      }
+    }
+
+    // Positions [first, first + count) of image n of grad_y.
+    void fill_panels(int64_t n, int64_t first, int64_t count) {
+      const Images<T>& g = job_.g_;
+      const int64_t plane = g.y.size * g.x.size, image = n * g.total_channels * plane;
+      for (int64_t k = 0; k < job_.out_panels_; ++k) {
+        const int64_t o = k * kCols, pixel = job_.channels_last_ ? g.total_channels : 1;
+        copy_pixels<kMasked>(g, job_.channels_last_,
+                             image + channel_offset(job_.channels_last_, o, plane) + first * pixel,
+                             count, std::min<int64_t>(kCols, g.channels - o),
+                             panels_.get() + k * kBlock * kCols, kCols, kCols);
+      }
+    }
+
+    void multiply(int64_t p, int64_t count, bool add) {
+      float* tile = sums_;
+      const int64_t* offsets = offsets_.get() + p;
+      for (int64_t line = 0; line < job_.lines_; ++line) {
+        for (int64_t j = 0; j < job_.line_panels_; ++j) {
+          const float* from = pixels_.get() + job_.line_offset(line) + j * kRows;
+          const auto taps = [=](int64_t q) { return from + offsets[q]; };
+          for (int64_t k = 0; k < job_.out_panels_; ++k, tile += kTileSums) {
+            const float* panel = panels_.get() + k * kBlock * kCols;
+            const auto channels = [=](int64_t q) { return panel + q * kCols; };
+            multiply_rows<float, kRows, kVecs>(count, taps, channels, tile, kCols, add);
+          }
+        }
+      }
+    }
+
+    const VectorWeightGradient& job_;
+    float* const sums_;
+    Scratch<float> pixels_, panels_;
+    Scratch<int64_t> offsets_;
+  };
+
+  const Images<T> x_, g_;
+  const bool channels_last_;
+  const int64_t width_;  // of a row of pixels
+  const int64_t line_, lines_, line_panels_, out_panels_;
+  const RowBands bands_;
+  const int64_t units_, slices_;
+};
+
+}  // namespace pyops::PYOPS_ISA_NAMESPACE
