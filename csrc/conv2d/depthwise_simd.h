@@ -110,49 +110,88 @@ inline Inside positions_inside(const Axis& axis, int64_t tap) {
   return {begin, std::clamp(ceil_div_signed(axis.size - at, axis.stride), begin, axis.positions)};
 }
 
-// One row of positions, one vector of channels: row[q * kWidth + lane].
+// Taps of one position inside the image.
+inline Inside taps_inside(const Axis& axis, int64_t position) {
+  const int64_t at = axis.at(position, 0);
+  const int64_t begin = std::clamp<int64_t>(ceil_div_signed(-at, axis.dilation), 0, axis.taps);
+  return {begin, std::clamp(ceil_div_signed(axis.size - at, axis.dilation), begin, axis.taps)};
+}
+
+// Row qy of the positions of image n, some of them at a time: all channels of these, whose elements
+// then are in L1 for every tap.
 template <bool kMasked, class T>
-void depthwise_pixel_row(const Correlation<T>& c, int64_t n, int64_t qy, int64_t channel, int lanes,
-                         const acc_t<T>* weight, acc_t<T>* row) {
-  using V = Vec<acc_t<T>>;
-  const Axis &y = c.images.y, &x = c.images.x;
-  zero_rows(row, V::kWidth, x.positions, V::kWidth);
-  for (int64_t ky = 0; ky < y.taps; ++ky) {
-    const int64_t iy = y.at(qy, ky);
-    if (iy < 0 || iy >= y.size) continue;
-    for (int64_t kx = 0; kx < x.taps; ++kx) {
-      const V w = V::load(weight + (ky * x.taps + kx) * c.channels + channel, lanes);
-      const auto [begin, end] = positions_inside(x, kx);
-      const int64_t step = x.stride * c.channels;
-      int64_t from = ((n * y.size + iy) * x.size + x.at(begin, kx)) * c.channels + channel;
-      for (int64_t q = begin; q < end; ++q, from += step) {
-        acc_t<T>* sum = row + q * V::kWidth;
-        V::fma(w, load_masked<T, kMasked>(c.images, from, lanes), V::load(sum)).store(sum);
-      }
+struct DepthwisePixels {
+  using Acc = acc_t<T>;
+  using V = Vec<Acc>;
+  static constexpr int kBlock = 8;  // positions: their sums hide the latency of a product
+
+  const Correlation<T>& c;
+  const Acc* weight;  // (taps, channels)
+  const PixelSink<T>& sink;
+  int64_t n, qy;
+
+  void run() const {
+    const Axis& x = c.images.x;
+    const int64_t whole = positions_inside(x, 0).begin;
+    const int64_t edge = std::max(whole, positions_inside(x, x.taps - 1).end);
+    int64_t q = 0;
+    for (; q < whole; ++q) sum_positions<1>(q, taps_inside(x, q));
+    for (; q + kBlock <= edge; q += kBlock) sum_positions<kBlock>(q, {0, x.taps});
+    for (; q < x.positions; ++q) sum_positions<1>(q, taps_inside(x, q));
+  }
+
+ private:
+  template <int kPositions>
+  void sum_positions(int64_t q, const Inside& kx) const {
+    alignas(64) Acc tile[kPositions * V::kWidth];
+    const int64_t position = (n * c.images.y.positions + qy) * c.images.x.positions + q;
+    for (int64_t channel = 0; channel < c.channels; channel += V::kWidth) {
+      const int lanes = static_cast<int>(std::min<int64_t>(V::kWidth, c.channels - channel));
+      lanes == V::kWidth ? sum<kPositions, true>(q, kx, channel, lanes, tile)
+                         : sum<kPositions, false>(q, kx, channel, lanes, tile);
+      sink(position, channel, kPositions, lanes, tile, V::kWidth);
     }
   }
-}
+
+  template <int kPositions, bool kWhole>
+  void sum(int64_t q, const Inside& kx, int64_t channel, int lanes, Acc* tile) const {
+    const Axis &y = c.images.y, &x = c.images.x;
+    const Inside ky = taps_inside(y, qy);
+    const int64_t step = x.stride * c.channels;
+    if constexpr (kWhole) lanes = V::kWidth;
+    V sums[kPositions];
+#pragma GCC unroll 8
+    for (int k = 0; k < kPositions; ++k) sums[k] = V::zero();
+    for (int64_t j = ky.begin; j < ky.end; ++j) {
+      const int64_t line = (n * y.size + y.at(qy, j)) * x.size;
+      for (int64_t i = kx.begin; i < kx.end; ++i) {
+        const V w = V::load(weight + (j * x.taps + i) * c.channels + channel, lanes);
+        const int64_t from = (line + x.at(q, i)) * c.channels + channel;
+#pragma GCC unroll 8
+        for (int k = 0; k < kPositions; ++k) {
+          sums[k] = V::fma(w, load_masked<T, kMasked>(c.images, from + k * step, lanes), sums[k]);
+        }
+      }
+    }
+#pragma GCC unroll 8
+    for (int k = 0; k < kPositions; ++k) sums[k].store(tile + k * V::kWidth);
+  }
+};
 
 template <bool kMasked, class T>
 void depthwise_pixel(const Correlation<T>& c) {
   using Acc = acc_t<T>;
-  constexpr int kV = Vec<Acc>::kWidth;
-  const Axis &y = c.images.y, &x = c.images.x;
-  const int64_t taps = y.taps * x.taps;
+  const Axis& y = c.images.y;
+  const int64_t taps = y.taps * c.images.x.taps;
   Scratch<Acc> weight(taps * c.channels);  // channels side by side
   for (int64_t i = 0; i < taps * c.channels; ++i) {
     weight[i % taps * c.channels + i / taps] = static_cast<Acc>(c.weight[i]);
   }
   const PixelSink<T> sink{c.result, c.map, c.epilogue};
   parallel_for(0, c.batch * y.positions, 1, [&](int64_t begin, int64_t end) {
-    Scratch<Acc> row(x.positions * kV);
-    for (int64_t task = begin; task < end; ++task) {
-      for (int64_t channel = 0; channel < c.channels; channel += kV) {
-        const int lanes = static_cast<int>(std::min<int64_t>(kV, c.channels - channel));
-        depthwise_pixel_row<kMasked>(c, task / y.positions, task % y.positions, channel, lanes,
-                                     weight.get(), row.get());
-        sink(task * x.positions, channel, static_cast<int>(x.positions), lanes, row.get(), kV);
-      }
+    for (int64_t row = begin; row < end; ++row) {
+      DepthwisePixels<kMasked, T>{c, weight.get(), sink, row / y.positions, row % y.positions}
+          .run();
     }
   });
 }
@@ -222,13 +261,21 @@ template <bool kMasked, class T>
 Vec<acc_t<T>> depthwise_weight_row(const Images<T>& x, const Images<T>& gradient, int64_t x_row,
                                    int64_t g_row, int64_t kx, int lanes) {
   using V = Vec<acc_t<T>>;
+  constexpr int kSums = 4;  // products that are under way at a time
   const auto [begin, end] = positions_inside(x.x, kx);
-  V sum = V::zero();
-  for (int64_t q = begin; q < end; ++q) {
+  V sums[kSums];
+  for (V& s : sums) s = V::zero();
+  const auto add = [&](int64_t q, V& sum) {
     sum = V::fma(load_masked<T, kMasked>(gradient, g_row + q * x.channels, lanes),
                  load_masked<T, false>(x, x_row + x.x.at(q, kx) * x.channels, lanes), sum);
+  };
+  int64_t q = begin;
+  for (; q + kSums <= end; q += kSums) {
+#pragma GCC unroll 4
+    for (int k = 0; k < kSums; ++k) add(q + k, sums[k]);
   }
-  return sum;
+  for (; q < end; ++q) add(q, sums[0]);
+  return (sums[0] + sums[1]) + (sums[2] + sums[3]);
 }
 
 template <bool kMasked, class T>

@@ -280,14 +280,24 @@ struct PixelSink {
   Epilogue<T> epilogue;
 
   void operator()(int64_t i, int64_t j, int rows, int cols, const Acc* tile, int64_t ld) const {
+    for (int r = 0; r < rows;) {
+      const int run = static_cast<int>(std::min<int64_t>(rows - r, map.cols - (i + r) % map.cols));
+      store_run(tile + r * ld, ld, run, j, cols, y + map.offset(i + r) + j);
+      r += run;
+    }
+  }
+
+ private:
+  // `run` positions side by side, `cols` channels from j on.
+  void store_run(const Acc* from, int64_t ld, int run, int64_t j, int cols, T* out) const {
     using V = Vec<Acc>;
     for (int q = 0; q < cols; q += V::kWidth) {
       const int n = std::min(V::kWidth, cols - q);
       const V bias = epilogue.bias != nullptr ? V::load(epilogue.bias + j + q, n) : V::zero();
-      for (int r = 0; r < rows; ++r) {
-        T* out = y + map.offset(i + r) + j + q;
-        const V x = epilogue(V::load(tile + r * ld + q, n) + bias);
-        n == V::kWidth ? x.store(out) : x.store(out, n);
+      for (int r = 0; r < run; ++r) {
+        const V x = epilogue(V::load(from + r * ld + q, n) + bias);
+        T* to = out + r * map.col_stride + q;
+        n == V::kWidth ? x.store(to) : x.store(to, n);
       }
     }
   }

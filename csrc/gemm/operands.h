@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <type_traits>
+#include <utility>
 
 #include "core/parallel.h"
 #include "core/simd.h"
@@ -100,27 +101,51 @@ struct StridedOperand {
     }
   }
 
-  // Blocks of vector width squared, transposed in registers. A panel narrower than the vector is
-  // overwritten from left to right: what one store spills, the next one replaces.
+  // Blocks of vector width squared, transposed in registers.
   template <int kWidth>
   void pack_transposed(int64_t base, int rows, int64_t depth, Acc* panel) const {
-    constexpr int kV = Vec<Acc>::kWidth;
-    for (int c = 0; c < kWidth; c += kV) {
-      const int have = std::clamp(rows - c, 0, kV), room = std::min(kV, kWidth - c);
+    constexpr int kV = Vec<Acc>::kWidth, kStrips = (kWidth + kV - 1) / kV;
+    const auto pack_strip = [&]<int kStrip>(std::integral_constant<int, kStrip>) {
+      constexpr int kRow = kStrip * kV, kRoom = std::min(kV, kWidth - kRow);
+      const int have = std::clamp(rows - kRow, 0, kRoom);
       for (int64_t p = 0; p < depth; p += kV) {
         const int columns = static_cast<int>(std::min<int64_t>(kV, depth - p));
-        Vec<Acc> block[kV];
-        for (int r = 0; r < kV; ++r) {
-          const int64_t offset = base + (c + r) * i_stride + p;
-          block[r] = r >= have       ? Vec<Acc>::zero()
-                     : columns == kV ? load(offset)
-                                     : load(offset, columns);
-        }
-        for (int r = 0; r < have; ++r) prefetch(base + (c + r + kWidth) * i_stride + p);
-        transpose(block);
-        for (int q = 0; q < columns; ++q) block[q].store(panel + (p + q) * kWidth + c, room);
+        const int64_t from = base + kRow * i_stride + p;
+        for (int r = 0; r < have; ++r) prefetch(from + (r + kWidth) * i_stride);
+        Acc* out = panel + p * kWidth + kRow;
+        have == kRoom&& columns == kV ? transpose_block<kRoom, kWidth>(from, out)
+                                      : transpose_some<kRoom, kWidth>(from, have, columns, out);
       }
+    };
+    [&]<int... kStrip>(std::integer_sequence<int, kStrip...>) {
+      (pack_strip(std::integral_constant<int, kStrip>{}), ...);
+    }(std::make_integer_sequence<int, kStrips>{});
+  }
+
+  template <int kRows, int kWidth>
+  void transpose_block(int64_t from, Acc* out) const {
+    constexpr int kV = Vec<Acc>::kWidth;
+    Vec<Acc> block[kV];
+#pragma GCC unroll 16
+    for (int r = 0; r < kV; ++r)
+      block[r] = r < kRows ? load(from + r * i_stride) : Vec<Acc>::zero();
+    transpose(block);
+#pragma GCC unroll 16
+    for (int q = 0; q < kV; ++q) {
+      kRows == kV ? block[q].store(out + q * kWidth) : block[q].store(out + q * kWidth, kRows);
     }
+  }
+
+  // A block at an end of the matrix.
+  template <int kRows, int kWidth>
+  [[gnu::noinline]] void transpose_some(int64_t from, int rows, int columns, Acc* out) const {
+    constexpr int kV = Vec<Acc>::kWidth;
+    Vec<Acc> block[kV];
+    for (int r = 0; r < kV; ++r) {
+      block[r] = r < rows ? load(from + r * i_stride, columns) : Vec<Acc>::zero();
+    }
+    transpose(block);
+    for (int q = 0; q < columns; ++q) block[q].store(out + q * kWidth, kRows);
   }
 
   template <int kWidth>

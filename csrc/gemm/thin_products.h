@@ -9,7 +9,12 @@
 
 namespace pyops::PYOPS_ISA_NAMESPACE {
 
+// A tile's sums, the vectors of B and one number of A fit the registers.
+#if defined(__AVX512F__)
 inline constexpr int kThinRows = 4, kThinVecs = 4;
+#else
+inline constexpr int kThinRows = 4, kThinVecs = 3;
+#endif
 
 // Each number of B that is packed is used by m products, each of C that is stored holds k. Below
 // this many, moving the number is what takes the time (Sapphire Rapids, November 2026).
@@ -67,7 +72,9 @@ void thin_columns(const Acc* a, const B& b, int64_t j, int64_t cols, int64_t p, 
     last == kV ? thin_tile<kVecs, true>(a, b, j, p, depth, last, sums, ld)
                : thin_tile<kVecs, false>(a, b, j, p, depth, last, sums, ld);
   };
-  if (vecs == 4) return tile(std::integral_constant<int, 4>{});
+  if constexpr (kThinVecs == 4) {
+    if (vecs == 4) return tile(std::integral_constant<int, 4>{});
+  }
   if (vecs == 3) return tile(std::integral_constant<int, 3>{});
   if (vecs == 2) return tile(std::integral_constant<int, 2>{});
   tile(std::integral_constant<int, 1>{});
