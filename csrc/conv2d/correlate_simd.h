@@ -115,7 +115,7 @@ class VectorCorrelation {
       GridPlanes<kMasked, T> planes(band, grid, job_.c_.channels_last, band.channels);
       const float* image = planes.fill(n, 0, band.channels);
       for (int64_t p = 0; p < grid.span; p += kRange) {
-        const GridStretch range{p, std::min(kRange, grid.span - p)};
+        const GridStretch range(grid, p, std::min(kRange, grid.span - p));
         for (int64_t i = 0; i < job_.c_.channels; i += kCols) {
           multiply(image, grid, range, i, sink_.rows(n, row));
         }
@@ -134,7 +134,7 @@ class VectorCorrelation {
         const bool last = t + depth == taps;
         const float* panel = job_.weight_.get() + i * taps;
         for (int64_t q = 0; q < range.count; q += kPositions) {
-          const GridStretch at{range.p + q, std::min<int64_t>(kPositions, range.count - q)};
+          const GridStretch at = range.part(grid, q, q + kPositions);
           float* sums = sums_.get() + q * kCols;
           const auto prefetch = [&](int part, int parts) {
             if (last) sink_.prefetch(grid, at, i, channels, out, part, parts);

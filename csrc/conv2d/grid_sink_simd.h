@@ -15,9 +15,22 @@ PositionMap grid_map(const Correlation<T>& c) {
           x.positions * pixel, pixel};
 }
 
-// Flat positions [p, p + count).
+// Flat positions [p, p + count) of a grid, the first of them in row y at column x.
 struct GridStretch {
-  int64_t p, count;
+  int64_t p = 0, count = 0, y = 0, x = 0;
+
+  GridStretch() = default;
+  GridStretch(const PaddedGrid& grid, int64_t first, int64_t number)
+      : p(first), count(number), y(first / grid.pitch()), x(first % grid.pitch()) {}
+
+  // [begin, end) of these, as far as there are so many; without a division, as they are few.
+  GridStretch part(const PaddedGrid& grid, int64_t begin, int64_t end) const {
+    GridStretch some = *this;
+    end = std::min(end, count), begin = std::min(begin, end);
+    some.p += begin, some.x += begin, some.count = end - begin;
+    for (; some.x >= grid.pitch(); some.x -= grid.pitch()) ++some.y;
+    return some;
+  }
 };
 
 // Sums of one line after another, `stride` apart.
@@ -49,8 +62,7 @@ class GridSink {
     const auto begin = [&](int64_t all, int k) { return all * k / parts; };
     int64_t first = 0, end = channels;
     if (c_.channels_last) {
-      const int64_t done = begin(at.count, part);
-      at = {at.p + done, begin(at.count, part + 1) - done};
+      at = at.part(grid, begin(at.count, part), begin(at.count, part + 1));
     } else {
       first = begin(channels, part), end = begin(channels, part + 1);
     }
@@ -61,7 +73,7 @@ class GridSink {
       const int64_t length = c_.channels_last ? channels : run * map_.col_stride;
       for (int64_t k = 0; k < lines; ++k) {
         const T* line = out + offset + k * stride;
-        for (int64_t v = 0; v < length; v += kLine) __builtin_prefetch(line + v, 1, 2);
+        for (int64_t v = 0; v < length; v += kLine) prefetch_to_write(line + v);
       }
     });
   }
@@ -88,21 +100,12 @@ class GridSink {
     });
   }
 
-  // Up to kMaxPositions positions, a line of channels from i on for each.
+  // Up to kMaxPositions positions, for each a line of up to two vectors of channels from i on.
   void store_positions(const PaddedGrid& grid, const GridStretch& at, int64_t i, int64_t channels,
                        GridSums sums, T* out) const {
+    if (c_.channels_last) return store_pixels(grid, at, i, channels, sums, channel(out, i));
     for (int64_t c = 0; c < channels; c += V::kWidth, sums.data += V::kWidth) {
       const int some = static_cast<int>(std::min<int64_t>(V::kWidth, channels - c));
-      if (c_.channels_last) {
-        const V bias = load_bias(i + c, some);
-        for_rows(grid, at, [&](int64_t q, int64_t run, int64_t offset) {
-          T* to = channel(out, i + c) + offset;
-          for (int64_t v = q; v < q + run; ++v, to += map_.col_stride) {
-            store(finish(V::load(sums.data + v * sums.stride) + bias), to, some);
-          }
-        });
-        continue;
-      }
       alignas(64) float lines[V::kWidth * kMaxPositions];
       for (int64_t q = 0; q < at.count; q += V::kWidth) {
         V block[V::kWidth];
@@ -126,7 +129,7 @@ class GridSink {
     if (pitch == map_.cols && map_.row_stride == pitch * map_.col_stride) {
       return f(0, end - at.p, at.p * map_.col_stride);
     }
-    int64_t y = at.p / pitch, x = at.p % pitch;
+    int64_t y = at.y, x = at.x;
     for (int64_t q = at.p; q < end; q += pitch - x, x = 0, ++y) {
       const int64_t run = std::min(map_.cols - x, end - q);
       if (run > 0) f(q - at.p, run, y * map_.row_stride + x * map_.col_stride);
@@ -141,6 +144,22 @@ class GridSink {
 
   // The epilogue's ReLU, decided once: max returns its second operand for NaN, which keeps it.
   V finish(V x) const { return V::max(least_, x); }
+
+  // A pixel's line of memory is written in one go.
+  void store_pixels(const PaddedGrid& grid, const GridStretch& at, int64_t i, int64_t channels,
+                    GridSums sums, T* out) const {
+    const int first = static_cast<int>(std::min<int64_t>(V::kWidth, channels));
+    const int second = static_cast<int>(channels) - first;
+    const V bias = load_bias(i, first), more = load_bias(i + first, second);
+    for_rows(grid, at, [&](int64_t q, int64_t run, int64_t offset) {
+      const float* from = sums.data + q * sums.stride;
+      T* to = out + offset;
+      for (int64_t v = 0; v < run; ++v, from += sums.stride, to += map_.col_stride) {
+        store(finish(V::load(from) + bias), to, first);
+        if (second > 0) store(finish(V::load(from + V::kWidth) + more), to + V::kWidth, second);
+      }
+    });
+  }
 
   void store_planes(const PaddedGrid& grid, const GridStretch& at, int64_t i, int channels,
                     GridSums lines, T* out) const {

@@ -16,6 +16,12 @@ inline constexpr DtypeSet kKernelTypes = kTileTypes;
 inline constexpr DtypeSet kKernelTypes = kAnyFloat;
 #endif
 
+// Asks for the line of memory of p, to write it. As assembly: the compiler drops a call that has no
+// effect but a prefetch. Processors without the instruction take it for no operation.
+inline void prefetch_to_write(const void* p) {
+  asm volatile("prefetchw %0" : : "m"(*static_cast<const char*>(p)));
+}
+
 // e^x to 1 ulp (Cody-Waite reduction, minimax polynomial of degree 6); inf beyond the range, NaN
 // stays NaN. Below e^-87.3 the result is 0: a subnormal costs an assist of a hundred cycles, which
 // every masked score of a softmax would pay.

@@ -235,7 +235,7 @@ struct MatrixSink {
     if constexpr (sizeof(T) == 2) return;
     for (int r = 0; r < rows; ++r) {
       const T* out = c + (i + r) * row_stride + j;
-      for (int q = 0; q < cols; q += kLine) __builtin_prefetch(out + q, 1, 2);
+      for (int q = 0; q < cols; q += kLine) prefetch_to_write(out + q);
     }
   }
 
