@@ -6,7 +6,6 @@
 #include "gemm/tensorop.cuh"
 #include "rnn/rnn_backward_product.h"
 #include "rnn/rnn_forward_product.h"
-#include "rnn/rnn_resident.h"
 #include "rnn/rnn_tensorop.h"
 
 namespace pyops {
@@ -119,7 +118,7 @@ cudaError_t rnn_forward_tensorop_cuda(const RnnParams& p, cudaStream_t stream) {
   return run.status;
 }
 
-cudaError_t rnn_inputs_cuda(const RnnParams& p, cudaStream_t stream) {
+cudaError_t rnn_forward_inputs_cuda(const RnnParams& p, cudaStream_t stream) {
   cudaError_t status = cudaSuccess;
   dispatch_cell(p, [&]<class Cell, class T>(Cell, T) {
     const RnnInputProduct<Cell, T> inputs{p, p.rows()};
@@ -140,6 +139,21 @@ cudaError_t rnn_backward_cuda(const RnnBackwardParams& p, cudaStream_t stream) {
   Backward<false> run{stream};
   dispatch_cell(p, [&]<class Cell, class T>(Cell, T) { rnn_backward_products<Cell, T>(p, run); });
   return run.status;
+}
+
+cudaError_t rnn_backward_sums_cuda(const RnnBackwardParams& p, cudaStream_t stream) {
+  cudaError_t status = cudaSuccess;
+  dispatch_cell(p, [&]<class Cell, class T>(Cell, T) {
+    const auto sum_by = [&](auto run) {
+      rnn_backward_sums<Cell, T>(p, run);
+      status = run.status;
+    };
+    if constexpr (sizeof(T) == 2) {
+      if (suits_tensorop(p)) return sum_by(Backward<true>{stream});
+    }
+    sum_by(Backward<false>{stream});
+  });
+  return status;
 }
 
 cudaError_t rnn_backward_tensorop_cuda(const RnnBackwardParams& p, cudaStream_t stream) {

@@ -5,14 +5,16 @@
 
 #include "rnn/rnn.h"
 #include "rnn/rnn_layer_signature.h"
-#include "rnn/rnn_resident.h"
 #include "rnn/rnn_tensorop.h"
+#include "rnn/rnn_tiling.h"
 
 namespace pyops {
 namespace {
 
 constexpr Candidate<RnnParams> kForward[] = {
 #ifdef PYOPS_CUDA
+    {"rnn_forward_resident_tensorop_cuda", Arch::kSm80, kHalfTypes,
+     rnn_forward_resident_tensorop_cuda, suits_resident_tensorop, kSuitsResidentTensorop},
     {"rnn_forward_resident_cuda", Arch::kSm80, kAnyFloat, rnn_forward_resident_cuda, suits_resident,
      kSuitsResident},
     {"rnn_forward_tensorop_cuda", Arch::kSm80, kHalfTypes, rnn_forward_tensorop_cuda,
@@ -26,6 +28,12 @@ constexpr Candidate<RnnParams> kForward[] = {
 };
 constexpr Candidate<RnnBackwardParams> kBackward[] = {
 #ifdef PYOPS_CUDA
+    {"rnn_backward_resident_sm90", Arch::kSm90, kHalfTypes, rnn_backward_resident_sm90,
+     suits_clusters, kSuitsResidentTensorop},
+    {"rnn_backward_resident_tensorop_cuda", Arch::kSm80, kHalfTypes,
+     rnn_backward_resident_tensorop_cuda, suits_resident_tensorop, kSuitsResidentTensorop},
+    {"rnn_backward_resident_cuda", Arch::kSm80, kAnyFloat, rnn_backward_resident_cuda,
+     suits_resident, kSuitsResident},
     {"rnn_backward_tensorop_cuda", Arch::kSm80, kHalfTypes, rnn_backward_tensorop_cuda,
      suits_tensorop, kSuitsTensorop},
     {"rnn_backward_cuda", Arch::kSm80, kAnyFloat, rnn_backward_cuda},
@@ -65,6 +73,13 @@ Offsets offsets_of(const RnnLayer& layer) {
   return offsets;
 }
 
+GpuLimits gpu_of([[maybe_unused]] const Tensor& t) {
+  if constexpr (kBuiltWithCuda) {
+    if (t.is_cuda()) return limits_of_gpu(t.device());
+  }
+  return {};
+}
+
 RnnShape shape_of(const RnnLayer& layer, const Offsets& offsets) {
   return {.dtype = dtype_of(layer.input),
           .precision = float32_precision(at::Float32Op::RNN),
@@ -75,7 +90,8 @@ RnnShape shape_of(const RnnLayer& layer, const Offsets& offsets) {
           .input = layer.input.size(-1),
           .hidden = layer.hidden(),
           .output = layer.h0.size(1),
-          .offsets = offsets.data()};
+          .offsets = offsets.data(),
+          .gpu = gpu_of(layer.input)};
 }
 
 // Keeps contiguous copies alive as long as their addresses are used.
@@ -101,8 +117,12 @@ class Workspaces {
 
  private:
   const Tensor& like_;
-  c10::SmallVector<Tensor, 5> all_;
+  c10::SmallVector<Tensor, 6> all_;
 };
+
+void* arrivals(Workspaces& work, const Tensor& like) {
+  return work({kRnnTeams, kRnnTeamStride}, like.options().dtype(at::kInt));
+}
 
 at::TensorOptions accumulate_type(const Tensor& t) {
   return t.options().dtype(t.scalar_type() == at::kDouble ? at::kDouble : at::kFloat);
@@ -142,6 +162,7 @@ RnnOutputs rnn_layer_forward(const RnnLayer& layer) {
   Workspaces work(input);
   if (layer.c0) params.c = work({params.batch, params.hidden}, accumulate);
   if (params.projects()) params.out = work({params.batch, params.hidden}, accumulate);
+  params.arrivals = arrivals(work, input);
   if (params.steps == 0) {
     hn.copy_(layer.h0);
     if (layer.c0) cn.copy_(*layer.c0);
@@ -196,6 +217,7 @@ Gradients rnn_layer_backward(const RnnLayerBackward& layer) {
   params.previous = work({rows, params.output}, options);
   if (params.projects()) params.grad_out = work({rows, params.output}, options);
   params.carry = work({params.batch, params.hidden}, accumulate_type(layer.input));
+  params.arrivals = arrivals(work, layer.input);
   const char* op = layer.c0 ? "lstm_backward" : "gru_backward";
   serve(op, kBackward, params, {layer.input, layer.h0, layer.w_ih, layer.w_hh});
   return std::tuple_cat(grads);
