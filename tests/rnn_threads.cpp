@@ -1,4 +1,5 @@
 // What the threads of the CUDA kernels of recurrent layers compute, on the CPU.
+#include "gemm/column_sums.h"
 #include "rnn/rnn_resident_tensorop.h"
 #include "threads.h"
 
@@ -81,9 +82,9 @@ void each_step(const typename Sweep::Params& p, const F& f) {
 }
 
 // A launch on ordinary units: each step a block after the other, a warp at a time.
-template <class Sweep>
+template <class Sweep, int kWidth>
 void run_warps(const typename Sweep::Params& p) {
-  using Resident = RnnResident<Sweep>;
+  using Resident = RnnResident<Sweep, kWidth>;
   const int64_t blocks = resident_blocks(p);
   const int64_t groups = (p.batch + Resident::kRows - 1) / Resident::kRows;
   std::vector<std::vector<typename Resident::T>> kept(static_cast<size_t>(blocks));
@@ -115,6 +116,11 @@ void run_warps(const typename Sweep::Params& p) {
       }
     }
   });
+}
+
+template <class Sweep>
+void run_warps(const typename Sweep::Params& p) {
+  has_packs(p) ? run_warps<Sweep, Pack<typename Sweep::Type>::kWidth>(p) : run_warps<Sweep, 1>(p);
 }
 
 // A launch on tensor cores, the same way: between two waits all blocks, one after the other.
@@ -243,6 +249,17 @@ void backward_tensorop(const int64_t* shape, const int64_t* offsets, const int64
       run_tiling<RnnBackwardSweep<Cell, T>, kClusterTilings>(p, tiling - kAlone);
     }
     rnn_backward_sums<Cell, T>(p, [](const auto& product) { multiply(product); });
+  });
+}
+
+void column_sums(int dtype, int64_t rows, int64_t columns, const void* matrix, void* to) {
+  dispatch_dtype(static_cast<Dtype>(dtype), [&]<class T>(T) {
+    const ColumnSums<T> sums{static_cast<const T*>(matrix), static_cast<T*>(to), rows, columns};
+    typename ColumnSums<T>::Shared shared;
+    for (int64_t block = 0; block < sums.blocks(); ++block) {
+      for (int t = 0; t < ColumnSums<T>::kThreads; ++t) sums.accumulate(block, t, shared);
+      for (int t = 0; t < ColumnSums<T>::kThreads; ++t) sums.finish(block, t, shared);
+    }
   });
 }
 

@@ -207,6 +207,18 @@ def assert_launches_are_the_loop(layer, forward, backward):
         assert mine is None or assert_close(mine, right) is None
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("rows, columns", [(1, 8), (31, 72), (257, 64), (600, 136)])
+def test_columns_are_summed(rows, columns, dtype):
+    """Small integers: exact in every order."""
+    matrix = torch.randint(-2, 3, (rows, columns)).to(dtype)
+    sums = torch.full((columns,), torch.nan).to(dtype)
+    pointers = (ctypes.c_void_p(t.data_ptr()) for t in (matrix, sums))
+    sizes = (ctypes.c_int64(rows), ctypes.c_int64(columns))
+    library("rnn_threads.cpp").column_sums(DTYPES.index(dtype), *sizes, *pointers)
+    assert torch.equal(sums, matrix.double().sum(0).to(dtype))
+
+
 @pytest.mark.parametrize("reverse", [False, True], ids=["first to last", "last to first"])
 @pytest.mark.parametrize("sizes", [[1], [4, 4], [5, 3, 3, 1], [3, 1, 0], [2, 0, 0], [128, 7]])
 def test_steps_follow_from_lengths(sizes, reverse):
@@ -223,7 +235,7 @@ LAUNCHES = [[3] * 4, [9, 9], [6, 5, 5, 1], [5, 2, 0]]
 @pytest.mark.parametrize("reverse", [False, True], ids=["first to last", "last to first"])
 @pytest.mark.parametrize("kind", GATES)
 @pytest.mark.parametrize("sizes", LAUNCHES, ids=str)
-@pytest.mark.parametrize("h, blocks", [(1, 1), (7, 2), (33, 40), (70, 12)])
+@pytest.mark.parametrize("h, blocks", [(1, 1), (7, 2), (33, 40), (70, 12), (72, 5)])
 def test_one_launch_for_all_steps_is_the_loop(kind, sizes, h, blocks, reverse, dtype):
     """Every unit belongs to one block."""
     layer = Layer(kind, sizes, 5, h, h, reverse, dtype)

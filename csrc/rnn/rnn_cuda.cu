@@ -3,6 +3,7 @@
 // every run gives the same. In half precision the products over all rows, that of the inputs and
 // the gradients of inputs and weights, have tensor cores; those of the steps do without.
 #include "gemm/block_product.cuh"
+#include "gemm/column_sums.h"
 #include "gemm/tensorop.cuh"
 #include "rnn/rnn_backward_product.h"
 #include "rnn/rnn_forward_product.h"
@@ -21,6 +22,15 @@ __global__ void __launch_bounds__(kBlock, kBlocksOfProducts) rnn_forward_kernel(
 template <class Product>
 __global__ void __launch_bounds__(kBlock, kBlocksOfProducts) rnn_backward_kernel(Product p) {
   multiply_blocks(p);
+}
+template <class T>
+__global__ void __launch_bounds__(kBlock, kBlocksWanted)
+    rnn_backward_bias_kernel(ColumnSums<T> columns) {
+  static_assert(ColumnSums<T>::kThreads == kBlock);
+  __shared__ typename ColumnSums<T>::Shared shared;
+  columns.accumulate(blockIdx.x, threadIdx.x, shared);
+  __syncthreads();
+  columns.finish(blockIdx.x, threadIdx.x, shared);
 }
 template <class Gemm>
 __global__ void __launch_bounds__(Gemm::GemmKernel::kThreadCount, 2)
@@ -87,11 +97,9 @@ struct Backward {
     if (weight != nullptr) {
       run<Gemm>({rows, width, depth, grad, by, nullptr, weight, rows, width, width});
     }
-    if (bias == nullptr) return;
-    const RnnWeightGradient<T> sums{grad, by, nullptr, bias, rows, width, depth};
-    if (status == cudaSuccess) {
-      status = launch_product(rnn_backward_kernel<RnnWeightGradient<T>>, sums, stream);
-    }
+    if (bias == nullptr || status != cudaSuccess) return;
+    const ColumnSums<T> sums{static_cast<const T*>(grad), static_cast<T*>(bias), depth, rows};
+    status = launch(rnn_backward_bias_kernel<T>, sums.blocks() * kBlock, stream, sums);
   }
 
  private:

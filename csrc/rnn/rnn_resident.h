@@ -3,6 +3,10 @@
 // What a lane computes is a function, so that a CPU can run the lanes in turn.
 #pragma once
 
+#include <algorithm>
+#include <initializer_list>
+
+#include "core/pack.h"
 #include "rnn/rnn_backward_product.h"
 #include "rnn/rnn_schedule.h"
 
@@ -43,8 +47,8 @@ struct RnnBackwardSweep {
 };
 
 // On ordinary units: a warp multiplies the weights of a unit with the operands of some rows, each
-// lane every 32nd of them.
-template <class Sweep>
+// lane kWidth neighbours of every 32·kWidth, as many as one load brings.
+template <class Sweep, int kWidth>
 struct RnnResident {
   using T = typename Sweep::Type;
   using Product = typename Sweep::Product;
@@ -52,6 +56,9 @@ struct RnnResident {
   static constexpr int kLanes = 32, kRows = 4;
   static constexpr int kColumns = Product::kColumns, kColumnsUsed = Product::kColumnsUsed;
 
+  struct alignas(kWidth * sizeof(T)) Neighbours {
+    T at[kWidth];
+  };
   // A lane's part of a sum for each row and column; the unused one of a GRU stays zero.
   struct Sums {
     Acc at[kRows][kColumns];
@@ -77,15 +84,19 @@ struct RnnResident {
     PYOPS_UNROLL for (int r = 0; r < kRows; ++r) {
       from[r] = row + r < product.rows ? product.operand(row + r) : nullptr;
     }
-    for (int64_t q = lane; q < product.depth; q += kLanes) {
-      Acc w[kColumnsUsed];
-      PYOPS_UNROLL for (int c = 0; c < kColumnsUsed; ++c) {
-        w[c] = static_cast<Acc>(weights[c * product.depth + q]);
-      }
+    const auto load = [](const T* at) { return *reinterpret_cast<const Neighbours*>(at); };
+    for (int64_t q = lane * kWidth; q < product.depth; q += kLanes * kWidth) {
+      Neighbours w[kColumnsUsed];
+      PYOPS_UNROLL for (int c = 0; c < kColumnsUsed; ++c) w[c] =
+          load(weights + c * product.depth + q);
       PYOPS_UNROLL for (int r = 0; r < kRows; ++r) {
         if (from[r] == nullptr) continue;
-        const Acc x = static_cast<Acc>(from[r][q]);
-        PYOPS_UNROLL for (int c = 0; c < kColumnsUsed; ++c) sums.at[r][c] += w[c] * x;
+        const Neighbours x = load(from[r] + q);
+        PYOPS_UNROLL for (int c = 0; c < kColumnsUsed; ++c) {
+          PYOPS_UNROLL for (int v = 0; v < kWidth; ++v) {
+            sums.at[r][c] += static_cast<Acc>(w[c].at[v]) * static_cast<Acc>(x.at[v]);
+          }
+        }
       }
     }
     return sums;
@@ -126,6 +137,14 @@ inline bool suits_launch_for_all_steps(const RnnShape& s) {
          s.batch <= RnnSchedule::kMostSequences && s.rows() > 0 && s.hidden > 0 && !s.projects() &&
          s.gpu.processors > 0;
 }
+// Whether a lane can take 16 bytes of neighbours.
+inline bool has_packs(const RnnShape& s, std::initializer_list<const void*> operands) {
+  return s.hidden % pack_width(s.dtype) == 0 &&
+         std::all_of(operands.begin(), operands.end(), is_pack_aligned);
+}
+inline bool has_packs(const RnnParams& p) { return has_packs(p, {p.h0, p.y}); }
+inline bool has_packs(const RnnBackwardParams& p) { return has_packs(p, {p.from_h}); }
+
 template <class Params>
 bool suits_resident(const Params& p) {
   return suits_launch_for_all_steps(p) && resident_bytes(p) <= p.gpu.shared_bytes;

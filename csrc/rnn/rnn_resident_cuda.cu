@@ -12,9 +12,9 @@ namespace {
 constexpr int kThreads = 512;
 constexpr int kWarps = kThreads / 32;
 
-template <class Sweep>
+template <class Sweep, int kWidth>
 __device__ void run_steps(const typename Sweep::Params& p, const RnnSchedule& schedule) {
-  using Resident = RnnResident<Sweep>;
+  using Resident = RnnResident<Sweep, kWidth>;
   using T = typename Resident::T;
   extern __shared__ __align__(16) char storage[];
   T* kept = reinterpret_cast<T*>(storage);
@@ -54,24 +54,26 @@ __device__ void run_steps(const typename Sweep::Params& p, const RnnSchedule& sc
   }
 }
 
-template <class Sweep>
+template <class Sweep, int kWidth>
 __global__ void __launch_bounds__(kThreads, 1)
     rnn_forward_resident_kernel(const __grid_constant__ RnnParams p,
                                 const __grid_constant__ RnnSchedule schedule) {
-  run_steps<Sweep>(p, schedule);
+  run_steps<Sweep, kWidth>(p, schedule);
 }
-template <class Sweep>
+template <class Sweep, int kWidth>
 __global__ void __launch_bounds__(kThreads, 1)
     rnn_backward_resident_kernel(const __grid_constant__ RnnBackwardParams p,
                                  const __grid_constant__ RnnSchedule schedule) {
-  run_steps<Sweep>(p, schedule);
+  run_steps<Sweep, kWidth>(p, schedule);
 }
 
+// By lanes that take 16 bytes at once, or one number.
 template <class Params>
-cudaError_t launch_steps(void (*kernel)(Params, RnnSchedule), const Params& p,
+cudaError_t launch_steps(void (*by_packs)(Params, RnnSchedule),
+                         void (*one_by_one)(Params, RnnSchedule), const Params& p,
                          cudaStream_t stream) {
-  return launch_resident(kernel, resident_blocks(p), 1, kThreads, resident_bytes(p), p.arrivals,
-                         stream, p, RnnSchedule(p));
+  return launch_resident(has_packs(p) ? by_packs : one_by_one, resident_blocks(p), 1, kThreads,
+                         resident_bytes(p), p.arrivals, stream, p, RnnSchedule(p));
 }
 
 }  // namespace
@@ -80,7 +82,9 @@ cudaError_t rnn_forward_resident_cuda(const RnnParams& p, cudaStream_t stream) {
   cudaError_t status = rnn_forward_inputs_cuda(p, stream);
   if (status != cudaSuccess) return status;
   dispatch_cell(p, [&]<class Cell, class T>(Cell, T) {
-    status = launch_steps(rnn_forward_resident_kernel<RnnForwardSweep<Cell, T>>, p, stream);
+    using Sweep = RnnForwardSweep<Cell, T>;
+    status = launch_steps(rnn_forward_resident_kernel<Sweep, Pack<T>::kWidth>,
+                          rnn_forward_resident_kernel<Sweep, 1>, p, stream);
   });
   return status;
 }
@@ -88,7 +92,9 @@ cudaError_t rnn_forward_resident_cuda(const RnnParams& p, cudaStream_t stream) {
 cudaError_t rnn_backward_resident_cuda(const RnnBackwardParams& p, cudaStream_t stream) {
   cudaError_t status = cudaSuccess;
   dispatch_cell(p, [&]<class Cell, class T>(Cell, T) {
-    status = launch_steps(rnn_backward_resident_kernel<RnnBackwardSweep<Cell, T>>, p, stream);
+    using Sweep = RnnBackwardSweep<Cell, T>;
+    status = launch_steps(rnn_backward_resident_kernel<Sweep, Pack<T>::kWidth>,
+                          rnn_backward_resident_kernel<Sweep, 1>, p, stream);
   });
   return status == cudaSuccess ? rnn_backward_sums_cuda(p, stream) : status;
 }

@@ -2,10 +2,6 @@
 // tensor cores, and which layers fit there.
 #pragma once
 
-#include <algorithm>
-#include <initializer_list>
-
-#include "core/pack.h"
 #include "rnn/rnn_resident.h"
 
 namespace pyops {
@@ -72,23 +68,19 @@ bool fits_resident(const RnnTiling& tiling, const Params& p) {
   return tiling.fits(p, resident_columns(p), resident_depth(p));
 }
 template <class Params, int kTilings>
-bool suits_tilings(const Params& p, const RnnTiling (&tilings)[kTilings],
-                   std::initializer_list<const void*> operands) {
-  return suits_launch_for_all_steps(p) && p.hidden % 8 == 0 &&
-         std::all_of(operands.begin(), operands.end(), is_pack_aligned) &&
+bool suits_tilings(const Params& p, const RnnTiling (&tilings)[kTilings]) {
+  return suits_launch_for_all_steps(p) && has_packs(p) &&
          std::any_of(tilings, tilings + kTilings,
                      [&](const RnnTiling& t) { return fits_resident(t, p); });
 }
 
 inline bool suits_resident_tensorop(const RnnParams& p) {
-  return suits_tilings(p, kForwardTilings, {p.y, p.h0});
+  return suits_tilings(p, kForwardTilings);
 }
 inline bool suits_resident_tensorop(const RnnBackwardParams& p) {
-  return suits_tilings(p, kBackwardTilings, {p.from_h});
+  return suits_tilings(p, kBackwardTilings);
 }
-inline bool suits_clusters(const RnnBackwardParams& p) {
-  return suits_tilings(p, kClusterTilings, {p.from_h});
-}
+inline bool suits_clusters(const RnnBackwardParams& p) { return suits_tilings(p, kClusterTilings); }
 inline constexpr const char* kSuitsResidentTensorop =
     "several steps of 1 to 128 sequences, no projection, hidden features in multiples of 8, w_hh "
     "once for every 8 or 16 sequences within the GPU's registers and shared memory";
