@@ -1,6 +1,7 @@
 // What the threads of the CUDA kernels of recurrent layers compute, on the CPU.
 #include "gemm/column_sums.h"
 #include "rnn/rnn_resident_tensorop.h"
+#include "rnn/rnn_wavefront.h"
 #include "threads.h"
 
 using namespace pyops;
@@ -75,20 +76,19 @@ RnnBackwardParams backward_params(const int64_t* shape, const int64_t* offsets, 
 
 // f(product) for every step; f(first product) says how to begin.
 template <class Sweep, class F>
-void each_step(const typename Sweep::Params& p, const F& f) {
-  const RnnSchedule schedule(p);
-  RnnSweep sweep = Sweep::start(schedule);
+void each_step(const typename Sweep::Params& p, const RnnSchedule& schedule, const F& f) {
+  RnnSweep sweep = Sweep::start(p, schedule);
   for (int64_t s = 0; s < Sweep::steps(p); ++s) f(Sweep::next(p, sweep), s);
 }
 
 // A launch on ordinary units: each step a block after the other, a warp at a time.
 template <class Sweep, int kWidth>
-void run_warps(const typename Sweep::Params& p) {
+void run_warps(const typename Sweep::Params& p, const RnnSchedule& schedule) {
   using Resident = RnnResident<Sweep, kWidth>;
   const int64_t blocks = resident_blocks(p);
   const int64_t groups = (p.batch + Resident::kRows - 1) / Resident::kRows;
   std::vector<std::vector<typename Resident::T>> kept(static_cast<size_t>(blocks));
-  each_step<Sweep>(p, [&](const typename Sweep::Product& product, int64_t s) {
+  each_step<Sweep>(p, schedule, [&](const typename Sweep::Product& product, int64_t s) {
     const int64_t line = product.depth * Resident::kColumnsUsed;
     for (int64_t block = 0; block < blocks; ++block) {
       auto& weights = kept[static_cast<size_t>(block)];
@@ -119,8 +119,9 @@ void run_warps(const typename Sweep::Params& p) {
 }
 
 template <class Sweep>
-void run_warps(const typename Sweep::Params& p) {
-  has_packs(p) ? run_warps<Sweep, Pack<typename Sweep::Type>::kWidth>(p) : run_warps<Sweep, 1>(p);
+void run_warps(const typename Sweep::Params& p, const RnnSchedule& schedule) {
+  constexpr int kWidth = Pack<typename Sweep::Type>::kWidth;
+  has_packs(p) ? run_warps<Sweep, kWidth>(p, schedule) : run_warps<Sweep, 1>(p, schedule);
 }
 
 // A launch on tensor cores, the same way: between two waits all blocks, one after the other.
@@ -136,7 +137,7 @@ struct TensorLaunch {
 
   static void run(const typename Sweep::Params& p) {
     std::vector<Block> blocks;
-    each_step<Sweep>(p, [&](const typename Sweep::Product& product, int64_t s) {
+    each_step<Sweep>(p, RnnSchedule(p), [&](const typename Sweep::Product& product, int64_t s) {
       if (s == 0) begin(p, product, blocks);
       for (Block& b : blocks) {
         b.steps.take_given(product, b.team);
@@ -212,8 +213,31 @@ void forward_resident(const int64_t* shape, const int64_t* offsets, const int64_
   if (!suits_resident(p)) return;
   dispatch_cell(p, [&]<class Cell, class T>(Cell, T) {
     multiply(RnnInputProduct<Cell, T>{p, p.rows()});
-    run_warps<RnnForwardSweep<Cell, T>>(p);
+    run_warps<RnnForwardSweep<Cell, T>>(p, RnnSchedule(p));
   });
+}
+
+// So many layers of one shape, whose tensors come one after the other, front by front.
+void forward_wavefront(const int64_t* shape, const int64_t* offsets, const int64_t* gpu, int save,
+                       int layers, void** tensors) {
+  std::vector<RnnParams> all;
+  for (int l = 0; l < layers; ++l) {
+    all.push_back(forward_params(shape, offsets, gpu, save, tensors + 14 * l));
+  }
+  const RnnStack stack{all[0].dtype, layers, all.data()};
+  if (!suits_wavefront(stack)) return;
+  for (int64_t k = 0; k < fronts_of(stack); ++k) {
+    const RnnFront front = front_of(stack, k);
+    const RnnSchedule schedule(front.longest());
+    dispatch_cell(all[0], [&]<class Cell, class T>(Cell, T) {
+      for (int64_t l = 0; l < front.layers; ++l) {
+        multiply(RnnInputProduct<Cell, T>{front.layer[l], front.layer[l].rows()});
+      }
+      for (int64_t l = 0; l < front.layers; ++l) {
+        run_warps<RnnForwardSweep<Cell, T>>(front.layer[l], schedule);
+      }
+    });
+  }
 }
 
 void backward_resident(const int64_t* shape, const int64_t* offsets, const int64_t* gpu,
@@ -221,7 +245,7 @@ void backward_resident(const int64_t* shape, const int64_t* offsets, const int64
   const RnnBackwardParams p = backward_params(shape, offsets, gpu, tensors);
   if (!suits_resident(p)) return;
   dispatch_cell(p, [&]<class Cell, class T>(Cell, T) {
-    run_warps<RnnBackwardSweep<Cell, T>>(p);
+    run_warps<RnnBackwardSweep<Cell, T>>(p, RnnSchedule(p));
     rnn_backward_sums<Cell, T>(p, [](const auto& product) { multiply(product); });
   });
 }
@@ -268,7 +292,8 @@ int64_t wrong_steps(const int64_t* shape, const int64_t* offsets) {
   constexpr int64_t kNone[2]{};
   const RnnShape s = shape_of(shape, offsets, kNone);
   const RnnSchedule schedule(s);
-  RnnSweep there = RnnSweep::before_first(schedule), back = RnnSweep::behind_last(schedule);
+  RnnSweep there = RnnSweep::before_first(schedule, s.steps);
+  RnnSweep back = RnnSweep::behind_last(schedule, s.steps);
   int64_t wrong = 0;
   for (int64_t k = 0; k < s.steps; ++k) {
     there.advance();

@@ -210,6 +210,42 @@ def test_one_launch_for_all_steps(kind, dtype):
         assert (a.double() - b).norm() <= tolerance * b.norm()
 
 
+@pytest.mark.parametrize("kind", ["LSTM", "GRU"])
+def test_stacked_layers_are_a_wavefront(kind):
+    """The same as layer by layer, to the last bit; in another stream, and replayed in a graph."""
+    module = getattr(pyops.nn, kind)(40, 64, num_layers=3, dropout=0.5).to("cuda").eval()
+    x = torch.randn(150, 9, 40, device="cuda", requires_grad=True)
+
+    def run():
+        y, _ = module(x)
+        return y.detach(), *torch.autograd.grad(y.square().sum(), [x, *module.parameters()])
+
+    with pyops.explain() as log:
+        mine = run()
+    backwards = ["rnn_backward_resident_cuda"] * 3
+    assert [c.kernel for c in log.calls] == ["rnn_forward_wavefront_cuda", *backwards]
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        again = run()
+    torch.cuda.current_stream().wait_stream(stream)
+    for a, b in zip(again, mine, strict=True):
+        assert torch.equal(a, b)
+    with torch.no_grad():
+        y = x
+        for layer in range(3):
+            one = getattr(pyops.nn, kind)(y.shape[-1], 64).to("cuda")
+            weights = {k: v for k, v in module.state_dict().items() if k.endswith(f"_l{layer}")}
+            one.load_state_dict({k.replace(f"_l{layer}", "_l0"): v for k, v in weights.items()})
+            y, _ = one(y)
+        assert torch.equal(y, mine[0])
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            replayed, _ = module(x)
+        graph.replay()
+    assert torch.equal(replayed, mine[0])
+
+
 # Hidden features and sequences, one of each tiling there and back, and beyond them.
 @pytest.mark.parametrize("h, batch", [(768, 16), (768, 32), (768, 64), (2048, 16), (512, 100)])
 @pytest.mark.parametrize("kind", ["LSTM", "GRU"])

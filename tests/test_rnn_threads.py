@@ -1,7 +1,7 @@
 """What the threads of the CUDA kernels of recurrent layers compute, run by the CPU."""
 
 import ctypes
-from itertools import accumulate, product
+from itertools import accumulate, pairwise, product
 
 import pytest
 import torch
@@ -101,12 +101,7 @@ class Layer:
 
     def forward(self, save=True, launch=None):
         """By a launch for each step, or by one for all."""
-        *_, b, _, h, _ = self.shape
-        width = (KEPT if save else GATES)[self.kind] * h
-        self.reserve = self.accumulated(sum(self.sizes), width)
-        outputs = (*self.outputs, None)[:3]
-        work = (self.accumulated(b, h), self.accumulated(b, h))
-        tensors = (*self.inputs, *outputs, self.reserve, *work)
+        tensors = self.forward_tensors(save)
         if launch is None:
             call("forward", self.shape, self.offsets, tensors, int(save))
         else:
@@ -115,6 +110,14 @@ class Layer:
                 function, self.shape, self.offsets, tensors, launch.gpu(), int(save), *launch.tiling
             )
         return self.outputs
+
+    def forward_tensors(self, save):
+        *_, b, _, h, _ = self.shape
+        width = (KEPT if save else GATES)[self.kind] * h
+        self.reserve = self.accumulated(sum(self.sizes), width)
+        outputs = (*self.outputs, None)[:3]
+        self.work = (self.accumulated(b, h), self.accumulated(b, h))
+        return (*self.inputs, *outputs, self.reserve, *self.work)
 
     def backward(self, grads, wanted, launch=None):
         *_, b, _, h, r = self.shape
@@ -276,6 +279,59 @@ def test_what_tilings_take_of_an_h100():
     assert [fits for *_, fits in tilings(2560, 16, False, h100)] == [0, 0, 0]
     assert [fits for *_, fits in tilings(768, 16, False, Launch(95))] == [0, 1, 1]
     assert tilings(1024, 16, False, Launch(132, shared=50175))[0] == (128, 50176, 0)
+
+
+def stack_of(layers, kind, sizes, h, reverse=False, dtype=torch.float32):
+    """Layers of one shape, each of which reads the output of the one before."""
+    stack = [Layer(kind, sizes, h, h, h, reverse, dtype) for _ in range(layers)]
+    for below, layer in pairwise(stack):
+        layer.inputs[0] = below.outputs[0]
+        layer.inputs[4] = torch.randn_like(layer.inputs[4]) * h**-0.5
+    return stack
+
+
+def run_wavefront(stack, gpu, save=True):
+    tensors = [t for layer in stack for t in layer.forward_tensors(save)]
+    flags = (gpu.gpu(), int(save), len(stack))
+    call("forward_wavefront", stack[0].shape, stack[0].offsets, tensors, *flags)
+    return [(*layer.outputs, layer.reserve) for layer in stack]
+
+
+@pytest.mark.parametrize("save", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("kind", GATES)
+@pytest.mark.parametrize("steps", [128, 191])
+@pytest.mark.parametrize("h", [4, 5])
+def test_a_wavefront_is_layer_after_layer(kind, h, steps, dtype, save):
+    """To the last bit, and all that is kept for the backward."""
+    stack = stack_of(3, kind, [3] * steps, h, dtype=dtype)
+    right = [
+        [t.clone() for t in (*layer.forward(save, Launch(2)), layer.reserve)] for layer in stack
+    ]
+    for layer in stack:
+        for t in layer.outputs:
+            t.fill_(torch.nan)
+    for mine, other in zip(run_wavefront(stack, Launch(6), save), right, strict=True):
+        for a, b in zip(mine, other if save else other[:-1], strict=save):
+            assert not b.isnan().any()
+            assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize(
+    "layers, sizes, reverse, processors",
+    [
+        (2, [3] * 127, False, 40),
+        (2, [3] * 128, True, 40),
+        (2, [3] * 127 + [2], False, 40),
+        (1, [3] * 128, False, 40),
+        (13, [3] * 128, False, 40),
+        (3, [3] * 128, False, 2),
+    ],
+)
+def test_what_no_wavefront_takes(layers, sizes, reverse, processors):
+    """Too few steps or layers, too many, the other direction, packed, no processor for each."""
+    stack = stack_of(layers, "lstm", sizes, 4, reverse)
+    assert all(y.isnan().all() for y, *_ in run_wavefront(stack, Launch(processors)))
 
 
 @pytest.mark.parametrize("sizes, r", [([3], 6), ([129, 129], 6), ([3, 3], 4)])

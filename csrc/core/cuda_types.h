@@ -14,12 +14,3 @@ namespace pyops {
 inline constexpr bool kBuiltWithCuda = false;
 }
 #endif
-
-namespace pyops {
-
-// What a kernel that holds a GPU for long has to fit in; nothing on a CPU.
-struct GpuLimits {
-  int processors = 0, shared_bytes = 0;  // shared_bytes: most that a block can ask for
-};
-
-}  // namespace pyops

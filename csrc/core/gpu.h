@@ -5,6 +5,7 @@
 #include <c10/util/FunctionRef.h>
 
 #include "core/cuda_types.h"
+#include "core/gpu_limits.h"
 #include "core/place.h"
 
 namespace pyops {

@@ -12,6 +12,7 @@
 
 #include "core/cuda_types.h"
 #include "core/dtype.h"
+#include "core/gpu_limits.h"
 #include "core/host_device.h"
 #include "core/precision.h"
 

@@ -36,7 +36,7 @@ class RnnTeam {
 
 // Launches clusters of `cluster` blocks, none of which has arrived anywhere yet.
 template <class... Formal, class... Actual>
-cudaError_t launch_resident(void (*kernel)(Formal...), int64_t blocks, int cluster, int threads,
+cudaError_t launch_resident(void (*kernel)(Formal...), dim3 blocks, int cluster, int threads,
                             int64_t shared_bytes, void* arrivals, cudaStream_t stream,
                             const Actual&... arguments) {
   cudaError_t status =
@@ -51,7 +51,7 @@ cudaError_t launch_resident(void (*kernel)(Formal...), int64_t blocks, int clust
   attributes[1].id = cudaLaunchAttributeClusterDimension;
   attributes[1].val.clusterDim = {static_cast<unsigned>(cluster), 1, 1};
   cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(blocks));
+  config.gridDim = blocks;
   config.blockDim = dim3(static_cast<unsigned>(threads));
   config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
   config.stream = stream;

@@ -20,8 +20,8 @@ struct RnnForwardSweep {
   using Product = RnnStepProduct<Cell, T>;
 
   PYOPS_HOST_DEVICE static int64_t steps(const RnnParams& p) { return p.steps; }
-  PYOPS_HOST_DEVICE static RnnSweep start(const RnnSchedule& s) {
-    return RnnSweep::before_first(s);
+  PYOPS_HOST_DEVICE static RnnSweep start(const RnnParams& p, const RnnSchedule& s) {
+    return RnnSweep::before_first(s, p.steps);
   }
   PYOPS_HOST_DEVICE static Product next(const RnnParams& p, RnnSweep& sweep) {
     sweep.advance();
@@ -39,7 +39,9 @@ struct RnnBackwardSweep {
   PYOPS_HOST_DEVICE static int64_t steps(const RnnBackwardParams& p) {
     return p.steps + (p.grad_h0 != nullptr || p.grad_c0 != nullptr ? 1 : 0);
   }
-  PYOPS_HOST_DEVICE static RnnSweep start(const RnnSchedule& s) { return RnnSweep::behind_last(s); }
+  PYOPS_HOST_DEVICE static RnnSweep start(const RnnBackwardParams& p, const RnnSchedule& s) {
+    return RnnSweep::behind_last(s, p.steps);
+  }
   PYOPS_HOST_DEVICE static Product next(const RnnBackwardParams& p, RnnSweep& sweep) {
     sweep.retreat();
     return {{p, sweep.step(), sweep.rows_after()}};

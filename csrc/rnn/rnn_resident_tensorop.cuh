@@ -16,7 +16,7 @@ __device__ void run_tensor_steps(const typename Sweep::Params& p, const RnnSched
   extern __shared__ __align__(16) char storage[];
   auto& shared = *reinterpret_cast<typename Steps::Shared*>(storage);
   auto* kept = reinterpret_cast<typename Steps::Fragment*>(storage + sizeof shared);
-  RnnSweep sweep = Sweep::start(schedule);
+  RnnSweep sweep = Sweep::start(p, schedule);
   auto product = Sweep::next(p, sweep);
   const Steps steps(product, blockIdx.x);
   const RnnTeam blocks(p.arrivals, steps.team(),
@@ -46,10 +46,11 @@ cudaError_t launch_tensor_steps(const typename Sweep::Params& p, cudaStream_t st
     if (!fits_resident(kTiling, p)) {
       return launch_tensor_steps<Kernel, Sweep, kTilings, kFirst + 1>(p, stream);
     }
-    return launch_resident(Kernel<Sweep, kTiling>::kFunction,
-                           kTiling.blocks(p.batch, resident_columns(p)), kTiling.slices,
-                           kTiling.kThreads, kTiling.shared_bytes(resident_depth(p)), p.arrivals,
-                           stream, p, RnnSchedule(p));
+    const int64_t blocks = kTiling.blocks(p.batch, resident_columns(p));
+    return launch_resident(Kernel<Sweep, kTiling>::kFunction, dim3(static_cast<unsigned>(blocks)),
+                           kTiling.slices, kTiling.kThreads,
+                           kTiling.shared_bytes(resident_depth(p)), p.arrivals, stream, p,
+                           RnnSchedule(p));
   } else {
     return cudaErrorInvalidConfiguration;
   }

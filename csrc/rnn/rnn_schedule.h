@@ -11,44 +11,42 @@ struct RnnSchedule {
   static constexpr int64_t kMostSteps = int64_t{1} << 24;  // 32 bits count all arrivals of blocks
 
   int64_t rows;
-  int32_t steps, batch;
+  int32_t batch;
   bool reverse;
   int32_t length[kMostSequences];  // longest first
 
   explicit RnnSchedule(const RnnShape& s)
-      : rows(s.rows()),
-        steps(static_cast<int32_t>(s.steps)),
-        batch(static_cast<int32_t>(s.batch)),
-        reverse(s.reverse),
-        length{} {
+      : rows(s.rows()), batch(static_cast<int32_t>(s.batch)), reverse(s.reverse), length{} {
     for (int32_t i = batch - 1, t = 0; i >= 0; --i) {
-      while (t < steps && s.size(t) > i) ++t;
+      while (t < s.steps && s.size(t) > i) ++t;
       length[i] = t;
     }
   }
 };
 
-// A walk over the steps in the order of computation, or back.
+// A walk over so many steps in the order of computation, or back.
 class RnnSweep {
  public:
-  PYOPS_HOST_DEVICE static RnnSweep before_first(const RnnSchedule& s) {
-    const Place start = s.reverse ? end_of(s) : Place{0, -1, 0};
-    return {s, start, start, moved(s, start, !s.reverse)};
+  PYOPS_HOST_DEVICE static RnnSweep before_first(const RnnSchedule& s, int64_t steps) {
+    RnnSweep sweep(s, steps, s.reverse);
+    sweep.after_ = sweep.moved(sweep.now_, !s.reverse);
+    return sweep;
   }
-  PYOPS_HOST_DEVICE static RnnSweep behind_last(const RnnSchedule& s) {
-    const Place end = s.reverse ? Place{0, -1, 0} : end_of(s);
-    return {s, moved(s, end, s.reverse), end, end};
+  PYOPS_HOST_DEVICE static RnnSweep behind_last(const RnnSchedule& s, int64_t steps) {
+    RnnSweep sweep(s, steps, !s.reverse);
+    sweep.before_ = sweep.moved(sweep.now_, s.reverse);
+    return sweep;
   }
 
   PYOPS_HOST_DEVICE void advance() {
     before_ = now_;
     now_ = after_;
-    after_ = moved(schedule_, after_, !schedule_.reverse);
+    after_ = moved(after_, !schedule_.reverse);
   }
   PYOPS_HOST_DEVICE void retreat() {
     after_ = now_;
     now_ = before_;
-    before_ = moved(schedule_, before_, schedule_.reverse);
+    before_ = moved(before_, schedule_.reverse);
   }
 
   PYOPS_HOST_DEVICE RnnStep step() const {
@@ -65,16 +63,19 @@ class RnnSweep {
     int32_t t, rows;
   };
 
-  PYOPS_HOST_DEVICE RnnSweep(const RnnSchedule& s, Place before, Place now, Place after)
-      : schedule_(s), before_(before), now_(now), after_(after) {}
-
-  PYOPS_HOST_DEVICE static Place end_of(const RnnSchedule& s) { return {s.rows, s.steps, 0}; }
+  // Beyond the end of time, or before its beginning.
+  PYOPS_HOST_DEVICE RnnSweep(const RnnSchedule& s, int64_t steps, bool at_end)
+      : schedule_(s), steps_(static_cast<int32_t>(steps)) {
+    now_ = at_end ? Place{s.rows, steps_, 0} : Place{0, -1, 0};
+    before_ = after_ = now_;
+  }
 
   // One step later in time, or earlier; beyond either end no rows are left.
-  PYOPS_HOST_DEVICE static Place moved(const RnnSchedule& s, Place p, bool later) {
+  PYOPS_HOST_DEVICE Place moved(Place p, bool later) const {
+    const RnnSchedule& s = schedule_;
     if (later) p.first += p.rows;
     p.t += later ? 1 : -1;
-    if (p.t < 0 || p.t >= s.steps) {
+    if (p.t < 0 || p.t >= steps_) {
       p.rows = 0;
     } else if (later) {
       if (p.t == 0) p.rows = s.batch;
@@ -87,6 +88,7 @@ class RnnSweep {
   }
 
   const RnnSchedule& schedule_;
+  int32_t steps_;
   Place before_, now_, after_;
 };
 
