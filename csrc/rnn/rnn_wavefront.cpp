@@ -15,7 +15,7 @@ namespace pyops {
 namespace {
 
 constexpr Candidate<RnnStack> kStack[] = {
-    {"rnn_forward_wavefront_cuda", Arch::kSm80, kFloat64 | kFloat32, rnn_forward_wavefront_cuda,
+    {"rnn_forward_wavefront_cuda", Arch::kSm80, kFloat32, rnn_forward_wavefront_cuda,
      suits_wavefront, kSuitsWavefront},
 };
 [[maybe_unused]] const bool listed = list_table("rnn_stack_forward", kStack);

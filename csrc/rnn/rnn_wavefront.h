@@ -75,7 +75,8 @@ inline RnnFront front_of(const RnnStack& stack, int64_t front) {
   return f;
 }
 
-// Half precision would round c between pieces. Offsets of padded sequences are those of any piece.
+// Of float32 alone: half precision would round c between pieces, and float64 lacks registers.
+// Offsets of padded sequences are those of any piece.
 inline bool suits_wavefront(const RnnStack& stack) {
   if (stack.layers < 2 || stack.layers > kMostLayers) return false;
   for (int64_t layer = 0; layer < stack.layers; ++layer) {

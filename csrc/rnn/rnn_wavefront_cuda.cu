@@ -52,7 +52,7 @@ cudaError_t launch_front(const RnnFront& front, cudaStream_t stream) {
 
 cudaError_t rnn_forward_wavefront_cuda(const RnnStack& stack, cudaStream_t stream) {
   cudaError_t status = cudaSuccess;
-  dispatch_cell<kFloat64 | kFloat32>(stack.layer[0], [&]<class Cell, class T>(Cell, T) {
+  dispatch_cell<kFloat32>(stack.layer[0], [&]<class Cell, class T>(Cell, T) {
     for (int64_t k = 0; k < fronts_of(stack) && status == cudaSuccess; ++k) {
       const RnnFront front = front_of(stack, k);
       status = launch_inputs<Cell, T>(front, stream);
