@@ -5,84 +5,27 @@
 #include "attention/attention_backward_block.h"
 #include "attention/attention_forward_block.h"
 #include "attention/attention_tensorop_block.h"
+#include "threads.h"
 
 using namespace pyops;
 
 namespace {
 
-template <class State>
-struct LoopTeam {
-  std::vector<State> states{256};
-
-  template <class F>
-  void each(const F& f) {
-    for (int t = 0; t < static_cast<int>(states.size()); ++t) f(t, states[t]);
-  }
-};
-
-// Tensor cores in slow motion, a warp of 32 states after the other.
 template <class Algorithm>
-struct WarpTeam : LoopTeam<typename Algorithm::State> {
-  using State = typename Algorithm::State;
-  using LoopTeam<State>::states;
+struct WarpTeam : TensorLoopTeam<typename Algorithm::State> {
+  using TensorLoopTeam<typename Algorithm::State>::states;
 
   WarpTeam() { states.resize(Algorithm::kThreads); }
-
-  template <class F>
-  void alone(const F& f) {
-    this->each(f);
-  }
 
   template <class F>
   void reduce(const F& join) {
     for (size_t quad = 0; quad < states.size(); quad += 4) {
       for (int r = 0; r < 2; ++r) {
-        State* s = &states[quad];
+        auto* s = &states[quad];
         const float joined =
             join(join(s[0].rows[r], s[1].rows[r]), join(s[2].rows[r], s[3].rows[r]));
         for (int i = 0; i < 4; ++i) s[i].rows[r] = joined;
       }
-    }
-  }
-
-  template <class T>
-  static float half_of(uint32_t pair, int i) {
-    T x;
-    x.bits = static_cast<uint16_t>(pair >> 16 * i);
-    return static_cast<float>(x);
-  }
-
-  // mma.m16n8k16: c (16, 8) += a (16, 16) · b (16, 8).
-  template <class T, class A, class B, class C>
-  void multiply(const A& a_of, const B& load_b, const C& c_of) {
-    for (size_t warp = 0; warp < states.size(); warp += 32) {
-      float a[16][16], b[16][8];
-      for (int lane = 0; lane < 32; ++lane) {
-        uint32_t of_b[2];
-        load_b(static_cast<int>(warp) + lane, of_b);
-        for (int i = 0; i < 2; ++i) {
-          const int k = lane % 4 * 2 + i;
-          for (int x = 0; x < 4; ++x) {
-            a[lane / 4 + x % 2 * 8][k + x / 2 * 8] = half_of<T>(a_of(states[warp + lane])[x], i);
-          }
-          for (int x = 0; x < 2; ++x) b[k + x * 8][lane / 4] = half_of<T>(of_b[x], i);
-        }
-      }
-      for (int lane = 0; lane < 32; ++lane) {
-        for (int x = 0; x < 4; ++x) {
-          float& c = c_of(states[warp + lane])[x];
-          for (int k = 0; k < 16; ++k) c += a[lane / 4 + x / 2 * 8][k] * b[k][lane % 4 * 2 + x % 2];
-        }
-      }
-    }
-  }
-
-  // ldmatrix.x2.trans
-  template <class T>
-  static void load_transposed(const T* from, int stride, int lane, uint32_t (&to)[2]) {
-    for (int x = 0; x < 2; ++x) {
-      const T* at = from + (x * 8 + lane % 4 * 2) * stride + lane / 4;
-      to[x] = at[0].bits | static_cast<uint32_t>(at[stride].bits) << 16;
     }
   }
 };

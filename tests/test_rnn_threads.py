@@ -1,14 +1,14 @@
 """What the threads of the CUDA kernels of recurrent layers compute, run by the CPU."""
 
 import ctypes
-from itertools import accumulate, product
+from itertools import accumulate, pairwise, product
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 from host import int64s, library
-from suite import DTYPES
+from suite import DTYPES, HALF
 
 GATES, KEPT = {"lstm": 4, "gru": 3}, {"lstm": 5, "gru": 4}
 TOLERANCE = dict(zip(DTYPES, (1e-12, 1e-5, 0.03, 0.004), strict=True))
@@ -64,6 +64,17 @@ def call(function, shape, offsets, tensors, *flags):
     run(int64s(*shape), int64s(*offsets), *flags, pointers)
 
 
+class Launch:
+    """One for all steps on a GPU of so many processors: on ordinary units, or by a tiling."""
+
+    def __init__(self, processors, tiling=None, shared=232448):
+        self.processors, self.shared = processors, shared
+        self.way, self.tiling = ("resident", ()) if tiling is None else ("tensorop", (tiling,))
+
+    def gpu(self):
+        return int64s(self.processors, self.shared)
+
+
 class Layer:
     """A layer's inputs, drawn, and its results, still to be written."""
 
@@ -88,21 +99,27 @@ class Layer:
         wide = torch.float64 if self.dtype == torch.float64 else torch.float32
         return self.unwritten(*shape, dtype=wide)
 
-    def forward(self, save=True, blocks=None):
-        """By a launch for each step, or by one of so many blocks for all."""
+    def forward(self, save=True, launch=None):
+        """By a launch for each step, or by one for all."""
+        tensors = self.forward_tensors(save)
+        if launch is None:
+            call("forward", self.shape, self.offsets, tensors, int(save))
+        else:
+            function = f"forward_{launch.way}"
+            call(
+                function, self.shape, self.offsets, tensors, launch.gpu(), int(save), *launch.tiling
+            )
+        return self.outputs
+
+    def forward_tensors(self, save):
         *_, b, _, h, _ = self.shape
         width = (KEPT if save else GATES)[self.kind] * h
         self.reserve = self.accumulated(sum(self.sizes), width)
         outputs = (*self.outputs, None)[:3]
-        work = (self.accumulated(b, h), self.accumulated(b, h))
-        tensors = (*self.inputs, *outputs, self.reserve, *work)
-        if blocks is None:
-            call("forward", self.shape, self.offsets, tensors, int(save))
-        else:
-            call("resident", self.shape, self.offsets, tensors, int(save), blocks)
-        return self.outputs
+        self.work = (self.accumulated(b, h), self.accumulated(b, h))
+        return (*self.inputs, *outputs, self.reserve, *self.work)
 
-    def backward(self, grads, wanted):
+    def backward(self, grads, wanted, launch=None):
         *_, b, _, h, r = self.shape
         n, rows = sum(self.sizes), GATES[self.kind] * h
         x, h0, c0, w_ih, w_hh, _, _, w_hr = self.inputs
@@ -114,7 +131,12 @@ class Layer:
         from_h = from_x if self.kind == "lstm" else self.unwritten(n, rows)
         work = (from_x, from_h, self.unwritten(n, r), self.unwritten(n, r), self.accumulated(b, h))
         given = (x, h0, c0, w_ih, w_hh, w_hr, self.outputs[0], self.reserve, *(*grads, None)[:3])
-        call("backward", self.shape, self.offsets, (*given, *gradients, *work))
+        tensors = (*given, *gradients, *work)
+        if launch is None:
+            call("backward", self.shape, self.offsets, tensors)
+        else:
+            flags = (launch.gpu(), *launch.tiling)
+            call(f"backward_{launch.way}", self.shape, self.offsets, tensors, *flags)
         return gradients
 
     def expected(self, grads):
@@ -177,23 +199,149 @@ def test_gradients_that_are_absent_or_not_wanted(kind, r, reverse):
                     assert_close(mine, expected[source])
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("reverse", [False, True], ids=["first to last", "last to first"])
-@pytest.mark.parametrize("kind", GATES)
-@pytest.mark.parametrize("rows, h, blocks", [(1, 1, 1), (3, 7, 2), (6, 33, 33), (9, 70, 12)])
-def test_one_launch_for_all_steps_is_the_loop(kind, rows, h, blocks, reverse, dtype):
-    """Every unit belongs to one block; what is kept serves the backward."""
-    layer = Layer(kind, [rows] * 4, 5, h, h, reverse, dtype)
-    grads = [torch.randn(t.shape).to(dtype) for t in layer.outputs]
+def assert_launches_are_the_loop(layer, forward, backward):
+    """Outputs, and every gradient, by one launch there and one back."""
+    grads = [torch.randn(t.shape).to(layer.dtype) for t in layer.outputs]
     outputs, gradients = layer.expected(grads)
-    for mine, right in zip(layer.forward(blocks=blocks), outputs, strict=True):
+    for mine, right in zip(layer.forward(launch=forward), outputs, strict=True):
         assert_close(mine, right)
-    for mine, right in zip(layer.backward(grads, [True] * 8), gradients, strict=True):
+    results = layer.backward(grads, [True] * 8, backward)
+    for mine, right in zip(results, gradients, strict=True):
         assert mine is None or assert_close(mine, right) is None
 
 
-@pytest.mark.parametrize("sizes, r", [([3], 6), ([3, 2], 6), ([129, 129], 6), ([3, 3], 4)])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("rows, columns", [(1, 8), (31, 72), (257, 64), (600, 136)])
+def test_columns_are_summed(rows, columns, dtype):
+    """Small integers: exact in every order."""
+    matrix = torch.randint(-2, 3, (rows, columns)).to(dtype)
+    sums = torch.full((columns,), torch.nan).to(dtype)
+    pointers = (ctypes.c_void_p(t.data_ptr()) for t in (matrix, sums))
+    sizes = (ctypes.c_int64(rows), ctypes.c_int64(columns))
+    library("rnn_threads.cpp").column_sums(DTYPES.index(dtype), *sizes, *pointers)
+    assert torch.equal(sums, matrix.double().sum(0).to(dtype))
+
+
+@pytest.mark.parametrize("reverse", [False, True], ids=["first to last", "last to first"])
+@pytest.mark.parametrize("sizes", [[1], [4, 4], [5, 3, 3, 1], [3, 1, 0], [2, 0, 0], [128, 7]])
+def test_steps_follow_from_lengths(sizes, reverse):
+    """There and back, as the host finds them in the offsets."""
+    layer = Layer("gru", sizes, 1, 1, 1, reverse, torch.float32)
+    assert library("rnn_threads.cpp").wrong_steps(int64s(*layer.shape), int64s(*layer.offsets)) == 0
+
+
+# Sequences at each step: a group of four less or more, some that end early, at once and before all.
+LAUNCHES = [[3] * 4, [9, 9], [6, 5, 5, 1], [5, 2, 0]]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("reverse", [False, True], ids=["first to last", "last to first"])
+@pytest.mark.parametrize("kind", GATES)
+@pytest.mark.parametrize("sizes", LAUNCHES, ids=str)
+@pytest.mark.parametrize("h, blocks", [(1, 1), (7, 2), (33, 40), (70, 12), (72, 5)])
+def test_one_launch_for_all_steps_is_the_loop(kind, sizes, h, blocks, reverse, dtype):
+    """Every unit belongs to one block."""
+    layer = Layer(kind, sizes, 5, h, h, reverse, dtype)
+    assert_launches_are_the_loop(layer, Launch(blocks), Launch(blocks))
+
+
+# As many tilings as there and back together, and hidden features: a strip of 32 and part of it, a
+# strip for every warp and more, registers that do not hold them all.
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+@pytest.mark.parametrize("reverse", [False, True], ids=["first to last", "last to first"])
+@pytest.mark.parametrize("kind", GATES)
+@pytest.mark.parametrize("there, back", [(0, 0), (1, 1), (2, 2), (0, 3)])
+@pytest.mark.parametrize("sizes, h", [([8, 8, 8], 40), ([19, 17, 8, 3], 24), ([3, 3], 1056)])
+def test_tensor_cores_for_all_steps_are_the_loop(kind, sizes, h, there, back, reverse, dtype):
+    layer = Layer(kind, sizes, 5, h, h, reverse, dtype)
+    assert_launches_are_the_loop(layer, Launch(1000, there), Launch(1000, back))
+
+
+def tilings(h, batch, backward, gpu):
+    """Blocks, bytes of shared memory and whether it fits, for each tiling of a bfloat16 LSTM."""
+    layer = Layer("lstm", [batch] * 2, 1, h, h, False, torch.bfloat16)
+    out = int64s(*[0] * 12)
+    count = library("rnn_threads.cpp").tilings(
+        int64s(*layer.shape), int64s(*layer.offsets), gpu.gpu(), int(backward), out
+    )
+    return [tuple(out[3 * k : 3 * k + 3]) for k in range(count)]
+
+
+def test_what_tilings_take_of_an_h100():
+    """Every block must be on the GPU at once, or they wait for each other for good."""
+    h100 = Launch(132)
+    assert tilings(768, 16, False, h100)[0] == (96, 17408, 1)
+    assert tilings(768, 16, True, h100)[0] == (96, 5120, 1)
+    assert tilings(768, 16, True, h100)[2] == (96, 17408, 1)
+    assert tilings(1024, 16, False, h100)[0] == (128, 17408 + 32768, 1)
+    assert [fits for *_, fits in tilings(768, 64, False, h100)] == [0, 0, 1]
+    assert [fits for *_, fits in tilings(2048, 16, False, h100)] == [0, 1, 0]
+    assert [fits for *_, fits in tilings(2560, 16, False, h100)] == [0, 0, 0]
+    assert [fits for *_, fits in tilings(768, 16, False, Launch(95))] == [0, 1, 1]
+    assert tilings(1024, 16, False, Launch(132, shared=50175))[0] == (128, 50176, 0)
+
+
+def stack_of(layers, kind, sizes, h, reverse=False, dtype=torch.float32):
+    """Layers of one shape, each of which reads the output of the one before."""
+    stack = [Layer(kind, sizes, h, h, h, reverse, dtype) for _ in range(layers)]
+    for below, layer in pairwise(stack):
+        layer.inputs[0] = below.outputs[0]
+        layer.inputs[4] = torch.randn_like(layer.inputs[4]) * h**-0.5
+    return stack
+
+
+def run_wavefront(stack, gpu, save=True):
+    tensors = [t for layer in stack for t in layer.forward_tensors(save)]
+    flags = (gpu.gpu(), int(save), len(stack))
+    call("forward_wavefront", stack[0].shape, stack[0].offsets, tensors, *flags)
+    return [(*layer.outputs, layer.reserve) for layer in stack]
+
+
+@pytest.mark.parametrize("save", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("kind", GATES)
+@pytest.mark.parametrize("steps", [128, 191])
+@pytest.mark.parametrize("h", [4, 5])
+def test_a_wavefront_is_layer_after_layer(kind, h, steps, dtype, save):
+    """To the last bit, and all that is kept for the backward."""
+    stack = stack_of(3, kind, [3] * steps, h, dtype=dtype)
+    right = [
+        [t.clone() for t in (*layer.forward(save, Launch(2)), layer.reserve)] for layer in stack
+    ]
+    for layer in stack:
+        for t in layer.outputs:
+            t.fill_(torch.nan)
+    for mine, other in zip(run_wavefront(stack, Launch(6), save), right, strict=True):
+        for a, b in zip(mine, other if save else other[:-1], strict=save):
+            assert not b.isnan().any()
+            assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize(
+    "layers, sizes, reverse, processors",
+    [
+        (2, [3] * 127, False, 40),
+        (2, [3] * 128, True, 40),
+        (2, [3] * 127 + [2], False, 40),
+        (1, [3] * 128, False, 40),
+        (13, [3] * 128, False, 40),
+        (3, [3] * 128, False, 2),
+    ],
+)
+def test_what_no_wavefront_takes(layers, sizes, reverse, processors):
+    """Too few steps or layers, too many, the other direction, packed, no processor for each."""
+    stack = stack_of(layers, "lstm", sizes, 4, reverse)
+    assert all(y.isnan().all() for y, *_ in run_wavefront(stack, Launch(processors)))
+
+
+@pytest.mark.parametrize("sizes, r", [([3], 6), ([129, 129], 6), ([3, 3], 4)])
 def test_what_one_launch_does_not_take(sizes, r):
-    """A single step, packed sequences, many of them, a projection."""
+    """A single step, many sequences, a projection; weights that do not fit."""
     layer = Layer("lstm", sizes, 5, 6, r, False, torch.float32)
-    assert all(t.isnan().all() for t in layer.forward(blocks=2))
+    assert all(t.isnan().all() for t in layer.forward(launch=Launch(2)))
+    fits = Layer("lstm", [3, 3], 5, 6, 6, False, torch.float32)
+    bytes_of_three_units = 3 * 4 * 6 * 4
+    assert all(
+        t.isnan().all() for t in fits.forward(launch=Launch(2, shared=bytes_of_three_units - 1))
+    )
+    assert not fits.forward(launch=Launch(2, shared=bytes_of_three_units))[0].isnan().any()

@@ -1,22 +1,9 @@
 // Runs an algorithm that is written for a team (attention_block.h) by blocks of threads.
 #pragma once
 
-#include "core/cuda.cuh"
+#include "gemm/block_team.cuh"
 
 namespace pyops {
-
-template <class State>
-struct BlockTeam {
-  State state;
-
-  template <class F>
-  PYOPS_HOST_DEVICE void each(const F& f) {
-#ifdef __CUDA_ARCH__
-    f(static_cast<int>(threadIdx.x), state);
-    __syncthreads();
-#endif
-  }
-};
 
 template <class Algorithm, class Team = BlockTeam<typename Algorithm::State>, class Params>
 __device__ void run_blocks(const Params& p) {

@@ -7,18 +7,44 @@
 
 #include <array>
 #include <atomic>
+#include <utility>
 
 namespace pyops {
 namespace {
 
-int ask_capability(int gpu) {
-  int major = 0, minor = 0;
-  if (cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, gpu) != cudaSuccess ||
-      cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, gpu) != cudaSuccess) {
+// Of a GPU, both or neither.
+std::pair<int, int> ask(cudaDeviceAttr first, cudaDeviceAttr second, int gpu) {
+  std::pair<int, int> found;
+  if (cudaDeviceGetAttribute(&found.first, first, gpu) != cudaSuccess ||
+      cudaDeviceGetAttribute(&found.second, second, gpu) != cudaSuccess) {
     cudaGetLastError();  // else the next call that asks would take this error for its own
-    return 0;
+    return {};
   }
-  return major * 10 + minor;
+  return found;
+}
+
+// What is known of a GPU, small enough to be written at once.
+struct Gpu {
+  int16_t capability, processors;
+  int32_t shared_bytes;
+};
+
+Gpu ask_gpu(int gpu) {
+  const auto [major, minor] =
+      ask(cudaDevAttrComputeCapabilityMajor, cudaDevAttrComputeCapabilityMinor, gpu);
+  const auto [processors, shared_bytes] =
+      ask(cudaDevAttrMultiProcessorCount, cudaDevAttrMaxSharedMemoryPerBlockOptin, gpu);
+  return {static_cast<int16_t>(major * 10 + minor), static_cast<int16_t>(processors), shared_bytes};
+}
+
+// Of capability 0 while it is not there.
+Gpu gpu_of(at::Device device) {
+  static std::array<std::atomic<Gpu>, 64> all{};
+  const int gpu = device.has_index() ? device.index() : c10::cuda::current_device();
+  if (static_cast<size_t>(gpu) >= all.size()) return ask_gpu(gpu);
+  std::atomic<Gpu>& known = all[static_cast<size_t>(gpu)];
+  if (known.load(std::memory_order_relaxed).capability == 0) known.store(ask_gpu(gpu));
+  return known.load(std::memory_order_relaxed);
 }
 
 // What is worth saying beyond CUDA's own sentence.
@@ -36,13 +62,11 @@ const char* advice(cudaError_t status) {
 
 }  // namespace
 
-Target target_of_gpu(at::Device device) {
-  static std::array<std::atomic<int>, 64> capabilities{};  // 0: not asked yet
-  const int gpu = device.has_index() ? device.index() : c10::cuda::current_device();
-  if (static_cast<size_t>(gpu) >= capabilities.size()) return {ask_capability(gpu)};
-  std::atomic<int>& known = capabilities[static_cast<size_t>(gpu)];
-  if (known.load(std::memory_order_relaxed) == 0) known.store(ask_capability(gpu));
-  return {known.load(std::memory_order_relaxed)};
+Target target_of_gpu(at::Device device) { return {gpu_of(device).capability}; }
+
+GpuLimits limits_of_gpu(at::Device device) {
+  const Gpu gpu = gpu_of(device);
+  return {gpu.processors, gpu.shared_bytes};
 }
 
 void launch_on_gpu(const char* op, const char* kernel, const at::Tensor& first,

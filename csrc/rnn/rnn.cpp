@@ -88,14 +88,30 @@ Tensor stack_states(std::vector<Tensor>& states) {
   return states.size() == 1 ? states[0].unsqueeze(0) : at::stack(states);
 }
 
+// Of all layers, or of none: dropout between them wants each layer's y as a whole.
+std::vector<RnnOutputs> run_at_once(const Network& n) {
+  const bool drops = n.dropout != 0 && n.train;
+  if (n.num_layers < 2 || n.bidirectional || n.batch_sizes || drops) return {};
+  std::vector<RnnLayer> layers;
+  for (int64_t layer = 0; layer < n.num_layers; ++layer) {
+    layers.push_back(layer_of(n, layer == 0 ? n.input : Tensor(), layer));
+  }
+  return rnn_stack_forward(std::move(layers));
+}
+
 NetworkOutputs run(const Network& n) {
   check_network(n);
+  const std::vector<RnnOutputs> results = run_at_once(n);
   Tensor x = n.input;
   std::vector<Tensor> hn, cn;
   for (int64_t layer = 0; layer < n.num_layers; ++layer) {
     std::vector<Tensor> outputs;
     for (int64_t direction = 0; direction < n.directions(); ++direction) {
-      auto [y, h, c, reserve] = call_rnn_layer(layer_of(n, x, layer * n.directions() + direction));
+      const int64_t index = layer * n.directions() + direction;
+      const RnnLayer of = layer_of(n, x, index);
+      auto [y, h, c, reserve] = results.empty()
+                                    ? call_rnn_layer(of)
+                                    : record_rnn_layer(of, results[static_cast<size_t>(index)]);
       outputs.push_back(y);
       hn.push_back(h);
       if (n.lstm()) cn.push_back(c);

@@ -12,6 +12,7 @@
 
 #include "core/cuda_types.h"
 #include "core/dtype.h"
+#include "core/gpu_limits.h"
 #include "core/host_device.h"
 #include "core/precision.h"
 
@@ -33,6 +34,7 @@ struct RnnShape {
   bool reverse;  // last step first
   int64_t steps, batch, input, hidden, output;
   const int64_t* offsets;  // (T + 1)
+  GpuLimits gpu{};         // where the call runs
 
   PYOPS_HOST_DEVICE int64_t rows() const { return offsets[steps]; }
   PYOPS_HOST_DEVICE int64_t step_rows() const {
@@ -61,6 +63,10 @@ struct RnnShape {
   }
 };
 
+// Blocks of a launch for all steps wait for those of their team alone; counters lie apart, for the
+// memory serves one request for a line after the other.
+inline constexpr int64_t kRnnTeams = 16, kRnnTeamStride = 32;
+
 // All matrices are contiguous and row-major. The reserve is in the type arithmetic is done in.
 struct RnnParams : RnnShape {
   bool save;         // keep in `reserve` what the backward reads
@@ -77,8 +83,9 @@ struct RnnParams : RnnShape {
   void* cn;          // (B, H), LSTM
   void* reserve;     // (N, K·H); (N, G·H) without `save`, then a workspace
   // For the use of a GPU's kernels, in the type arithmetic is done in.
-  void* c;    // (B, H), LSTM
-  void* out;  // (B, H) with a projection
+  void* c;         // (B, H), LSTM
+  void* out;       // (B, H) with a projection
+  void* arrivals;  // of blocks at each step, (kRnnTeams, kRnnTeamStride) 32-bit counts
 };
 
 // A null gradient of an output is zero; a null gradient of an input is not wanted.
@@ -92,12 +99,15 @@ struct RnnBackwardParams : RnnShape {
   void* previous;  // (N, R): the state that each row began with
   void* grad_out;  // (N, R) with a projection: the gradient of y, also by way of the later steps
   void* carry;     // (B, H), in the type arithmetic is done in: what passes a step by its products
+  void* arrivals;  // as in the forward
 };
 
 void rnn_forward_scalar(const RnnParams& params);
 void rnn_forward_avx2(const RnnParams& params);
 void rnn_forward_avx512(const RnnParams& params);
 void rnn_forward_amx(const RnnParams& params);
+cudaError_t rnn_forward_resident_tensorop_cuda(const RnnParams& params, cudaStream_t stream);
+cudaError_t rnn_forward_resident_cuda(const RnnParams& params, cudaStream_t stream);
 cudaError_t rnn_forward_tensorop_cuda(const RnnParams& params, cudaStream_t stream);
 cudaError_t rnn_forward_cuda(const RnnParams& params, cudaStream_t stream);
 
@@ -105,7 +115,15 @@ void rnn_backward_scalar(const RnnBackwardParams& params);
 void rnn_backward_avx2(const RnnBackwardParams& params);
 void rnn_backward_avx512(const RnnBackwardParams& params);
 void rnn_backward_amx(const RnnBackwardParams& params);
+cudaError_t rnn_backward_resident_sm90(const RnnBackwardParams& params, cudaStream_t stream);
+cudaError_t rnn_backward_resident_tensorop_cuda(const RnnBackwardParams& p, cudaStream_t stream);
+cudaError_t rnn_backward_resident_cuda(const RnnBackwardParams& params, cudaStream_t stream);
 cudaError_t rnn_backward_tensorop_cuda(const RnnBackwardParams& params, cudaStream_t stream);
 cudaError_t rnn_backward_cuda(const RnnBackwardParams& params, cudaStream_t stream);
+
+// The products over all rows, before a launch for all steps of the forward and behind that of the
+// backward.
+cudaError_t rnn_forward_inputs_cuda(const RnnParams& params, cudaStream_t stream);
+cudaError_t rnn_backward_sums_cuda(const RnnBackwardParams& params, cudaStream_t stream);
 
 }  // namespace pyops

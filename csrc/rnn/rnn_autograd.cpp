@@ -45,16 +45,17 @@ Gradients rnn_layer_backward_autograd(const RnnLayerBackward& layer) {
 
 struct RnnLayerFunction : torch::autograd::Function<RnnLayerFunction> {
   // Flat, for autograd looks for tensors among the arguments.
-  static torch::autograd::variable_list forward(torch::autograd::AutogradContext* ctx,
-                                                const Tensor& input, const Tensor& h0,
-                                                const OptionalTensor& c0, const Tensor& w_ih,
-                                                const Tensor& w_hh, const OptionalTensor& b_ih,
-                                                const OptionalTensor& b_hh,
-                                                const OptionalTensor& w_hr,
-                                                const OptionalTensor& batch_sizes, bool reverse) {
+  static torch::autograd::variable_list forward(
+      torch::autograd::AutogradContext* ctx, const Tensor& input, const Tensor& h0,
+      const OptionalTensor& c0, const Tensor& w_ih, const Tensor& w_hh, const OptionalTensor& b_ih,
+      const OptionalTensor& b_hh, const OptionalTensor& w_hr, const OptionalTensor& batch_sizes,
+      bool reverse, const RnnOutputs* results) {
     const at::AutoDispatchBelowADInplaceOrView below;
-    auto [y, hn, cn, reserve] = call_rnn_layer(
-        {input, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, batch_sizes, reverse, /*save=*/true});
+    auto [y, hn, cn, reserve] =
+        results != nullptr
+            ? *results
+            : call_rnn_layer({input, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, batch_sizes, reverse,
+                              /*save=*/true});
     const auto value = [](const OptionalTensor& t) { return value_or_undefined(t); };
     ctx->save_for_backward({input, h0, value(c0), w_ih, w_hh, value(b_ih), value(b_hh), value(w_hr),
                             value(batch_sizes), y, reserve});
@@ -83,21 +84,25 @@ struct RnnLayerFunction : torch::autograd::Function<RnnLayerFunction> {
     }
     return std::apply(
         [](const auto&... grad) {
-          return torch::autograd::variable_list{grad..., Tensor(), Tensor()};
+          return torch::autograd::variable_list{grad..., Tensor(), Tensor(), Tensor()};
         },
         call_rnn_layer_backward(layer));
   }
 };
 
+// Computes, unless the results are there.
+RnnOutputs recorded(const RnnLayer& layer, const RnnOutputs* results) {
+  const auto& [input, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, batch_sizes, reverse, save] = layer;
+  const auto result = RnnLayerFunction::apply(input, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr,
+                                              batch_sizes, reverse, results);
+  return {result[0], result[1], result[2], result[3]};
+}
+
 RnnOutputs rnn_layer_autograd(const RnnLayer& layer) {
   const auto& [input, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, batch_sizes, reverse, save] = layer;
   const Tensors all{input, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr};
   if (goes_native(layer.name(), all, rnn_devices())) return rnn_layer_composite(layer);
-  if (needs_grad(all)) {
-    const auto result =
-        RnnLayerFunction::apply(input, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, batch_sizes, reverse);
-    return {result[0], result[1], result[2], result[3]};
-  }
+  if (needs_grad(all)) return recorded(layer, nullptr);
   const at::AutoDispatchBelowADInplaceOrView below;
   return call_rnn_layer(layer);
 }
@@ -126,6 +131,12 @@ RnnOutputs rnn_layer_autocast(const RnnLayer& layer) {
 }
 
 }  // namespace
+
+RnnOutputs record_rnn_layer(const RnnLayer& layer, const RnnOutputs& results) {
+  const auto& [input, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, batch_sizes, reverse, save] = layer;
+  const bool grad = needs_grad({input, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr});
+  return grad ? recorded(layer, &results) : results;
+}
 
 TORCH_LIBRARY_IMPL(pyops, Autograd, m) {
   m.impl("rnn_layer", flat_forward<rnn_layer_autograd>);

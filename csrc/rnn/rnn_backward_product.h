@@ -18,10 +18,15 @@ struct RnnCarryProduct {
   RnnStep step;
   int64_t later;  // rows of the step after
   int64_t rows = step.rows > later ? step.rows : later;
-  int64_t columns = p.output, depth = later > 0 ? Cell::kGates * p.hidden : 0;
+  int64_t columns = p.output, depth = Cell::kGates * p.hidden;
 
+  // The gradients that row i multiplies; null if none come.
+  PYOPS_HOST_DEVICE const T* operand(int64_t i) const {
+    return i < later ? static_cast<const T*>(p.from_h) + (step.after + i) * depth : nullptr;
+  }
   PYOPS_HOST_DEVICE Acc a(int64_t i, int64_t q) const {
-    return i < later ? element<T>(p.from_h, (step.after + i) * depth + q) : Acc(0);
+    const T* from = operand(i);
+    return from != nullptr ? static_cast<Acc>(from[q]) : Acc(0);
   }
   PYOPS_HOST_DEVICE Acc b(int64_t q, int64_t j) const {
     return element<T>(p.w_hh, q * columns + j);
@@ -29,17 +34,17 @@ struct RnnCarryProduct {
 
   // Of y of this step with a projection, which has products of its own.
   PYOPS_HOST_DEVICE void store(int64_t i, int64_t j, Acc sum) const {
-    const Acc grad = gradient(i, j, sum);
+    const Acc grad = (i < later ? sum : Acc(0)) + given_gradient(i, j);
     if (i >= step.rows) return store_initial(i, j, grad);
     static_cast<T*>(p.grad_out)[(step.first + i) * columns + j] = static_cast<T>(grad);
-    keep_previous(i, j);
+    store_previous(i, j, previous(i, j));
   }
 
-  // All of the gradient of h, by way of this step's y too.
-  PYOPS_HOST_DEVICE Acc gradient(int64_t i, int64_t j, Acc sum) const {
+  // What reaches h from outside: by way of hn, and of this step's y.
+  PYOPS_HOST_DEVICE Acc given_gradient(int64_t i, int64_t j) const {
     const int64_t at = i * columns + j;
-    Acc grad = sum;
-    if (i >= later) grad = p.grad_hn != nullptr ? element<T>(p.grad_hn, at) : Acc(0);
+    Acc grad = 0;
+    if (i >= later && p.grad_hn != nullptr) grad = element<T>(p.grad_hn, at);
     if (i < step.rows && p.grad_y != nullptr) {
       grad += element<T>(p.grad_y, step.first * columns + at);
     }
@@ -51,11 +56,12 @@ struct RnnCarryProduct {
   }
 
   // What the weights' product reads, a row beside that of its gradients.
-  PYOPS_HOST_DEVICE T keep_previous(int64_t i, int64_t j) const {
-    const T h = i < step.known ? static_cast<const T*>(p.y)[(step.before + i) * columns + j]
-                               : static_cast<const T*>(p.h0)[i * columns + j];
+  PYOPS_HOST_DEVICE T previous(int64_t i, int64_t j) const {
+    return i < step.known ? static_cast<const T*>(p.y)[(step.before + i) * columns + j]
+                          : static_cast<const T*>(p.h0)[i * columns + j];
+  }
+  PYOPS_HOST_DEVICE void store_previous(int64_t i, int64_t j, T h) const {
     static_cast<T*>(p.previous)[(step.first + i) * columns + j] = h;
-    return h;
   }
 };
 
@@ -65,42 +71,74 @@ struct RnnUnitsProduct {
   using Acc = acc_t<T>;
   static constexpr bool a_along_q = true, b_along_q = false;
   static constexpr int kGates = Cell::kGates, kKept = Cell::kKept;
+  static constexpr int kColumns = 1, kColumnsUsed = 1;  // of a unit
 
   RnnCarryProduct<Cell, T> from;
   int64_t rows = from.rows, columns = from.p.hidden;
   int64_t depth = kProjects ? from.p.output : from.depth;
 
-  PYOPS_HOST_DEVICE Acc a(int64_t i, int64_t q) const {
-    if constexpr (!kProjects) return from.a(i, q);
-    if (i >= from.step.rows) return 0;
-    return element<T>(from.p.grad_out, (from.step.first + i) * depth + q);
+  PYOPS_HOST_DEVICE const T* operand(int64_t i) const {
+    if constexpr (!kProjects) return from.operand(i);
+    if (i >= from.step.rows) return nullptr;
+    return static_cast<const T*>(from.p.grad_out) + (from.step.first + i) * depth;
   }
-  PYOPS_HOST_DEVICE Acc b(int64_t q, int64_t j) const {
-    return element<T>(kProjects ? from.p.w_hr : from.p.w_hh, q * columns + j);
+  PYOPS_HOST_DEVICE T weight(int64_t q, int64_t j) const {
+    return static_cast<const T*>(kProjects ? from.p.w_hr : from.p.w_hh)[q * columns + j];
+  }
+  PYOPS_HOST_DEVICE Acc a(int64_t i, int64_t q) const {
+    const T* row = operand(i);
+    return row != nullptr ? static_cast<Acc>(row[q]) : Acc(0);
+  }
+  PYOPS_HOST_DEVICE Acc b(int64_t q, int64_t j) const { return static_cast<Acc>(weight(q, j)); }
+  PYOPS_HOST_DEVICE void store(int64_t i, int64_t u, Acc sum) const {
+    const Acc sums[] = {sum};
+    finish(i, u, sums, given(i, u));
   }
 
-  PYOPS_HOST_DEVICE void store(int64_t i, int64_t u, Acc sum) const {
+  // What a unit takes beside its sum; nothing of it comes from other units. Only of rows of this
+  // step there is more than gradients.
+  struct Given {
+    Acc grad, carried, kept[kKept], state;
+    T previous;
+  };
+  PYOPS_HOST_DEVICE Given given(int64_t i, int64_t u) const {
     const RnnBackwardParams& p = from.p;
-    const RnnStep& step = from.step;
     const int64_t at = i * columns + u;
-    Acc* carry = static_cast<Acc*>(p.carry) + at;
-    Acc carried = i < from.later ? *carry : Acc(0);
+    Given g;
+    g.grad = kProjects ? Acc(0) : from.given_gradient(i, u);
+    g.carried = i < from.later ? static_cast<const Acc*>(p.carry)[at] : Acc(0);
     if (i >= from.later && Cell::kHasCell && p.grad_cn != nullptr) {
-      carried = element<T>(p.grad_cn, at);
+      g.carried = element<T>(p.grad_cn, at);
     }
-    Acc grad = kProjects ? sum : from.gradient(i, u, Cell::kHasCell ? sum : sum + carried);
-    if (i >= step.rows) {
+    if (i >= from.step.rows) return g;
+    const Acc* reserve =
+        static_cast<const Acc*>(p.reserve) + (from.step.first + i) * kKept * columns + u;
+    PYOPS_UNROLL for (int k = 0; k < kKept; ++k) g.kept[k] = reserve[k * columns];
+    if (!kProjects) g.previous = from.previous(i, u);
+    if constexpr (Cell::kHasCell) {
+      g.state = previous_cell(i, u);
+    } else {
+      g.state = static_cast<Acc>(g.previous);
+    }
+    return g;
+  }
+
+  PYOPS_HOST_DEVICE void finish(int64_t i, int64_t u, const Acc (&sums)[kColumns],
+                                const Given& given) const {
+    const RnnBackwardParams& p = from.p;
+    const int64_t at = i * columns + u, row = from.step.first + i;
+    Acc carried = given.carried, grad = kProjects || i < from.later ? sums[0] : Acc(0);
+    if (!Cell::kHasCell) grad += carried;
+    grad += given.grad;
+    if (i >= from.step.rows) {
       if (!kProjects) from.store_initial(i, u, grad);
       if (p.grad_c0 != nullptr) static_cast<T*>(p.grad_c0)[at] = static_cast<T>(carried);
       return;
     }
-    const int64_t row = step.first + i;
-    Acc kept[kKept], x[kGates], h[kGates];
-    const Acc* reserve = static_cast<const Acc*>(p.reserve) + row * kKept * columns + u;
-    PYOPS_UNROLL for (int k = 0; k < kKept; ++k) kept[k] = reserve[k * columns];
-    const Acc state = begun_with(i, u);
-    Cell::backward(kept, state, grad, carried, x, h);
-    *carry = carried;
+    if (!kProjects) from.store_previous(i, u, given.previous);
+    Acc x[kGates], h[kGates];
+    Cell::backward(given.kept, given.state, grad, carried, x, h);
+    static_cast<Acc*>(p.carry)[at] = carried;
     PYOPS_UNROLL for (int g = 0; g < kGates; ++g) {
       const int64_t to = (row * kGates + g) * columns + u;
       static_cast<T*>(p.from_x)[to] = static_cast<T>(x[g]);
@@ -109,17 +147,12 @@ struct RnnUnitsProduct {
   }
 
  private:
-  // The unit's c of an LSTM, its h of a GRU.
-  PYOPS_HOST_DEVICE Acc begun_with(int64_t i, int64_t u) const {
+  // The c that an LSTM's row began with.
+  PYOPS_HOST_DEVICE Acc previous_cell(int64_t i, int64_t u) const {
     const RnnStep& step = from.step;
-    const Acc h = kProjects ? Acc(0) : static_cast<Acc>(from.keep_previous(i, u));
-    if constexpr (!Cell::kHasCell) {
-      return h;
-    } else {
-      if (i >= step.known) return element<T>(from.p.c0, i * columns + u);
-      const int64_t row = (step.before + i) * kKept + Cell::kKeptCell;
-      return static_cast<const Acc*>(from.p.reserve)[row * columns + u];
-    }
+    if (i >= step.known) return element<T>(from.p.c0, i * columns + u);
+    const int64_t row = (step.before + i) * kKept + Cell::kKeptCell;
+    return static_cast<const Acc*>(from.p.reserve)[row * columns + u];
   }
 };
 
@@ -210,10 +243,9 @@ void rnn_backward_steps(const RnnBackwardParams& p, Run&& run) {
   }
 }
 
-// Calls run(product) for every product of a backward.
+// Those over all rows, from the gradients that the steps left.
 template <class Cell, class T, class Run>
-void rnn_backward_products(const RnnBackwardParams& p, Run&& run) {
-  rnn_backward_steps<Cell, T>(p, run);
+void rnn_backward_sums(const RnnBackwardParams& p, Run&& run) {
   const int64_t rows = p.rows(), gates = Cell::kGates * p.hidden;
   if (p.grad_x != nullptr) run(RnnInputGradient<Cell, T>{p, rows});
   run(RnnWeightGradient<T>{p.from_x, p.x, p.grad_w_ih, p.grad_b_ih, gates, p.input, rows});
@@ -221,6 +253,13 @@ void rnn_backward_products(const RnnBackwardParams& p, Run&& run) {
   if constexpr (Cell::kHasCell) {
     if (p.grad_w_hr != nullptr) run(RnnProjectionGradient<Cell, T>{p, rows});
   }
+}
+
+// Calls run(product) for every product of a backward.
+template <class Cell, class T, class Run>
+void rnn_backward_products(const RnnBackwardParams& p, Run&& run) {
+  rnn_backward_steps<Cell, T>(p, run);
+  rnn_backward_sums<Cell, T>(p, run);
 }
 
 }  // namespace pyops

@@ -3,10 +3,10 @@
 // every run gives the same. In half precision the products over all rows, that of the inputs and
 // the gradients of inputs and weights, have tensor cores; those of the steps do without.
 #include "gemm/block_product.cuh"
+#include "gemm/column_sums.h"
 #include "gemm/tensorop.cuh"
 #include "rnn/rnn_backward_product.h"
 #include "rnn/rnn_forward_product.h"
-#include "rnn/rnn_resident.h"
 #include "rnn/rnn_tensorop.h"
 
 namespace pyops {
@@ -22,6 +22,15 @@ __global__ void __launch_bounds__(kBlock, kBlocksOfProducts) rnn_forward_kernel(
 template <class Product>
 __global__ void __launch_bounds__(kBlock, kBlocksOfProducts) rnn_backward_kernel(Product p) {
   multiply_blocks(p);
+}
+template <class T>
+__global__ void __launch_bounds__(kBlock, kBlocksWanted)
+    rnn_backward_bias_kernel(ColumnSums<T> columns) {
+  static_assert(ColumnSums<T>::kThreads == kBlock);
+  __shared__ typename ColumnSums<T>::Shared shared;
+  columns.accumulate(blockIdx.x, threadIdx.x, shared);
+  __syncthreads();
+  columns.finish(blockIdx.x, threadIdx.x, shared);
 }
 template <class Gemm>
 __global__ void __launch_bounds__(Gemm::GemmKernel::kThreadCount, 2)
@@ -88,11 +97,9 @@ struct Backward {
     if (weight != nullptr) {
       run<Gemm>({rows, width, depth, grad, by, nullptr, weight, rows, width, width});
     }
-    if (bias == nullptr) return;
-    const RnnWeightGradient<T> sums{grad, by, nullptr, bias, rows, width, depth};
-    if (status == cudaSuccess) {
-      status = launch_product(rnn_backward_kernel<RnnWeightGradient<T>>, sums, stream);
-    }
+    if (bias == nullptr || status != cudaSuccess) return;
+    const ColumnSums<T> sums{static_cast<const T*>(grad), static_cast<T*>(bias), depth, rows};
+    status = launch(rnn_backward_bias_kernel<T>, sums.blocks() * kBlock, stream, sums);
   }
 
  private:
@@ -119,7 +126,7 @@ cudaError_t rnn_forward_tensorop_cuda(const RnnParams& p, cudaStream_t stream) {
   return run.status;
 }
 
-cudaError_t rnn_inputs_cuda(const RnnParams& p, cudaStream_t stream) {
+cudaError_t rnn_forward_inputs_cuda(const RnnParams& p, cudaStream_t stream) {
   cudaError_t status = cudaSuccess;
   dispatch_cell(p, [&]<class Cell, class T>(Cell, T) {
     const RnnInputProduct<Cell, T> inputs{p, p.rows()};
@@ -140,6 +147,21 @@ cudaError_t rnn_backward_cuda(const RnnBackwardParams& p, cudaStream_t stream) {
   Backward<false> run{stream};
   dispatch_cell(p, [&]<class Cell, class T>(Cell, T) { rnn_backward_products<Cell, T>(p, run); });
   return run.status;
+}
+
+cudaError_t rnn_backward_sums_cuda(const RnnBackwardParams& p, cudaStream_t stream) {
+  cudaError_t status = cudaSuccess;
+  dispatch_cell(p, [&]<class Cell, class T>(Cell, T) {
+    const auto sum_by = [&](auto run) {
+      rnn_backward_sums<Cell, T>(p, run);
+      status = run.status;
+    };
+    if constexpr (sizeof(T) == 2) {
+      if (suits_tensorop(p)) return sum_by(Backward<true>{stream});
+    }
+    sum_by(Backward<false>{stream});
+  });
+  return status;
 }
 
 cudaError_t rnn_backward_tensorop_cuda(const RnnBackwardParams& p, cudaStream_t stream) {

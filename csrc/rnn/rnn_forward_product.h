@@ -40,30 +40,51 @@ struct RnnStepProduct {
   using Acc = acc_t<T>;
   static constexpr bool a_along_q = true, b_along_q = true;
   static constexpr int kGates = Cell::kGates, kKept = Cell::kKept;
+  static constexpr int kColumns = 4, kColumnsUsed = kGates;  // of a unit
 
   RnnParams p;
   RnnStep step;
-  int64_t rows = step.rows, columns = 4 * p.hidden, depth = p.output;
+  int64_t rows = step.rows, columns = kColumns * p.hidden, depth = p.output;
 
-  PYOPS_HOST_DEVICE Acc a(int64_t i, int64_t q) const { return previous(i, q); }
-  PYOPS_HOST_DEVICE Acc b(int64_t q, int64_t j) const {
-    const int64_t gate = j % 4;
-    if (gate >= kGates) return 0;
-    return element<T>(p.w_hh, (gate * p.hidden + j / 4) * depth + q);
+  // The state that row i multiplies.
+  PYOPS_HOST_DEVICE const T* operand(int64_t i) const {
+    const bool known = i < step.known;
+    return static_cast<const T*>(known ? p.y : p.h0) + (known ? step.before + i : i) * depth;
+  }
+  PYOPS_HOST_DEVICE T weight(int64_t q, int64_t j) const {
+    const int64_t gate = j % kColumns;
+    if (gate >= kGates) return T(0);
+    return static_cast<const T*>(p.w_hh)[(gate * p.hidden + j / kColumns) * depth + q];
+  }
+  PYOPS_HOST_DEVICE Acc a(int64_t i, int64_t q) const { return static_cast<Acc>(operand(i)[q]); }
+  PYOPS_HOST_DEVICE Acc b(int64_t q, int64_t j) const { return static_cast<Acc>(weight(q, j)); }
+  PYOPS_HOST_DEVICE void store_four(int64_t i, int64_t j, const Acc (&sums)[kColumns]) const {
+    finish(i, j / kColumns, sums, given(i, j / kColumns));
   }
 
-  PYOPS_HOST_DEVICE void store_four(int64_t i, int64_t j, const Acc (&sums)[4]) const {
-    const int64_t u = j / 4, row = step.first + i;
-    Acc* reserve = static_cast<Acc*>(p.reserve) + row * reserved<Cell>(p) * p.hidden + u;
-    Acc x[kGates], h[kGates], kept[kKept];
-    PYOPS_UNROLL for (int g = 0; g < kGates; ++g) {
-      const int64_t at = g * p.hidden + u;
-      x[g] = reserve[g * p.hidden] + (p.b_ih != nullptr ? element<T>(p.b_ih, at) : Acc(0));
-      h[g] = sums[g] + (p.b_hh != nullptr ? element<T>(p.b_hh, at) : Acc(0));
+  // What a unit takes beside its sums; nothing of it comes from other units.
+  struct Given {
+    Acc x[kGates], bias[kGates], state;
+  };
+  PYOPS_HOST_DEVICE Given given(int64_t i, int64_t u) const {
+    const Acc* from_x = static_cast<const Acc*>(p.reserve) + place(i, u);
+    Given g;
+    PYOPS_UNROLL for (int k = 0; k < kGates; ++k) {
+      const int64_t at = k * p.hidden + u;
+      g.x[k] = from_x[k * p.hidden] + (p.b_ih != nullptr ? element<T>(p.b_ih, at) : Acc(0));
+      g.bias[k] = p.b_hh != nullptr ? element<T>(p.b_hh, at) : Acc(0);
     }
-    Acc state = Cell::kHasCell ? cell(i, u) : previous(i, u);
-    const Acc out = Cell::forward(x, h, state, kept);
+    g.state = Cell::kHasCell ? cell(i, u) : a(i, u);
+    return g;
+  }
+
+  PYOPS_HOST_DEVICE void finish(int64_t i, int64_t u, const Acc (&sums)[kColumns],
+                                const Given& given) const {
+    Acc h[kGates], kept[kKept], state = given.state;
+    PYOPS_UNROLL for (int g = 0; g < kGates; ++g) h[g] = sums[g] + given.bias[g];
+    const Acc out = Cell::forward(given.x, h, state, kept);
     if (p.save) {
+      Acc* reserve = static_cast<Acc*>(p.reserve) + place(i, u);
       PYOPS_UNROLL for (int k = 0; k < kKept; ++k) reserve[k * p.hidden] = kept[k];
     }
     if constexpr (Cell::kHasCell) {
@@ -84,9 +105,9 @@ struct RnnStepProduct {
   }
 
  private:
-  PYOPS_HOST_DEVICE Acc previous(int64_t i, int64_t u) const {
-    if (i >= step.known) return element<T>(p.h0, i * p.output + u);
-    return element<T>(p.y, (step.before + i) * p.output + u);
+  // Of the unit's first number in the reserve.
+  PYOPS_HOST_DEVICE int64_t place(int64_t i, int64_t u) const {
+    return (step.first + i) * reserved<Cell>(p) * p.hidden + u;
   }
   PYOPS_HOST_DEVICE Acc cell(int64_t i, int64_t u) const {
     const int64_t at = i * p.hidden + u;

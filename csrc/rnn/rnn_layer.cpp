@@ -1,18 +1,18 @@
 // One direction of a layer as an operator: schema and choice of the kernel.
 #include "rnn/rnn_layer.h"
 
-#include <c10/util/SmallVector.h>
-
-#include "rnn/rnn.h"
+#include "rnn/rnn_layer_call.h"
 #include "rnn/rnn_layer_signature.h"
-#include "rnn/rnn_resident.h"
 #include "rnn/rnn_tensorop.h"
+#include "rnn/rnn_tiling.h"
 
 namespace pyops {
 namespace {
 
 constexpr Candidate<RnnParams> kForward[] = {
 #ifdef PYOPS_CUDA
+    {"rnn_forward_resident_tensorop_cuda", Arch::kSm80, kHalfTypes,
+     rnn_forward_resident_tensorop_cuda, suits_resident_tensorop, kSuitsResidentTensorop},
     {"rnn_forward_resident_cuda", Arch::kSm80, kAnyFloat, rnn_forward_resident_cuda, suits_resident,
      kSuitsResident},
     {"rnn_forward_tensorop_cuda", Arch::kSm80, kHalfTypes, rnn_forward_tensorop_cuda,
@@ -26,6 +26,12 @@ constexpr Candidate<RnnParams> kForward[] = {
 };
 constexpr Candidate<RnnBackwardParams> kBackward[] = {
 #ifdef PYOPS_CUDA
+    {"rnn_backward_resident_sm90", Arch::kSm90, kHalfTypes, rnn_backward_resident_sm90,
+     suits_clusters, kSuitsResidentTensorop},
+    {"rnn_backward_resident_tensorop_cuda", Arch::kSm80, kHalfTypes,
+     rnn_backward_resident_tensorop_cuda, suits_resident_tensorop, kSuitsResidentTensorop},
+    {"rnn_backward_resident_cuda", Arch::kSm80, kAnyFloat, rnn_backward_resident_cuda,
+     suits_resident, kSuitsResident},
     {"rnn_backward_tensorop_cuda", Arch::kSm80, kHalfTypes, rnn_backward_tensorop_cuda,
      suits_tensorop, kSuitsTensorop},
     {"rnn_backward_cuda", Arch::kSm80, kAnyFloat, rnn_backward_cuda},
@@ -39,121 +45,25 @@ constexpr Candidate<RnnBackwardParams> kBackward[] = {
     list_table("rnn_forward", kForward) && list_table("rnn_backward", kBackward);
 constexpr Devices kDevices = devices_of(kForward);
 
-// Where each step's rows begin, checked: kernels trust it.
-using Offsets = c10::SmallVector<int64_t, 2>;
-Offsets offsets_of(const RnnLayer& layer) {
-  const int64_t batch = layer.h0.size(0);
-  Offsets offsets{0};
-  if (!layer.batch_sizes) {
-    const int64_t steps = layer.input.dim() == 3 ? layer.input.size(0) : 1;
-    for (int64_t t = 0; t < steps; ++t) offsets.push_back(offsets.back() + batch);
-    return offsets;
-  }
-  const Tensor sizes = layer.batch_sizes->contiguous();
-  const auto* size = sizes.const_data_ptr<int64_t>();
-  int64_t before = batch;
-  for (int64_t t = 0; t < sizes.numel(); ++t) {
-    TORCH_CHECK(size[t] >= 0 && size[t] <= before && (t > 0 || size[t] == batch), layer.name(),
-                ": batch_sizes must start with the hidden state's batch of ", batch,
-                " and never grow, got ", size[t], " at step ", t);
-    before = size[t];
-    offsets.push_back(offsets.back() + size[t]);
-  }
-  TORCH_CHECK(offsets.back() == layer.input.size(0), layer.name(),
-              ": batch_sizes must add up to the ", layer.input.size(0), " rows of the data, got ",
-              offsets.back());
-  return offsets;
-}
-
-RnnShape shape_of(const RnnLayer& layer, const Offsets& offsets) {
-  return {.dtype = dtype_of(layer.input),
-          .precision = float32_precision(at::Float32Op::RNN),
-          .cell = layer.c0 ? RnnCell::kLstm : RnnCell::kGru,
-          .reverse = layer.reverse,
-          .steps = static_cast<int64_t>(offsets.size()) - 1,
-          .batch = layer.h0.size(0),
-          .input = layer.input.size(-1),
-          .hidden = layer.hidden(),
-          .output = layer.h0.size(1),
-          .offsets = offsets.data()};
-}
-
-// Keeps contiguous copies alive as long as their addresses are used.
-class Contiguous {
- public:
-  const void* operator()(const Tensor& t) {
-    return copies_.emplace_back(t.contiguous()).const_data_ptr();
-  }
-  const void* operator()(const OptionalTensor& t) { return t ? (*this)(*t) : nullptr; }
-
- private:
-  c10::SmallVector<Tensor, 12> copies_;
-};
-
-// Memory that a GPU's kernels want beside their results; null on the CPU, whose have their own.
-class Workspaces {
- public:
-  explicit Workspaces(const Tensor& like) : like_(like) {}
-  void* operator()(at::IntArrayRef sizes, const at::TensorOptions& options) {
-    if (!like_.is_cuda()) return nullptr;
-    return all_.emplace_back(at::empty(sizes, options)).mutable_data_ptr();
-  }
-
- private:
-  const Tensor& like_;
-  c10::SmallVector<Tensor, 5> all_;
-};
-
-at::TensorOptions accumulate_type(const Tensor& t) {
-  return t.options().dtype(t.scalar_type() == at::kDouble ? at::kDouble : at::kFloat);
-}
-
 // Decides again what the autograd kernel decided: inference mode comes straight here.
 RnnOutputs rnn_layer_forward(const RnnLayer& layer) {
   if (goes_native(layer.name(), {layer.input, layer.h0, layer.w_ih, layer.w_hh}, kDevices)) {
     return rnn_layer_composite(layer);
   }
   check_rnn_layer(layer);
-  const Tensor& input = layer.input;
-  const Offsets offsets = offsets_of(layer);
-  RnnParams params{};
-  static_cast<RnnShape&>(params) = shape_of(layer, offsets);
-  auto sizes = c10::SmallVector<int64_t, 3>(input.sizes());
-  sizes.back() = params.output;
-  const int64_t width = (layer.save ? layer.kept() : layer.gates()) * params.hidden;
-  const auto accumulate = accumulate_type(input);
-  const Tensor y = at::empty(sizes, input.options()), hn = at::empty(layer.h0.sizes(), y.options());
-  const Tensor cn = at::empty(layer.c0 ? layer.c0->sizes() : at::IntArrayRef{0}, y.options());
-  const Tensor reserve = at::empty({params.rows(), width}, accumulate);
-  Contiguous data;
-  params.save = layer.save;
-  params.x = data(input);
-  params.h0 = data(layer.h0);
-  params.c0 = data(layer.c0);
-  params.w_ih = data(layer.w_ih);
-  params.w_hh = data(layer.w_hh);
-  params.b_ih = data(layer.b_ih);
-  params.b_hh = data(layer.b_hh);
-  params.w_hr = data(layer.w_hr);
-  params.y = y.mutable_data_ptr();
-  params.hn = hn.mutable_data_ptr();
-  params.cn = cn.mutable_data_ptr();
-  params.reserve = reserve.mutable_data_ptr();
-  Workspaces work(input);
-  if (layer.c0) params.c = work({params.batch, params.hidden}, accumulate);
-  if (params.projects()) params.out = work({params.batch, params.hidden}, accumulate);
-  if (params.steps == 0) {
-    hn.copy_(layer.h0);
-    if (layer.c0) cn.copy_(*layer.c0);
+  const RnnForwardCall call(layer);
+  if (call.params.steps == 0) {
+    call.hn.copy_(layer.h0);
+    if (layer.c0) call.cn.copy_(*layer.c0);
   } else {
-    serve(layer.name(), kForward, params, {input, layer.h0, layer.w_ih, layer.w_hh});
+    serve(layer.name(), kForward, call.params, {layer.input, layer.h0, layer.w_ih, layer.w_hh});
   }
-  return {y, hn, cn, layer.save ? reserve : at::empty({0}, accumulate)};
+  return call.outputs();
 }
 
 Gradients rnn_layer_backward(const RnnLayerBackward& layer) {
   check_rnn_layer(layer);
-  const Offsets offsets = offsets_of(layer);
+  const RnnOffsets offsets = offsets_of(layer);
   RnnBackwardParams params{};
   static_cast<RnnShape&>(params) = shape_of(layer, offsets);
   TORCH_CHECK(layer.reserve.numel() == params.rows() * layer.kept() * params.hidden &&
@@ -196,6 +106,7 @@ Gradients rnn_layer_backward(const RnnLayerBackward& layer) {
   params.previous = work({rows, params.output}, options);
   if (params.projects()) params.grad_out = work({rows, params.output}, options);
   params.carry = work({params.batch, params.hidden}, accumulate_type(layer.input));
+  params.arrivals = work.arrivals();
   const char* op = layer.c0 ? "lstm_backward" : "gru_backward";
   serve(op, kBackward, params, {layer.input, layer.h0, layer.w_ih, layer.w_hh});
   return std::tuple_cat(grads);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <tuple>
+#include <vector>
 
 #include "core/torch.h"
 
@@ -32,6 +33,12 @@ struct RnnLayer {
 using RnnOutputs = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 
 RnnOutputs call_rnn_layer(const RnnLayer& layer);
+
+// Of stacked layers, whose x but the first's are still to come, all results at once, where a kernel
+// has them so; else none. Autograd learns of them by the second function, which is the layer's call
+// but for the work.
+std::vector<RnnOutputs> rnn_stack_forward(std::vector<RnnLayer> layers);
+RnnOutputs record_rnn_layer(const RnnLayer& layer, const RnnOutputs& results);
 
 // Where layers have kernels.
 Devices rnn_devices();

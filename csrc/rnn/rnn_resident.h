@@ -1,88 +1,157 @@
-// All steps of a layer's forward in one launch, for padded sequences: each block of threads owns
-// some units for good and keeps their recurrent weights in shared memory, after the persistent RNNs
-// of Diamos et al. 2016. What a lane computes is a function, so that a CPU can run the lanes in
-// turn.
+// All steps of a layer in one launch, forward or back: each block of threads owns some units for
+// good and keeps their recurrent weights on chip, after the persistent RNNs of Diamos et al. 2016.
+// What a lane computes is a function, so that a CPU can run the lanes in turn.
 #pragma once
 
-#include "rnn/rnn_forward_product.h"
+#include <algorithm>
+#include <initializer_list>
+
+#include "core/pack.h"
+#include "rnn/rnn_backward_product.h"
+#include "rnn/rnn_schedule.h"
 
 namespace pyops {
 
-// A warp multiplies the weights of a unit with the states of some rows, each lane every 32nd
-// feature.
+// The products of all steps, in turn.
 template <class Cell, class T>
-struct RnnResident {
-  using Acc = acc_t<T>;
-  static constexpr int kLanes = 32, kRows = 4, kGates = Cell::kGates;
+struct RnnForwardSweep {
+  using Type = T;
+  using Params = RnnParams;
+  using Product = RnnStepProduct<Cell, T>;
 
-  // A lane's part of a sum for each row and gate; the fourth of a GRU stays zero.
+  PYOPS_HOST_DEVICE static int64_t steps(const RnnParams& p) { return p.steps; }
+  PYOPS_HOST_DEVICE static RnnSweep start(const RnnParams& p, const RnnSchedule& s) {
+    return RnnSweep::before_first(s, p.steps);
+  }
+  PYOPS_HOST_DEVICE static Product next(const RnnParams& p, RnnSweep& sweep) {
+    sweep.advance();
+    return {p, sweep.step()};
+  }
+};
+
+// The step before the first is for the initial states.
+template <class Cell, class T>
+struct RnnBackwardSweep {
+  using Type = T;
+  using Params = RnnBackwardParams;
+  using Product = RnnUnitsProduct<Cell, T, false>;
+
+  PYOPS_HOST_DEVICE static int64_t steps(const RnnBackwardParams& p) {
+    return p.steps + (p.grad_h0 != nullptr || p.grad_c0 != nullptr ? 1 : 0);
+  }
+  PYOPS_HOST_DEVICE static RnnSweep start(const RnnBackwardParams& p, const RnnSchedule& s) {
+    return RnnSweep::behind_last(s, p.steps);
+  }
+  PYOPS_HOST_DEVICE static Product next(const RnnBackwardParams& p, RnnSweep& sweep) {
+    sweep.retreat();
+    return {{p, sweep.step(), sweep.rows_after()}};
+  }
+};
+
+// On ordinary units: a warp multiplies the weights of a unit with the operands of some rows, each
+// lane kWidth neighbours of every 32·kWidth, as many as one load brings.
+template <class Sweep, int kWidth>
+struct RnnResident {
+  using T = typename Sweep::Type;
+  using Product = typename Sweep::Product;
+  using Acc = acc_t<T>;
+  static constexpr int kLanes = 32, kRows = 4;
+  static constexpr int kColumns = Product::kColumns, kColumnsUsed = Product::kColumnsUsed;
+
+  struct alignas(kWidth * sizeof(T)) Neighbours {
+    T at[kWidth];
+  };
+  // A lane's part of a sum for each row and column; the unused one of a GRU stays zero.
   struct Sums {
-    Acc at[kRows][4];
+    Acc at[kRows][kColumns];
   };
 
-  // The s-th step, whose rows are those of every step.
-  PYOPS_HOST_DEVICE static RnnStep step_at(const RnnParams& p, int64_t s) {
-    const int64_t b = p.batch, known = s > 0 ? b : 0, onward = s + 1 < p.steps ? b : 0;
-    const int64_t before = s > 0 ? p.step(s - 1) * b : 0;
-    return {p.step(s) * b, b, before, known, onward > 0 ? p.step(s + 1) * b : 0, onward};
-  }
-
   // Where a block of `blocks` finds its first unit; it has those up to the next one's first.
-  PYOPS_HOST_DEVICE static int64_t first_unit(const RnnParams& p, int64_t block, int64_t blocks) {
-    return p.hidden * block / blocks;
-  }
-  PYOPS_HOST_DEVICE static int64_t most_units(const RnnParams& p, int64_t blocks) {
-    return (p.hidden + blocks - 1) / blocks;
+  PYOPS_HOST_DEVICE static int64_t first_unit(int64_t units, int64_t block, int64_t blocks) {
+    return units * block / blocks;
   }
 
-  // The weights of gate g of unit u, which shared memory holds unit by unit.
-  PYOPS_HOST_DEVICE static const T* row_of(const RnnParams& p, int64_t u, int g) {
-    return static_cast<const T*>(p.w_hh) + (g * p.hidden + u) * p.output;
+  // A block's e-th number of the weights that it keeps, of units from `unit` on: column by column.
+  PYOPS_HOST_DEVICE static T weight(const Product& product, int64_t unit, int64_t e) {
+    const int64_t column = e / product.depth;
+    const int64_t j = (unit + column / kColumnsUsed) * kColumns + column % kColumnsUsed;
+    return product.weight(e % product.depth, j);
   }
 
-  // `weights`: those of the unit's gates, `line` apart. Rows from `row` on; beyond the last are
-  // none.
-  PYOPS_HOST_DEVICE static Sums accumulate(const RnnParams& p, const RnnStep& step,
-                                           const T* weights, int64_t line, int64_t row, int lane) {
+  // `weights`: those of the unit. Rows from `row` on; beyond the last are none.
+  PYOPS_HOST_DEVICE static Sums accumulate(const Product& product, const T* weights, int64_t row,
+                                           int lane) {
     Sums sums{};
-    const T* states = static_cast<const T*>(step.known > 0 ? p.y : p.h0);
-    const int64_t first = step.known > 0 ? step.before : 0;
-    for (int64_t q = lane; q < p.output; q += kLanes) {
-      Acc w[kGates];
-      PYOPS_UNROLL for (int g = 0; g < kGates; ++g) w[g] = static_cast<Acc>(weights[g * line + q]);
+    const T* from[kRows];
+    PYOPS_UNROLL for (int r = 0; r < kRows; ++r) {
+      from[r] = row + r < product.rows ? product.operand(row + r) : nullptr;
+    }
+    const auto load = [](const T* at) { return *reinterpret_cast<const Neighbours*>(at); };
+    for (int64_t q = lane * kWidth; q < product.depth; q += kLanes * kWidth) {
+      Neighbours w[kColumnsUsed];
+      PYOPS_UNROLL for (int c = 0; c < kColumnsUsed; ++c) w[c] =
+          load(weights + c * product.depth + q);
       PYOPS_UNROLL for (int r = 0; r < kRows; ++r) {
-        if (row + r >= step.rows) continue;
-        const Acc h = static_cast<Acc>(states[(first + row + r) * p.output + q]);
-        PYOPS_UNROLL for (int g = 0; g < kGates; ++g) sums.at[r][g] += w[g] * h;
+        if (from[r] == nullptr) continue;
+        const Neighbours x = load(from[r] + q);
+        PYOPS_UNROLL for (int c = 0; c < kColumnsUsed; ++c) {
+          PYOPS_UNROLL for (int v = 0; v < kWidth; ++v) {
+            sums.at[r][c] += static_cast<Acc>(w[c].at[v]) * static_cast<Acc>(x.at[v]);
+          }
+        }
       }
     }
     return sums;
   }
 
-  // With the sums of all lanes, one lane for each row finishes the unit.
-  PYOPS_HOST_DEVICE static void finish(const RnnParams& p, const RnnStep& step, int64_t u,
-                                       int64_t row, int lane, const Sums& sums) {
-    const RnnStepProduct<Cell, T> product{p, step};
+  // With the sums of all lanes: one lane for each row finishes the unit.
+  PYOPS_HOST_DEVICE static bool finishes(const Product& product, int64_t row, int lane) {
+    return lane < kRows && row + lane < product.rows;
+  }
+  PYOPS_HOST_DEVICE static void finish(const Product& product, int64_t unit, int64_t row, int lane,
+                                       const Sums& sums, const typename Product::Given& given) {
+    if (!finishes(product, row, lane)) return;
+    Acc mine[kColumns]{};
     PYOPS_UNROLL for (int r = 0; r < kRows; ++r) {
-      if (lane == r && row + r < step.rows) product.store_four(row + r, 4 * u, sums.at[r]);
+      PYOPS_UNROLL for (int c = 0; c < kColumns; ++c) mine[c] = r == lane ? sums.at[r][c] : mine[c];
     }
+    product.finish(row + lane, unit, mine, given);
   }
 };
 
-// Every block reads the states of all rows at every step: few rows, or tiles serve better. Weights
-// beyond what GPUs hold would be read again at every step too.
-inline bool suits_resident(const RnnParams& p) {
-  constexpr int64_t kMostRows = 128, kMostWeights = int64_t{16} << 20;
-  const int64_t gates = p.cell == RnnCell::kLstm ? 4 : 3;
-  int64_t bytes = 0;
-  dispatch_dtype(p.dtype, [&]<class T>(T) { bytes = gates * p.hidden * p.output * sizeof(T); });
-  return p.steps > 1 && p.rows() == p.steps * p.batch && p.batch > 0 && p.batch <= kMostRows &&
-         p.hidden > 0 && !p.projects() && bytes <= kMostWeights;
+// The most units that one of `blocks` has.
+inline int64_t most_resident_units(const RnnShape& s, int64_t blocks) {
+  return (s.hidden + blocks - 1) / blocks;
+}
+inline int64_t resident_blocks(const RnnShape& s) {
+  return s.hidden < s.gpu.processors ? s.hidden : s.gpu.processors;
+}
+inline int64_t resident_bytes(const RnnShape& s) {
+  const int64_t gates = s.cell == RnnCell::kLstm ? 4 : 3;
+  int64_t size = 0;
+  dispatch_dtype(s.dtype, [&]<class T>(T) { size = sizeof(T); });
+  return most_resident_units(s, resident_blocks(s)) * gates * s.output * size;
+}
+
+// Every block reads what the step before left of all rows: few rows, or tiles serve better.
+inline bool suits_launch_for_all_steps(const RnnShape& s) {
+  return s.steps > 1 && s.steps <= RnnSchedule::kMostSteps && s.batch > 0 &&
+         s.batch <= RnnSchedule::kMostSequences && s.rows() > 0 && s.hidden > 0 && !s.projects() &&
+         s.gpu.processors > 0;
+}
+// Whether a lane can take 16 bytes of neighbours.
+inline bool has_packs(const RnnShape& s, std::initializer_list<const void*> operands) {
+  return s.hidden % pack_width(s.dtype) == 0 &&
+         std::all_of(operands.begin(), operands.end(), is_pack_aligned);
+}
+inline bool has_packs(const RnnParams& p) { return has_packs(p, {p.h0, p.y}); }
+inline bool has_packs(const RnnBackwardParams& p) { return has_packs(p, {p.from_h}); }
+
+template <class Params>
+bool suits_resident(const Params& p) {
+  return suits_launch_for_all_steps(p) && resident_bytes(p) <= p.gpu.shared_bytes;
 }
 inline constexpr const char* kSuitsResident =
-    "several steps of 1 to 128 padded sequences, w_hh of at most 16 MiB, no projection";
-
-cudaError_t rnn_inputs_cuda(const RnnParams& params, cudaStream_t stream);  // their product alone
-cudaError_t rnn_forward_resident_cuda(const RnnParams& params, cudaStream_t stream);
+    "several steps of 1 to 128 sequences, no projection, w_hh within the GPU's shared memory";
 
 }  // namespace pyops

@@ -1,0 +1,65 @@
+// A layer's tensors as its kernels get them.
+#pragma once
+
+#include <c10/util/SmallVector.h>
+
+#include "rnn/rnn.h"
+#include "rnn/rnn_layer.h"
+
+namespace pyops {
+
+// Where each step's rows begin, checked: kernels trust it.
+using RnnOffsets = c10::SmallVector<int64_t, 2>;
+RnnOffsets offsets_of(const RnnLayer& layer);
+
+RnnShape shape_of(const RnnLayer& layer, const RnnOffsets& offsets);
+
+// The type arithmetic is done in.
+at::TensorOptions accumulate_type(const Tensor& t);
+
+// Keeps contiguous copies alive as long as their addresses are used.
+class Contiguous {
+ public:
+  const void* operator()(const Tensor& t) {
+    return copies_.emplace_back(t.contiguous()).const_data_ptr();
+  }
+  const void* operator()(const OptionalTensor& t) { return t ? (*this)(*t) : nullptr; }
+
+ private:
+  c10::SmallVector<Tensor, 12> copies_;
+};
+
+// Memory that a GPU's kernels want beside their results; null on the CPU, whose have their own.
+class Workspaces {
+ public:
+  explicit Workspaces(const Tensor& like) : like_(like) {}
+  void* operator()(at::IntArrayRef sizes, const at::TensorOptions& options) {
+    if (!like_.is_cuda()) return nullptr;
+    return all_.emplace_back(at::empty(sizes, options)).mutable_data_ptr();
+  }
+  void* arrivals() { return (*this)({kRnnTeams, kRnnTeamStride}, like_.options().dtype(at::kInt)); }
+
+ private:
+  const Tensor& like_;
+  c10::SmallVector<Tensor, 6> all_;
+};
+
+// A forward of a layer that lives as long: its results, still to be written, and all else that the
+// parameters point to.
+class RnnForwardCall {
+ public:
+  explicit RnnForwardCall(const RnnLayer& layer);
+  RnnForwardCall(const RnnForwardCall&) = delete;
+
+  RnnOutputs outputs() const;
+
+  Tensor y, hn, cn, reserve;
+  RnnParams params{};
+
+ private:
+  RnnOffsets offsets_;
+  Contiguous data_;
+  Workspaces work_;
+};
+
+}  // namespace pyops
