@@ -72,7 +72,7 @@ Tensor conv2d_kernel(const Tensor& x, const Tensor& w, const OptionalTensor& bia
   Tensor y = at::empty({shape.n, shape.o, shape.oh, shape.ow}, x.options(), format);
   const Conv2dParams params{shape,
                             dtype_of(x),
-                            float32_precision(at::Float32Op::CONV),
+                            float32_precision(at::Float32Op::CONV, x),
                             kRelu,
                             xc.const_data_ptr(),
                             wc.const_data_ptr(),
@@ -103,7 +103,7 @@ Gradients conv2d_backward_kernel(const Tensor& grad, const Tensor& x, const Tens
   const auto data = [](const Tensor& t) { return t.defined() ? t.mutable_data_ptr() : nullptr; };
   Conv2dBackwardParams params{shape,
                               dtype_of(x),
-                              float32_precision(at::Float32Op::CONV),
+                              float32_precision(at::Float32Op::CONV, x),
                               g.const_data_ptr(),
                               y.defined() ? y.const_data_ptr() : nullptr,
                               xc.const_data_ptr(),

@@ -101,7 +101,7 @@ Pooled forward_kernel(const Tensor& x, const Tensor& w, const OptionalTensor& bi
   };
   const Tensor y = make(x.scalar_type());
   const Tensor offsets = with_offsets ? make(pool.wide_offsets() ? at::kInt : at::kByte) : Tensor();
-  Conv2dPoolParams params{{shape, dtype_of(x), float32_precision(at::Float32Op::CONV),
+  Conv2dPoolParams params{{shape, dtype_of(x), float32_precision(at::Float32Op::CONV, x),
                            /*relu=*/true, xc.const_data_ptr(), wc.const_data_ptr(),
                            b.defined() ? bc.const_data_ptr() : nullptr, y.mutable_data_ptr()},
                           pool.h,

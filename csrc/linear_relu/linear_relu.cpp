@@ -87,7 +87,7 @@ Tensor forward(const char* op, const Tensor& x, const Tensor& w, const Tensor& b
   Tensor y = at::empty(shape, x.options());
   if (y.numel() == 0) return y;
   const LinearParams params{.dtype = dtype_of(x),
-                            .precision = float32_precision(at::Float32Op::MATMUL),
+                            .precision = float32_precision(at::Float32Op::MATMUL, x),
                             .m = rows_of(x),
                             .n = w.size(0),
                             .k = w.size(1),
@@ -119,7 +119,7 @@ Gradients linear_backward(const Tensor& grad, const Tensor& x, const Tensor& w,
   const Tensor masked = make(y.defined() && g.is_cuda(), g.sizes(), g);
   const auto data = [](const Tensor& t) { return t.defined() ? t.mutable_data_ptr() : nullptr; };
   const LinearBackwardParams params{.dtype = dtype_of(x),
-                                    .precision = float32_precision(at::Float32Op::MATMUL),
+                                    .precision = float32_precision(at::Float32Op::MATMUL, x),
                                     .m = rows_of(x),
                                     .n = w.size(0),
                                     .k = w.size(1),
