@@ -10,6 +10,10 @@ constexpr Candidate<Conv2dParams> kForward[] = {
 #ifdef PYOPS_CUDA
     {"conv2d_forward_tensorop_cuda", Arch::kSm80, kHalfTypes, conv2d_forward_tensorop_cuda,
      suits_tensorop, kSuitsTensorop},
+    {"conv2d_forward_tf32_cuda", Arch::kSm80, kFloat32, conv2d_forward_tf32_cuda,
+     suits_tf32<Conv2dParams>, kSuitsTf32},
+    {"conv2d_forward_3xtf32_cuda", Arch::kSm80, kFloat32, conv2d_forward_3xtf32_cuda,
+     suits_tensorop, kSuitsTensorop},
     {"conv2d_forward_depthwise_cuda", Arch::kSm80, kAnyFloat, conv2d_forward_depthwise_cuda,
      is_depthwise, kIsDepthwise},
     {"conv2d_forward_cuda", Arch::kSm80, kAnyFloat, conv2d_forward_cuda},
@@ -22,6 +26,10 @@ constexpr Candidate<Conv2dParams> kForward[] = {
 constexpr Candidate<Conv2dBackwardParams> kBackward[] = {
 #ifdef PYOPS_CUDA
     {"conv2d_backward_tensorop_cuda", Arch::kSm80, kHalfTypes, conv2d_backward_tensorop_cuda,
+     suits_tensorop, kSuitsTensoropBackward},
+    {"conv2d_backward_tf32_cuda", Arch::kSm80, kFloat32, conv2d_backward_tf32_cuda,
+     suits_tf32<Conv2dBackwardParams>, kSuitsTf32Backward},
+    {"conv2d_backward_3xtf32_cuda", Arch::kSm80, kFloat32, conv2d_backward_3xtf32_cuda,
      suits_tensorop, kSuitsTensoropBackward},
     {"conv2d_backward_depthwise_cuda", Arch::kSm80, kAnyFloat, conv2d_backward_depthwise_cuda,
      is_depthwise, kIsDepthwise},

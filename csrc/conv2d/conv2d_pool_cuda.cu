@@ -62,6 +62,12 @@ cudaError_t conv2d_pool_forward_cuda(const Conv2dPoolParams& p, cudaStream_t str
 cudaError_t conv2d_pool_forward_tensorop_cuda(const Conv2dPoolParams& p, cudaStream_t stream) {
   return convolve_and_pool(conv2d_forward_tensorop_cuda, p, stream);
 }
+cudaError_t conv2d_pool_forward_tf32_cuda(const Conv2dPoolParams& p, cudaStream_t stream) {
+  return convolve_and_pool(conv2d_forward_tf32_cuda, p, stream);
+}
+cudaError_t conv2d_pool_forward_3xtf32_cuda(const Conv2dPoolParams& p, cudaStream_t stream) {
+  return convolve_and_pool(conv2d_forward_3xtf32_cuda, p, stream);
+}
 
 cudaError_t conv2d_pool_backward_cuda(const Conv2dPoolBackwardParams& p, cudaStream_t stream) {
   cudaError_t status = cudaErrorInvalidValue;

@@ -9,6 +9,10 @@ constexpr Candidate<Conv2dPoolParams> kForward[] = {
 #ifdef PYOPS_CUDA
     {"conv2d_pool_forward_tensorop_cuda", Arch::kSm80, kHalfTypes,
      conv2d_pool_forward_tensorop_cuda, suits_tensorop, kSuitsTensorop},
+    {"conv2d_pool_forward_tf32_cuda", Arch::kSm80, kFloat32, conv2d_pool_forward_tf32_cuda,
+     suits_tf32<Conv2dPoolParams>, kSuitsTf32},
+    {"conv2d_pool_forward_3xtf32_cuda", Arch::kSm80, kFloat32, conv2d_pool_forward_3xtf32_cuda,
+     suits_tensorop, kSuitsTensorop},
     {"conv2d_pool_forward_fused_cuda", Arch::kSm80, kAnyFloat, conv2d_pool_forward_fused_cuda,
      is_pooled_by_fours, kIsPooledByFours},
     {"conv2d_pool_forward_cuda", Arch::kSm80, kAnyFloat, conv2d_pool_forward_cuda},

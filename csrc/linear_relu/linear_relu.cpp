@@ -12,6 +12,10 @@ constexpr Candidate<LinearParams> kForward[] = {
      kSuitsTensorop},
     {"linear_forward_tensorop_cuda", Arch::kSm80, kHalfTypes, linear_forward_tensorop_cuda,
      suits_tensorop, kSuitsTensorop},
+    {"linear_forward_tf32_cuda", Arch::kSm80, kFloat32, linear_forward_tf32_cuda,
+     suits_tf32<LinearParams>, kSuitsTf32},
+    {"linear_forward_3xtf32_cuda", Arch::kSm80, kFloat32, linear_forward_3xtf32_cuda,
+     suits_tensorop, kSuitsTensorop},
     {"linear_forward_cuda", Arch::kSm80, kAnyFloat, linear_forward_cuda},
 #endif
     {"linear_forward_amx", Isa::kAmx, kTileTypes, linear_forward_amx},
@@ -22,6 +26,10 @@ constexpr Candidate<LinearParams> kForward[] = {
 constexpr Candidate<LinearBackwardParams> kBackward[] = {
 #ifdef PYOPS_CUDA
     {"linear_backward_tensorop_cuda", Arch::kSm80, kHalfTypes, linear_backward_tensorop_cuda,
+     suits_tensorop, kSuitsTensorop},
+    {"linear_backward_tf32_cuda", Arch::kSm80, kFloat32, linear_backward_tf32_cuda,
+     suits_tf32<LinearBackwardParams>, kSuitsTf32},
+    {"linear_backward_3xtf32_cuda", Arch::kSm80, kFloat32, linear_backward_3xtf32_cuda,
      suits_tensorop, kSuitsTensorop},
     {"linear_backward_cuda", Arch::kSm80, kAnyFloat, linear_backward_cuda},
 #endif
