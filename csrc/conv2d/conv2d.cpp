@@ -8,6 +8,7 @@ namespace {
 
 constexpr Candidate<Conv2dParams> kForward[] = {
 #ifdef PYOPS_CUDA
+    {"conv2d_forward_sm90", Arch::kSm90, kHalfTypes, conv2d_forward_sm90, suits_sm90, kSuitsSm90},
     {"conv2d_forward_tensorop_cuda", Arch::kSm80, kHalfTypes, conv2d_forward_tensorop_cuda,
      suits_tensorop, kSuitsTensorop},
     {"conv2d_forward_tf32_cuda", Arch::kSm80, kFloat32, conv2d_forward_tf32_cuda,
@@ -25,6 +26,7 @@ constexpr Candidate<Conv2dParams> kForward[] = {
 };
 constexpr Candidate<Conv2dBackwardParams> kBackward[] = {
 #ifdef PYOPS_CUDA
+    {"conv2d_backward_sm90", Arch::kSm90, kHalfTypes, conv2d_backward_sm90, suits_sm90, kSuitsSm90},
     {"conv2d_backward_tensorop_cuda", Arch::kSm80, kHalfTypes, conv2d_backward_tensorop_cuda,
      suits_tensorop, kSuitsTensoropBackward},
     {"conv2d_backward_tf32_cuda", Arch::kSm80, kFloat32, conv2d_backward_tf32_cuda,

@@ -7,6 +7,8 @@ namespace {
 
 constexpr Candidate<Conv2dPoolParams> kForward[] = {
 #ifdef PYOPS_CUDA
+    {"conv2d_pool_forward_sm90", Arch::kSm90, kHalfTypes, conv2d_pool_forward_sm90, suits_sm90,
+     kSuitsSm90},
     {"conv2d_pool_forward_tensorop_cuda", Arch::kSm80, kHalfTypes,
      conv2d_pool_forward_tensorop_cuda, suits_tensorop, kSuitsTensorop},
     {"conv2d_pool_forward_tf32_cuda", Arch::kSm80, kFloat32, conv2d_pool_forward_tf32_cuda,

@@ -35,6 +35,7 @@ struct LinearBackwardParams {
   void* grad_w;        // (N, K)
   void* grad_bias;     // (N)
   void* masked;        // (M, N) for a kernel's own use; null on the CPU, and without ReLU
+  void* workspace = nullptr;  // Hopper's, of the bytes it asks for below
 };
 
 void linear_forward_scalar(const LinearParams& params);
@@ -51,6 +52,8 @@ void linear_backward_scalar(const LinearBackwardParams& params);
 void linear_backward_avx2(const LinearBackwardParams& params);
 void linear_backward_avx512(const LinearBackwardParams& params);
 void linear_backward_amx(const LinearBackwardParams& params);
+cudaError_t linear_backward_sm90(const LinearBackwardParams& params, cudaStream_t stream);
+int64_t linear_backward_workspace_sm90(const LinearBackwardParams& params);
 cudaError_t linear_backward_tensorop_cuda(const LinearBackwardParams& params, cudaStream_t stream);
 cudaError_t linear_backward_tf32_cuda(const LinearBackwardParams& params, cudaStream_t stream);
 cudaError_t linear_backward_3xtf32_cuda(const LinearBackwardParams& params, cudaStream_t stream);
