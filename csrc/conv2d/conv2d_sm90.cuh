@@ -3,6 +3,10 @@
 // tap, and what a TMA load gathers stays with the mainloop.
 #pragma once
 
+#include <cute/tensor.hpp>
+#include <cutlass/kernel_hardware_info.hpp>
+
+// What comes before, this wants and does not include.
 #include <cutlass/conv/collective/collective_builder.hpp>
 #include <cutlass/conv/convnd_problem_shape.hpp>
 
@@ -29,6 +33,11 @@ Problem<kOp> problem_of(const Conv2dShape& s) {
   const Pair dilation{number(s.dilation_h), number(s.dilation_w)};
   return {cutlass::conv::Mode::kCrossCorrelation, x, weight, before, after, stride, dilation, 1};
 }
+
+// The shared memory that the epilogue leaves.
+template <class Epilogue>
+using ConvStages = cutlass::conv::collective::StageCountAutoCarveout<static_cast<int>(
+    sizeof(typename Epilogue::SharedStorage))>;
 
 template <Operator kOp, class T, class Tile, class Cluster, class Stages>
 struct ConvBuilder {
@@ -80,14 +89,20 @@ class ConvMainloop : public ConvBuilder<kOp, T, Tile, Cluster, Stages>::Mainloop
     return Base::can_implement(arguments.problem, arguments);
   }
 
-  // A and B as the kernel counts their tiles: columns of a tap, taps last. B as it is comes third.
+  // The kernel counts rows and steps by A and by a tensor that has only B's other numbers of tiles:
+  // columns of a tap, and taps. B itself comes third.
   template <class Shape>
   __device__ auto load_init(const Shape&, const Params& params) {
     auto [gA, gB] = Base::load_init(params.shape, params);  // (BLK_M,BLK_K,m,k) (BLK_N,BLK_K,n,k)
-    const auto [columns, taps] = columns_and_taps(cute::layout<2>(gB));
-    const auto counted = cute::make_layout(cute::layout<0>(gB), cute::layout<1>(gB), columns,
-                                           cute::layout<3>(gB), cute::make_layout(taps));
-    return cute::make_tuple(gA, cute::make_tensor(gB.data(), counted), gB);
+    using One = Int<1>;
+    if constexpr (kOp == Operator::kWgrad) {
+      const int columns = cute::size<2, 0>(gB), taps = cute::size<2, 1>(gB) * cute::size<2, 2>(gB);
+      const auto counts = cute::make_shape(One{}, One{}, columns, One{}, taps);
+      return cute::make_tuple(gA, cute::make_identity_tensor(counts), gB);
+    } else {
+      const auto counts = cute::make_shape(One{}, One{}, cute::size<2>(gB), One{}, One{});
+      return cute::make_tuple(gA, cute::make_identity_tensor(counts), gB);
+    }
   }
 
   template <class Inputs, class Block, class Steps>
@@ -95,7 +110,7 @@ class ConvMainloop : public ConvBuilder<kOp, T, Tile, Cluster, Stages>::Mainloop
                        typename Base::PipelineState state, const Inputs& inputs, const Block& block,
                        Steps steps, int count, int thread, uint32_t rank,
                        typename Base::TensorStorage& storage) {
-    auto [gA, counted, gB] = inputs;
+    const auto [gA, counts, gB] = inputs;
     const auto [row, column, _, tap] = block;
     const auto at = cute::make_coord(row, column_of(column, tap, params.shape), cute::_, Int<0>{});
     Base::load(params, pipeline, state, cute::make_tuple(gA, gB), at, steps, count, thread, rank,
@@ -103,14 +118,6 @@ class ConvMainloop : public ConvBuilder<kOp, T, Tile, Cluster, Stages>::Mainloop
   }
 
  private:
-  template <class Layout>
-  __device__ static auto columns_and_taps(const Layout& n) {
-    if constexpr (kOp == Operator::kWgrad) {  // (c,s,r)
-      return cute::make_tuple(cute::layout<0>(n), cute::size<1>(n) * cute::size<2>(n));
-    } else {
-      return cute::make_tuple(n, Int<1>{});
-    }
-  }
   template <class Column, class Tap, class Shape>
   __device__ static auto column_of(Column column, Tap tap, const Shape& shape) {
     if constexpr (kOp == Operator::kWgrad) {
@@ -125,7 +132,7 @@ class ConvMainloop : public ConvBuilder<kOp, T, Tile, Cluster, Stages>::Mainloop
 template <Operator kOp, class T, class Tile, class Cluster, Finish kFinish, class Scheduler>
 struct ConvCollective {
   using Epilogue = sm90::Epilogue<T, Tile, Cluster, kFinish>;
-  using Mainloop = ConvMainloop<kOp, T, Tile, Cluster, Stages<Epilogue>>;
+  using Mainloop = ConvMainloop<kOp, T, Tile, Cluster, ConvStages<Epilogue>>;
   using Kernel = cutlass::gemm::kernel::GemmUniversal<Shape<int, int, int, int>, Mainloop, Epilogue,
                                                       Scheduler>;
 };

@@ -26,9 +26,9 @@ inline bool is_gathered_by_tma(const ConvAxis& axis) {
   constexpr int64_t kMostOffset = 127, kMostReach = 254, kMostStride = 8;
   const int64_t reach = (axis.taps - 1) * axis.dilation;
   const int64_t last = padding_after(axis) - reach;  // from the last pixel
-  // grad_x gathers grad_y, where the corners are those of the reversed kernel.
-  const int64_t first_of_grad = axis.padding - reach;
-  const int64_t last_of_grad = first_of_grad + axis.size - axis.outputs;
+  // Without a stride grad_x gathers grad_y, where the corners are those of the reversed kernel.
+  const int64_t first_of_grad = axis.stride == 1 ? axis.padding - reach : 0;
+  const int64_t last_of_grad = axis.stride == 1 ? first_of_grad + axis.size - axis.outputs : 0;
   return std::max(axis.padding, padding_after(axis)) <= kMostOffset && reach <= kMostReach &&
          std::min({last, first_of_grad, last_of_grad}) >= -kMostOffset - 1 &&
          std::max({last, first_of_grad, last_of_grad}) <= kMostOffset && axis.stride <= kMostStride;

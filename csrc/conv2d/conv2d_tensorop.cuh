@@ -158,6 +158,15 @@ cudaError_t backward_weight(const Conv2dBackwardParams& p, cudaStream_t stream) 
   return status == cudaSuccess ? conv2d_backward_reduce_cuda(p, slices, stream) : status;
 }
 
+// What a gradient with a stride is computed by: its addresses leave room for smaller warps alone.
+template <class Arithmetic>
+struct Strided : Arithmetic {};
+template <>
+struct Strided<Float32Products> : Float32Products {
+  using Tile = cutlass::gemm::GemmShape<128, 64, 16>;
+  using Warp = cutlass::gemm::GemmShape<32, 32, 16>;
+};
+
 template <class Arithmetic>
 cudaError_t backward(const Conv2dBackwardParams& given, cudaStream_t stream) {
   return backward_by_products(given, stream, [&](const Conv2dBackwardParams& p) {
@@ -165,7 +174,7 @@ cudaError_t backward(const Conv2dBackwardParams& given, cudaStream_t stream) {
     if (p.grad_x != nullptr) {
       const bool unit = p.stride_h == 1 && p.stride_w == 1;
       status = unit ? backward_x<Arithmetic, StrideSupport::kUnity>(p, stream)
-                    : backward_x<Arithmetic, StrideSupport::kStrided>(p, stream);
+                    : backward_x<Strided<Arithmetic>, StrideSupport::kStrided>(p, stream);
     }
     if (status != cudaSuccess || p.grad_weight == nullptr) return status;
     return backward_weight<Arithmetic>(p, stream);

@@ -40,7 +40,8 @@ template <class A, class B>
 PYOPS_HOST_DEVICE inline void add_unsplit_product(int lane, A&& a, B&& b, float (&c)[4]) {
   const int row = lane / 4, column = lane % 4 * 2;
   PYOPS_UNROLL for (int half = 0; half < 2; ++half) {
-    for (int q = 0; q < 4; ++q) {  // of the depth: half * 4 + q
+    // Of the depth: half * 4 + q. Unrolled, this rare way would take the other's registers.
+    PYOPS_ROLL for (int q = 0; q < 4; ++q) {
       const float upper = a(2 * half, row * 4 + q), lower = a(2 * half + 1, row * 4 + q);
       const float left = b(half, column * 4 + q), right = b(half, column * 4 + 4 + q);
       c[0] += upper * left;
