@@ -1,6 +1,7 @@
 // What float32 products by TF32 tensor cores compute, by a model of their sums on the CPU.
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 #include "gemm/split_float32.h"
 
@@ -54,12 +55,13 @@ void split(float x, float* parts) {
 }
 
 // out (m, n) = a (m, k) · b (n, k)ᵀ in steps of eight, of which a core adds `width` at a time. With
-// `staying` the sum does not leave the tensor core.
+// `staying` the sum does not leave the tensor core. Long sums are sums of parts.
 void multiply(int64_t m, int64_t n, int64_t k, int width, int staying, const float* a,
               const float* b, float* out) {
   for (int64_t i = 0; i < m * n; ++i) {
-    float sum = 0;
+    float before = 0, sum = 0;
     for (int64_t q = 0; q < k; q += 8) {
+      if (staying == 0 && q % kDeepestSplitSum == 0) before += std::exchange(sum, 0.0f);
       const Parts x(a + i / n * k + q), y(b + i % n * k + q);
       float step = staying != 0 ? sum : 0;
       const float* const products[3][2] = {{x.small, y.big}, {x.big, y.small}, {x.big, y.big}};
@@ -70,7 +72,7 @@ void multiply(int64_t m, int64_t n, int64_t k, int width, int staying, const flo
       }
       sum = staying != 0 ? step : sum + step;
     }
-    out[i] = sum;
+    out[i] = before + sum;
   }
 }
 

@@ -43,10 +43,10 @@ def judge(kind, k, width, staying):
 @pytest.mark.parametrize("kind", DRAWS)
 @pytest.mark.parametrize("k", [8, 64, 1024, 4096, 16384])
 def test_the_error_is_float32s(k, kind, width):
-    """Whether a core adds four products at a time or eight; a long sum is even better."""
+    """Whether a core adds four products at a time or eight; a long sum is far better."""
     verdict = judge(kind, k, width, staying=False)
     assert verdict.passed, verdict.reason
-    assert k < 4096 or max(verdict.ratio_l2, verdict.ratio_max) < 0.7
+    assert k < 4096 or max(verdict.ratio_l2, verdict.ratio_max) < 0.5
 
 
 @pytest.mark.parametrize("kind", DRAWS)

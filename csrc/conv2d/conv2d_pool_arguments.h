@@ -5,7 +5,7 @@
 
 namespace pyops {
 
-inline constexpr const char* kName = "conv2d_relu_max_pool2d";
+inline constexpr const char* kPooledName = "conv2d_relu_max_pool2d";
 
 using at::IntArrayRef;
 
@@ -17,7 +17,7 @@ struct Sizes {
   bool ceil_mode;
 
   Conv2dArguments convolution() const {
-    return conv2d_arguments(kName, stride, padding, dilation, groups);
+    return conv2d_arguments(kPooledName, stride, padding, dilation, groups);
   }
 };
 
@@ -29,13 +29,16 @@ struct Pool {
 };
 
 inline Pool make_pool(const Sizes& s, const Conv2dShape& shape) {
-  const Pair kernel(kName, "kernel_size", s.kernel_size),
-      padding(kName, "pool_padding", s.pool_padding);
-  const Pair stride = s.pool_stride.empty() ? kernel : Pair(kName, "pool_stride", s.pool_stride);
-  const Pair dilation(kName, "pool_dilation", s.pool_dilation);
-  TORCH_CHECK(kernel.at_least(1), kName, ": kernel_size must be at least 1, got ", s.kernel_size);
-  TORCH_CHECK(stride.at_least(1), kName, ": pool_stride must be at least 1, got ", s.pool_stride);
-  TORCH_CHECK(dilation.at_least(1), kName, ": pool_dilation must be at least 1, got ",
+  const Pair kernel(kPooledName, "kernel_size", s.kernel_size),
+      padding(kPooledName, "pool_padding", s.pool_padding);
+  const Pair stride =
+      s.pool_stride.empty() ? kernel : Pair(kPooledName, "pool_stride", s.pool_stride);
+  const Pair dilation(kPooledName, "pool_dilation", s.pool_dilation);
+  TORCH_CHECK(kernel.at_least(1), kPooledName, ": kernel_size must be at least 1, got ",
+              s.kernel_size);
+  TORCH_CHECK(stride.at_least(1), kPooledName, ": pool_stride must be at least 1, got ",
+              s.pool_stride);
+  TORCH_CHECK(dilation.at_least(1), kPooledName, ": pool_dilation must be at least 1, got ",
               s.pool_dilation);
   Pool pool{{shape.oh, kernel.h, stride.h, padding.h, dilation.h},
             {shape.ow, kernel.w, stride.w, padding.w, dilation.w},
@@ -43,11 +46,11 @@ inline Pool make_pool(const Sizes& s, const Conv2dShape& shape) {
             0};
   TORCH_CHECK(
       padding.at_least(0) && padding.h <= pool.h.extent() / 2 && padding.w <= pool.w.extent() / 2,
-      kName, ": pool_padding must be between 0 and half of the window, got ", s.pool_padding,
+      kPooledName, ": pool_padding must be between 0 and half of the window, got ", s.pool_padding,
       " with kernel_size=", s.kernel_size, " and pool_dilation=", s.pool_dilation);
   pool.pooled_h = pool.h.output_size(s.ceil_mode);
   pool.pooled_w = pool.w.output_size(s.ceil_mode);
-  TORCH_CHECK(pool.pooled_h >= 1 && pool.pooled_w >= 1, kName,
+  TORCH_CHECK(pool.pooled_h >= 1 && pool.pooled_w >= 1, kPooledName,
               ": kernel_size must fit into the padded convolution output of ", shape.oh, "x",
               shape.ow, ", got ", s.kernel_size, " with pool_dilation=", s.pool_dilation);
   return pool;

@@ -49,7 +49,7 @@ Tensor native(const Tensor& x, const Tensor& w, const OptionalTensor& bias, cons
 Pooled forward_kernel(const Tensor& x, const Tensor& w, const OptionalTensor& bias, const Sizes& s,
                       bool with_offsets) {
   const Tensor b = value_or_undefined(bias);
-  const Conv2dShape shape = conv2d_shape(kName, x, w, b, s.convolution());
+  const Conv2dShape shape = conv2d_shape(kPooledName, x, w, b, s.convolution());
   const Pool pool = make_pool(s, shape);
   const auto format = conv2d_memory_format(x, w);
   const Tensor xc = x.contiguous(format), wc = w.contiguous(format);
@@ -70,7 +70,7 @@ Pooled forward_kernel(const Tensor& x, const Tensor& w, const OptionalTensor& bi
                           pool.wide_offsets(),
                           with_offsets ? offsets.mutable_data_ptr() : nullptr};
   const Tensor workspace = give_workspace(params, x);
-  serve(kName, kForward, params, {x, w, b});
+  serve(kPooledName, kForward, params, {x, w, b});
   return {y, offsets};
 }
 
@@ -80,7 +80,7 @@ Tensor pooled_kernel(const Tensor& x, const Tensor& w, const OptionalTensor& bia
                      IntArrayRef pool_dilation, bool ceil_mode) {
   const Sizes s{stride,      padding,      dilation,      groups,   kernel_size,
                 pool_stride, pool_padding, pool_dilation, ceil_mode};
-  if (goes_native(kName, {x, w, bias}, kDevices) || is_empty(kName, x, w)) {
+  if (goes_native(kPooledName, {x, w, bias}, kDevices) || is_empty(kPooledName, x, w)) {
     return native(x, w, bias, s);
   }
   if (x.dim() == 3)
@@ -126,11 +126,11 @@ Gradients backward_kernel(const Tensor& grad, const Tensor& y, const Tensor& off
                           IntArrayRef pool_dilation, bool ceil_mode, std::array<bool, 3> wanted) {
   const Sizes s{stride,      padding,      dilation,      groups,   kernel_size,
                 pool_stride, pool_padding, pool_dilation, ceil_mode};
-  const Conv2dShape shape = conv2d_shape(kName, x, w, Tensor(), s.convolution());
+  const Conv2dShape shape = conv2d_shape(kPooledName, x, w, Tensor(), s.convolution());
   const Pool pool = make_pool(s, shape);
   const std::array<int64_t, 4> dims{shape.n, shape.o, pool.pooled_h, pool.pooled_w};
   const IntArrayRef sizes(dims);
-  TORCH_CHECK(grad.sizes() == sizes && y.sizes() == sizes && offsets.sizes() == sizes, kName,
+  TORCH_CHECK(grad.sizes() == sizes && y.sizes() == sizes && offsets.sizes() == sizes, kPooledName,
               "_backward: grad, output and offsets must be ", sizes, ", got ", grad.sizes(), ", ",
               y.sizes(), " and ", offsets.sizes());
   const auto format = conv2d_memory_format(x, w);
@@ -164,7 +164,7 @@ Tensor flat_indices(const Tensor& offsets, const Pool& pool) {
 Gradients differentiable_backward(const Tensor& grad, const Tensor& y, const Tensor& offsets,
                                   const Tensor& x, const Tensor& w, const Sizes& s,
                                   std::array<bool, 3> wanted) {
-  const Conv2dShape shape = conv2d_shape(kName, x, w, Tensor(), s.convolution());
+  const Conv2dShape shape = conv2d_shape(kPooledName, x, w, Tensor(), s.convolution());
   const Pool pool = make_pool(s, shape);
   const Tensor masked = at::threshold_backward(grad, y.detach(), 0).flatten(2);
   const Tensor grad_y = at::zeros({shape.n, shape.o, shape.oh * shape.ow}, grad.options())
@@ -251,10 +251,10 @@ Tensor pooled_autograd(const Tensor& x, const Tensor& w, const OptionalTensor& b
                        IntArrayRef pool_padding, IntArrayRef pool_dilation, bool ceil_mode) {
   const Sizes s{stride,      padding,      dilation,      groups,   kernel_size,
                 pool_stride, pool_padding, pool_dilation, ceil_mode};
-  if (goes_native(kName, {x, w, bias}, kDevices) || is_empty(kName, x, w))
+  if (goes_native(kPooledName, {x, w, bias}, kDevices) || is_empty(kPooledName, x, w))
     return native(x, w, bias, s);
-  check_same_kind(kName, "weight", w, x);
-  if (bias) check_same_kind(kName, "bias", *bias, x);
+  check_same_kind(kPooledName, "weight", w, x);
+  if (bias) check_same_kind(kPooledName, "bias", *bias, x);
   if (x.dim() == 3) {
     return pooled_autograd(x.unsqueeze(0), w, bias, stride, padding, dilation, groups, kernel_size,
                            pool_stride, pool_padding, pool_dilation, ceil_mode)
@@ -292,7 +292,8 @@ Tensor pooled_padding(const Tensor& x, const Tensor& w, const OptionalTensor& bi
                       SymInts kernel_size, SymInts pool_stride, SymInts pool_padding,
                       SymInts pool_dilation, bool ceil_mode) {
   static const auto op = find<decltype(guarded<pooled_autograd>)>("pyops::conv2d_relu_max_pool2d");
-  const auto [padded, both] = resolve_padding(kName, x, w, guard(stride), padding, guard(dilation));
+  const auto [padded, both] =
+      resolve_padding(kPooledName, x, w, guard(stride), padding, guard(dilation));
   const c10::SymInt symbols[] = {both[0], both[1]};
   return op.call(padded, w, bias, stride, symbols, dilation, groups, kernel_size, pool_stride,
                  pool_padding, pool_dilation, ceil_mode);

@@ -4,9 +4,14 @@
 // rounding (Ootomo and Yokota, "Recovering single precision accuracy from Tensor Cores", 2022).
 #pragma once
 
+#include <cstdint>
+
 #include "core/dtype.h"
 
 namespace pyops {
+
+// Of the depth: a longer sum is one of several, so that its error does not grow.
+inline constexpr int64_t kDeepestSplitSum = 2048;
 
 struct SplitFloat32 {
   float big, small;

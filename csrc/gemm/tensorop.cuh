@@ -7,6 +7,7 @@
 #include <cutlass/gemm/device/gemm.h>
 
 #include <cmath>
+#include <type_traits>
 
 #include "core/cuda.cuh"
 #include "gemm/tensorop_arithmetic.cuh"
@@ -45,14 +46,15 @@ __device__ void multiply_tensorop(const typename Gemm::GemmKernel::Params& param
   kernel(params, *reinterpret_cast<typename Gemm::GemmKernel::SharedStorage*>(storage));
 }
 
-// Matrices as CUTLASS wants them: where they begin, and how far their lines are apart. Every row of
-// C is the bias; without one C is not read.
+// Matrices as CUTLASS wants them: where they begin, and how far their lines are apart. C is the
+// bias, the same for every row, or with a line of its own a matrix; without one C is not read.
 struct TensoropOperands {
   int64_t rows, columns, depth;
   const void *a, *b, *bias;
   void* d;
   int64_t a_line, b_line, d_line;
   bool relu = false;  // of products that StoreRelu ends
+  int64_t bias_line = 0;
 };
 
 template <class Gemm>
@@ -69,9 +71,9 @@ cudaError_t launch_tensorop(void (*kernel)(typename Gemm::GemmKernel::Params),
   const auto result = [](const void* p) { return static_cast<Result*>(const_cast<void*>(p)); };
   typename Gemm::EpilogueOutputOp::Params store(1.0f, o.bias == nullptr ? 0.0f : 1.0f);
   if constexpr (requires { store.threshold; }) store.threshold = o.relu ? 0.0f : -INFINITY;
-  const typename Gemm::GemmKernel::Params params(size, tiles, {operand(o.a), o.a_line},
-                                                 {operand(o.b), o.b_line}, {result(o.bias), 0},
-                                                 {result(o.d), o.d_line}, store);
+  const typename Gemm::GemmKernel::Params params(
+      size, tiles, {operand(o.a), o.a_line}, {operand(o.b), o.b_line},
+      {result(o.bias), o.bias_line}, {result(o.d), o.d_line}, store);
   constexpr int kShared = sizeof(typename Gemm::GemmKernel::SharedStorage);
   const cudaError_t status =
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared);
@@ -82,6 +84,32 @@ cudaError_t launch_tensorop(void (*kernel)(typename Gemm::GemmKernel::Params),
   config.dynamicSmemBytes = kShared;
   config.stream = stream;
   return cudaLaunchKernelEx(&config, kernel, params);
+}
+
+// The same in parts of the depth, each added to those before it: a sum of sums is off by less than
+// one long sum.
+template <class Gemm>
+cudaError_t launch_tensorop_in_parts(void (*kernel)(typename Gemm::GemmKernel::Params),
+                                     const TensoropOperands& o, int64_t deepest,
+                                     cudaStream_t stream) {
+  using Element = typename Gemm::ElementA;
+  constexpr bool kLinesOfDepthA =
+      std::is_same_v<typename Gemm::LayoutA, cutlass::layout::ColumnMajor>;
+  constexpr bool kLinesOfDepthB = std::is_same_v<typename Gemm::LayoutB, cutlass::layout::RowMajor>;
+  cudaError_t status = cudaSuccess;
+  for (int64_t q = 0; q < o.depth && status == cudaSuccess; q += deepest) {
+    TensoropOperands part = o;
+    part.depth = o.depth - q < deepest ? o.depth - q : deepest;
+    part.a = static_cast<const Element*>(o.a) + (kLinesOfDepthA ? q * o.a_line : q);
+    part.b = static_cast<const Element*>(o.b) + (kLinesOfDepthB ? q * o.b_line : q);
+    part.relu = o.relu && q + deepest >= o.depth;
+    if (q > 0) {
+      part.bias = o.d;
+      part.bias_line = o.d_line;
+    }
+    status = launch_tensorop<Gemm>(kernel, part, stream);
+  }
+  return status;
 }
 
 }  // namespace pyops

@@ -42,6 +42,7 @@ struct HalfProducts {
   using Warp = cutlass::gemm::GemmShape<64, 64, 32>;
   using Instruction = cutlass::gemm::GemmShape<16, 8, 16>;
   static constexpr int kStages = 4, kAlignment = 8;
+  static constexpr int64_t kDeepest = INT32_MAX;  // sum that is as exact as asked for
 };
 
 // Float32, rounded to TF32 on the way.
@@ -52,12 +53,14 @@ struct Tf32Products {
   using Warp = cutlass::gemm::GemmShape<64, 64, 16>;
   using Instruction = cutlass::gemm::GemmShape<16, 8, 8>;
   static constexpr int kStages = 4, kAlignment = 4;
+  static constexpr int64_t kDeepest = INT32_MAX;
 };
 
 // Float32 to float32's accuracy; with larger warps the parts would spill.
 struct Float32Products : Tf32Products {
   using Operator = MultiplySplitFloat32;
   using Warp = cutlass::gemm::GemmShape<64, 32, 16>;
+  static constexpr int64_t kDeepest = kDeepestSplitSum;
 };
 
 }  // namespace pyops

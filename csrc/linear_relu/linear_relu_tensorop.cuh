@@ -22,7 +22,8 @@ cudaError_t linear_forward_tensorop(const LinearParams& p, cudaStream_t stream) 
   using Gemm = TensoropProduct<Arithmetic, cutlass::layout::RowMajor, cutlass::layout::ColumnMajor,
                                StoreRelu<typename Arithmetic::Element>>;
   const TensoropOperands o{p.m, p.n, p.k, p.x, p.w, p.bias, p.y, p.k, p.k, p.n, p.relu};
-  return launch_tensorop<Gemm>(linear_forward_tensorop_kernel<Gemm>, o, stream);
+  return launch_tensorop_in_parts<Gemm>(linear_forward_tensorop_kernel<Gemm>, o,
+                                        Arithmetic::kDeepest, stream);
 }
 
 template <class Arithmetic>
@@ -35,11 +36,13 @@ cudaError_t linear_backward_tensorop(const LinearBackwardParams& given, cudaStre
     cudaError_t status = cudaSuccess;
     if (p.grad_x != nullptr) {
       const TensoropOperands o{p.m, p.k, p.n, p.grad_y, p.w, nullptr, p.grad_x, p.n, p.k, p.k};
-      status = launch_tensorop<X>(linear_backward_tensorop_kernel<X>, o, stream);
+      status = launch_tensorop_in_parts<X>(linear_backward_tensorop_kernel<X>, o,
+                                           Arithmetic::kDeepest, stream);
     }
     if (status == cudaSuccess && p.grad_w != nullptr) {
       const TensoropOperands o{p.n, p.k, p.m, p.grad_y, p.x, nullptr, p.grad_w, p.n, p.k, p.k};
-      status = launch_tensorop<W>(linear_backward_tensorop_kernel<W>, o, stream);
+      status = launch_tensorop_in_parts<W>(linear_backward_tensorop_kernel<W>, o,
+                                           Arithmetic::kDeepest, stream);
     }
     return status;
   });
