@@ -10,20 +10,13 @@ namespace pyops {
 namespace {
 
 using namespace sm90;
-using PixelTile = Tile<256, 128, 64>;
-using WeightTile = Tile<128, 128, 64>;
-using Pair = Shape<Int<2>, Int<1>, Int<1>>;
-using Alone = Shape<Int<1>, Int<1>, Int<1>>;
 
 template <class T>
-using Fprop = typename ConvCollective<Operator::kFprop, T, PixelTile, Pair, Finish::kBiasAndBound,
-                                      cutlass::gemm::PersistentScheduler>::Kernel;
+using Fprop = typename ConvCollective<Operator::kFprop, T>::Kernel;
 template <class T>
-using Dgrad = typename ConvCollective<Operator::kDgrad, T, PixelTile, Pair, Finish::kPlain,
-                                      cutlass::gemm::PersistentScheduler>::Kernel;
+using Dgrad = typename ConvCollective<Operator::kDgrad, T>::Kernel;
 template <class T>
-using Wgrad = typename ConvCollective<Operator::kWgrad, T, WeightTile, Alone, Finish::kPlain,
-                                      cutlass::gemm::StreamKScheduler>::Kernel;
+using Wgrad = typename ConvCollective<Operator::kWgrad, T>::Kernel;
 
 template <class Kernel>
 __global__ void __launch_bounds__(Kernel::MaxThreadsPerBlock, 1)

@@ -129,10 +129,18 @@ class ConvMainloop : public ConvBuilder<kOp, T, Tile, Cluster, Stages>::Mainloop
   }
 };
 
-template <Operator kOp, class T, class Tile, class Cluster, Finish kFinish, class Scheduler>
+// Layers have many pixels and few channels, and grad_weight few tiles of deep sums.
+template <Operator kOp, class T>
 struct ConvCollective {
+  static constexpr bool kDeep = kOp == Operator::kWgrad;
+  using Tile = std::conditional_t<kDeep, sm90::Tile<128, 128, 64>, sm90::Tile<256, 128, 64>>;
+  using Cluster = Shape<Int<kDeep ? 1 : 2>, Int<1>, Int<1>>;
+  static constexpr Finish kFinish =
+      kOp == Operator::kFprop ? Finish::kBiasAndBound : Finish::kPlain;
   using Epilogue = sm90::Epilogue<T, Tile, Cluster, kFinish>;
   using Mainloop = ConvMainloop<kOp, T, Tile, Cluster, ConvStages<Epilogue>>;
+  using Scheduler = std::conditional_t<kDeep, cutlass::gemm::StreamKScheduler,
+                                       cutlass::gemm::PersistentScheduler>;
   using Kernel = cutlass::gemm::kernel::GemmUniversal<Shape<int, int, int, int>, Mainloop, Epilogue,
                                                       Scheduler>;
 };
