@@ -19,7 +19,9 @@ function(add_cuda_kernels name suffix architectures)
   endif()
   add_library(${name} OBJECT ${sources})
   target_include_directories(${name} PRIVATE csrc)
-  target_include_directories(${name} SYSTEM PRIVATE ${PYOPS_CUTLASS_INCLUDE_DIR})
+  # The collectives of convolutions take a header of the utilities that lie beside.
+  target_include_directories(${name} SYSTEM PRIVATE ${PYOPS_CUTLASS_INCLUDE_DIR}
+                             ${PYOPS_CUTLASS_INCLUDE_DIR}/../tools/util/include)
   # An assertion left in a kernel serialises its tensor-core pipeline: NDEBUG in every build.
   target_compile_definitions(${name} PRIVATE NDEBUG PYOPS_CUDA)
   target_compile_options(${name} PRIVATE --expt-relaxed-constexpr --extended-lambda

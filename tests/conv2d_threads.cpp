@@ -2,6 +2,7 @@
 #include <memory>
 #include <vector>
 
+#include "conv2d/conv2d_sm90.h"
 #include "conv2d/conv2d_workspace.h"
 
 using namespace pyops;
@@ -92,6 +93,14 @@ int64_t phases(const int64_t* a) { return ConvAxis{a[0], a[1], a[2], a[3], a[4],
 
 int64_t output_at(const int64_t* a, int64_t i, int64_t k) {
   return ConvAxis{a[0], a[1], a[2], a[3], a[4], a[5]}.output(i, k);
+}
+
+int64_t padding_after_axis(const int64_t* a) {
+  return padding_after({a[0], a[1], a[2], a[3], a[4], a[5]});
+}
+
+int gathered_by_tma(const int64_t* a) {
+  return is_gathered_by_tma({a[0], a[1], a[2], a[3], a[4], a[5]});
 }
 
 int takes_depthwise(const int64_t* shape) { return is_depthwise(shape_of(shape)); }

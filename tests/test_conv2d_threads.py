@@ -119,6 +119,52 @@ def test_phases_meet_every_output_once():
         assert {m for m in found if m[2] >= 0} == meetings
 
 
+def gathered(size, before, after, stride, reach):
+    """The pixels where a TMA load begins between the corners of an axis; a tap is counted on."""
+    return range(-before, size + after - reach, stride)
+
+
+def test_tma_meets_every_output():
+    """It finds as many pixels as there are outputs; of grad_y, as there are inputs."""
+    threads().padding_after_axis.restype = ctypes.c_int64
+    for size, taps, stride, padding, dilation in AXES:
+        reach = dilation * (taps - 1)
+        outputs = (size + 2 * padding - reach - 1) // stride + 1
+        axis = int64s(size, outputs, taps, stride, padding, dilation)
+        after = threads().padding_after_axis(axis)
+        assert after >= 0
+        starts = gathered(size, padding, after, stride, reach)
+        assert list(starts) == [o * stride - padding for o in range(outputs)]
+        if stride == 1:
+            last = padding - reach + size - outputs
+            starts = range(padding - reach, outputs + last)
+            whole = product(range(size), range(taps))
+            for i, k in whole:
+                output = starts[i] + reach - k * dilation
+                output = output if 0 <= output < outputs else -1
+                assert output == threads().output_at(axis, ctypes.c_int64(i), k)
+            assert len(starts) == size
+        assert threads().gathered_by_tma(axis)
+
+
+@pytest.mark.parametrize(
+    ("size", "taps", "stride", "padding", "dilation", "fits"),
+    [
+        (300, 128, 1, 127, 1, True),
+        (300, 129, 1, 128, 1, False),
+        (300, 3, 1, 0, 64, True),
+        (300, 3, 1, 0, 65, False),
+        (300, 128, 1, 64, 2, False),
+        (300, 3, 8, 1, 1, True),
+        (300, 3, 9, 1, 1, False),
+    ],
+)
+def test_what_tma_cannot_gather(size, taps, stride, padding, dilation, fits):
+    outputs = (size + 2 * padding - dilation * (taps - 1) - 1) // stride + 1
+    axis = int64s(size, outputs, taps, stride, padding, dilation)
+    assert bool(threads().gathered_by_tma(axis)) == fits
+
+
 @functools.cache
 def reference(shape, relu, with_bias):
     """Inputs, and what float64 makes of them: the result and the gradients."""

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 import pyops
+from pyops.numerics import compare
 
 f = pyops.functional
 ours = torch.cuda.is_available() and pyops._C.build_info()["cuda"]
@@ -94,18 +95,41 @@ def test_on_a_device_that_is_not_current(example):
     assert torch.equal(mine(x), native(x.double()).to(x))
 
 
-def test_half_precision_linear_runs_on_tensor_cores():
+HOPPER = ours and torch.cuda.get_device_capability() == (9, 0)
+HALF_LINEAR = "linear_{}_sm90" if HOPPER else "linear_{}_tensorop_cuda"
+
+
+@pytest.fixture
+def precision(request):
+    """Of float32 products, as `torch.set_float32_matmul_precision` has it."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(request.param)
+    yield request.param
+    torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "dtype", "precision"),
+    [
+        (HALF_LINEAR, torch.bfloat16, "highest"),
+        (HALF_LINEAR, torch.float16, "high"),
+        ("linear_{}_tf32_cuda", torch.float32, "high"),
+        ("linear_{}_3xtf32_cuda", torch.float32, "highest"),
+    ],
+    ids=str,
+    indirect=["precision"],
+)
+@pytest.mark.parametrize("rows", [200, 3001])
+def test_linear_runs_on_tensor_cores(rows, kernel, dtype, precision):
     """Small integers: exact in every order, so that a wrong tile, bias or mask shows."""
     x, w, b, grad = (
-        torch.randint(-2, 3, shape, device="cuda").bfloat16().requires_grad_()
-        for shape in ((200, 72), (136, 72), (136,), (200, 136))
+        torch.randint(-1, 2, shape, device="cuda").to(dtype).requires_grad_()
+        for shape in ((rows, 72), (136, 72), (136,), (rows, 136))
     )
-    hopper = torch.cuda.get_device_capability() == (9, 0)
     with pyops.explain() as log:
         y = f.linear_relu(x, w, b)
         gradients = torch.autograd.grad(y, (x, w, b), grad)
-    forward = "linear_forward_sm90" if hopper else "linear_forward_tensorop_cuda"
-    assert [c.kernel for c in log.calls] == [forward, "linear_backward_tensorop_cuda"]
+    assert [c.kernel for c in log.calls] == [kernel.format("forward"), kernel.format("backward")]
     wide = [t.detach().double().requires_grad_() for t in (x, w, b)]
     expected = F.relu(F.linear(*wide))
     assert torch.equal(y, expected.to(y))
@@ -113,6 +137,22 @@ def test_half_precision_linear_runs_on_tensor_cores():
         gradients, torch.autograd.grad(expected, wide, grad.double()), strict=True
     ):
         assert torch.equal(mine, right.to(mine))
+
+
+@pytest.mark.parametrize("depth", [72, 1024, 16384])
+@pytest.mark.parametrize("scale", [1.0, 2.0**-70, 2.0**60])
+def test_float32_on_tensor_cores_is_float32(depth, scale):
+    """The rule for "highest"; a column of infinities, of NaN and of subnormals as native has it."""
+    torch.manual_seed(0)
+    x, w = (torch.randn(s, depth, device="cuda") * scale for s in (200, 136))
+    x[3, 5], x[4, 6], x[5] = math.inf, math.nan, x[5] * 2.0**-60
+    with pyops.explain() as log:
+        y = f.linear(x, w)
+    assert [c.kernel for c in log.calls] == ["linear_forward_3xtf32_cuda"]
+    native = F.linear(x, w)
+    verdict = compare(y, native, F.linear(x.double(), w.double()), terms=depth)
+    assert verdict.passed, verdict.reason
+    torch.testing.assert_close(y[5], native[5], rtol=1e-5, atol=0)
 
 
 def network(kind, dtype):
@@ -384,33 +424,41 @@ def test_attention_with_dropout_is_captured():
 
 
 # Of each kernel of the backward: the sizes of x and of the weight, and the call's options.
-CONVOLUTIONS = {
-    "conv2d_backward_cuda": ((3, 6, 11, 13), (10, 3, 3, 2), {"stride": 2, "groups": 2}),
-    "conv2d_backward_depthwise_cuda": ((3, 6, 11, 13), (6, 1, 3, 3), {"padding": 1, "groups": 6}),
-    "conv2d_backward_tensorop_cuda": ((3, 24, 21, 19), (136, 24, 3, 3), {"padding": 1}),
-}
+CONVOLUTIONS = [
+    ("conv2d_backward_cuda", (3, 6, 11, 13), (10, 3, 3, 2), {"groups": 2}),
+    ("conv2d_backward_depthwise_cuda", (3, 6, 11, 13), (6, 1, 3, 3), {"padding": 1, "groups": 6}),
+    ("conv2d_backward_tensorop_cuda", (3, 24, 21, 19), (136, 24, 3, 3), {"padding": 1}),
+    ("conv2d_backward_tf32_cuda", (3, 20, 21, 19), (132, 20, 3, 3), {"padding": 1}),
+    ("conv2d_backward_3xtf32_cuda", (3, 20, 21, 19), (132, 20, 3, 3), {"padding": 1}),
+    ("conv2d_backward_sm90", (3, 72, 21, 19), (136, 72, 3, 3), {"padding": 1}),
+    ("conv2d_backward_sm90", (2, 40, 14, 15), (72, 40, 2, 5), {"padding": (1, 3)}),
+    ("conv2d_backward_sm90", (3, 72, 21, 19), (136, 72, 1, 1), {}),
+]
 
 
 @pytest.mark.parametrize(
-    ("kernel", "stride"), itertools.product(CONVOLUTIONS, ((1, 1), (2, 2), (1, 3))), ids=str
+    ("kernel", "sizes", "filters", "options", "stride"),
+    [(*c, stride) for c, stride in itertools.product(CONVOLUTIONS, ((1, 1), (2, 2), (1, 3)))],
+    ids=str,
 )
-def test_convolutions_are_exact(kernel, stride):
+def test_convolutions_are_exact(kernel, sizes, filters, options, stride):
     """Small integers: exact in every order, so that a wrong tile, phase, bias or mask shows."""
-    sizes, filters, options = CONVOLUTIONS[kernel]
-    options = {**options, "stride": stride}
+    if "sm90" in kernel and not HOPPER:
+        pytest.skip("no Hopper GPU")
+    dtype = torch.float32 if "tf32" in kernel else torch.bfloat16
     x, w, b = (
-        torch.randint(-1, 2, shape, device="cuda").bfloat16()
+        torch.randint(-1, 2, shape, device="cuda").to(dtype)
         for shape in (sizes, filters, filters[:1])
     )
     x, w = (t.to(memory_format=NHWC) for t in (x, w))
     inputs = [t.requires_grad_() for t in (x, w, b)]
-    with pyops.explain() as log:
-        y = f.conv2d_relu(*inputs, **options)
+    with torch.backends.cudnn.flags(allow_tf32="3xtf32" not in kernel), pyops.explain() as log:
+        y = f.conv2d_relu(*inputs, stride=stride, **options)
         grad = torch.randint(-1, 2, y.shape, device="cuda").to(y)
         gradients = torch.autograd.grad(y, inputs, grad)
     assert [c.kernel for c in log.calls] == [kernel.replace("backward", "forward"), kernel]
     wide = [t.detach().double().requires_grad_() for t in inputs]
-    expected = F.relu(F.conv2d(*wide, **options))
+    expected = F.relu(F.conv2d(*wide, stride=stride, **options))
     assert torch.equal(y, expected.to(y))
     rights = torch.autograd.grad(expected, wide, grad.double())
     for mine, right in zip(gradients, rights, strict=True):
@@ -421,6 +469,12 @@ def test_convolutions_are_exact(kernel, stride):
     ("kernel", "channels", "window"),
     [
         ("conv2d_pool_forward_tensorop_cuda", 16, 3),
+        pytest.param(
+            "conv2d_pool_forward_sm90",
+            40,
+            2,
+            marks=pytest.mark.skipif(not HOPPER, reason="no Hopper GPU"),
+        ),
         ("conv2d_pool_forward_fused_cuda", 3, 2),
         ("conv2d_pool_forward_cuda", 3, 3),
     ],

@@ -8,7 +8,12 @@ namespace {
 
 constexpr Candidate<Conv2dParams> kForward[] = {
 #ifdef PYOPS_CUDA
+    {"conv2d_forward_sm90", Arch::kSm90, kHalfTypes, conv2d_forward_sm90, suits_sm90, kSuitsSm90},
     {"conv2d_forward_tensorop_cuda", Arch::kSm80, kHalfTypes, conv2d_forward_tensorop_cuda,
+     suits_tensorop, kSuitsTensorop},
+    {"conv2d_forward_tf32_cuda", Arch::kSm80, kFloat32, conv2d_forward_tf32_cuda,
+     suits_tf32<Conv2dParams>, kSuitsTf32},
+    {"conv2d_forward_3xtf32_cuda", Arch::kSm80, kFloat32, conv2d_forward_3xtf32_cuda,
      suits_tensorop, kSuitsTensorop},
     {"conv2d_forward_depthwise_cuda", Arch::kSm80, kAnyFloat, conv2d_forward_depthwise_cuda,
      is_depthwise, kIsDepthwise},
@@ -21,7 +26,12 @@ constexpr Candidate<Conv2dParams> kForward[] = {
 };
 constexpr Candidate<Conv2dBackwardParams> kBackward[] = {
 #ifdef PYOPS_CUDA
+    {"conv2d_backward_sm90", Arch::kSm90, kHalfTypes, conv2d_backward_sm90, suits_sm90, kSuitsSm90},
     {"conv2d_backward_tensorop_cuda", Arch::kSm80, kHalfTypes, conv2d_backward_tensorop_cuda,
+     suits_tensorop, kSuitsTensoropBackward},
+    {"conv2d_backward_tf32_cuda", Arch::kSm80, kFloat32, conv2d_backward_tf32_cuda,
+     suits_tf32<Conv2dBackwardParams>, kSuitsTf32Backward},
+    {"conv2d_backward_3xtf32_cuda", Arch::kSm80, kFloat32, conv2d_backward_3xtf32_cuda,
      suits_tensorop, kSuitsTensoropBackward},
     {"conv2d_backward_depthwise_cuda", Arch::kSm80, kAnyFloat, conv2d_backward_depthwise_cuda,
      is_depthwise, kIsDepthwise},
@@ -72,7 +82,7 @@ Tensor conv2d_kernel(const Tensor& x, const Tensor& w, const OptionalTensor& bia
   Tensor y = at::empty({shape.n, shape.o, shape.oh, shape.ow}, x.options(), format);
   const Conv2dParams params{shape,
                             dtype_of(x),
-                            float32_precision(at::Float32Op::CONV),
+                            float32_precision(at::Float32Op::CONV, x),
                             kRelu,
                             xc.const_data_ptr(),
                             wc.const_data_ptr(),
@@ -103,7 +113,7 @@ Gradients conv2d_backward_kernel(const Tensor& grad, const Tensor& x, const Tens
   const auto data = [](const Tensor& t) { return t.defined() ? t.mutable_data_ptr() : nullptr; };
   Conv2dBackwardParams params{shape,
                               dtype_of(x),
-                              float32_precision(at::Float32Op::CONV),
+                              float32_precision(at::Float32Op::CONV, x),
                               g.const_data_ptr(),
                               y.defined() ? y.const_data_ptr() : nullptr,
                               xc.const_data_ptr(),

@@ -3,6 +3,7 @@
 // reach; grad_weight is summed over stretches of the positions, and these in their order. No
 // atomics, no zeroing, the same sum in every run.
 #include "conv2d/conv2d_block.cuh"
+#include "core/relu_mask.cuh"
 
 namespace pyops {
 namespace {
@@ -48,6 +49,12 @@ __global__ void __launch_bounds__(kBlock)
   }
 }
 
+template <class T>
+__global__ void __launch_bounds__(kBlock)
+    conv2d_backward_mask_kernel(const __grid_constant__ Conv2dBackwardParams p, int64_t packs) {
+  mask_packs<T>(p.grad_y, p.y, p.workspace, packs);
+}
+
 cudaError_t launch_sums(const Conv2dBackwardParams& p, bool weight, bool bias,
                         cudaStream_t stream) {
   const PositionSums sums = position_sums(p, weight, bias);
@@ -62,6 +69,15 @@ cudaError_t launch_sums(const Conv2dBackwardParams& p, bool weight, bool bias,
 }
 
 }  // namespace
+
+cudaError_t conv2d_backward_mask_cuda(const Conv2dBackwardParams& p, cudaStream_t stream) {
+  cudaError_t status = cudaErrorInvalidValue;
+  const int64_t packs = p.n * p.o * p.oh * p.ow / pack_width(p.dtype);
+  dispatch_dtype<kTileTypes>(p.dtype, [&]<class T>(T) {
+    status = launch(conv2d_backward_mask_kernel<T>, packs, stream, p, packs);
+  });
+  return status;
+}
 
 cudaError_t conv2d_backward_reduce_cuda(const Conv2dBackwardParams& p, int64_t splits,
                                         cudaStream_t stream) {

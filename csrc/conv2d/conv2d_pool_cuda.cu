@@ -2,7 +2,7 @@
 // thread's four rows of a product are a window: it pools what it has in registers. Otherwise the
 // convolution is stored in the workspace and pooled from there.
 #include "conv2d/conv2d_block.cuh"
-#include "conv2d/conv2d_tensorop.h"
+#include "conv2d/conv2d_sm90.h"
 
 namespace pyops {
 namespace {
@@ -59,8 +59,17 @@ cudaError_t conv2d_pool_forward_cuda(const Conv2dPoolParams& p, cudaStream_t str
                            stream);
 }
 
+cudaError_t conv2d_pool_forward_sm90(const Conv2dPoolParams& p, cudaStream_t stream) {
+  return convolve_and_pool(conv2d_forward_sm90, p, stream);
+}
 cudaError_t conv2d_pool_forward_tensorop_cuda(const Conv2dPoolParams& p, cudaStream_t stream) {
   return convolve_and_pool(conv2d_forward_tensorop_cuda, p, stream);
+}
+cudaError_t conv2d_pool_forward_tf32_cuda(const Conv2dPoolParams& p, cudaStream_t stream) {
+  return convolve_and_pool(conv2d_forward_tf32_cuda, p, stream);
+}
+cudaError_t conv2d_pool_forward_3xtf32_cuda(const Conv2dPoolParams& p, cudaStream_t stream) {
+  return convolve_and_pool(conv2d_forward_3xtf32_cuda, p, stream);
 }
 
 cudaError_t conv2d_pool_backward_cuda(const Conv2dPoolBackwardParams& p, cudaStream_t stream) {

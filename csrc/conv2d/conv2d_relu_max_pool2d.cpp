@@ -1,5 +1,5 @@
 #include "conv2d/conv2d.h"
-#include "conv2d/conv2d_arguments.h"
+#include "conv2d/conv2d_pool_arguments.h"
 #include "core/torch.h"
 
 namespace pyops {
@@ -7,8 +7,14 @@ namespace {
 
 constexpr Candidate<Conv2dPoolParams> kForward[] = {
 #ifdef PYOPS_CUDA
+    {"conv2d_pool_forward_sm90", Arch::kSm90, kHalfTypes, conv2d_pool_forward_sm90, suits_sm90,
+     kSuitsSm90},
     {"conv2d_pool_forward_tensorop_cuda", Arch::kSm80, kHalfTypes,
      conv2d_pool_forward_tensorop_cuda, suits_tensorop, kSuitsTensorop},
+    {"conv2d_pool_forward_tf32_cuda", Arch::kSm80, kFloat32, conv2d_pool_forward_tf32_cuda,
+     suits_tf32<Conv2dPoolParams>, kSuitsTf32},
+    {"conv2d_pool_forward_3xtf32_cuda", Arch::kSm80, kFloat32, conv2d_pool_forward_3xtf32_cuda,
+     suits_tensorop, kSuitsTensorop},
     {"conv2d_pool_forward_fused_cuda", Arch::kSm80, kAnyFloat, conv2d_pool_forward_fused_cuda,
      is_pooled_by_fours, kIsPooledByFours},
     {"conv2d_pool_forward_cuda", Arch::kSm80, kAnyFloat, conv2d_pool_forward_cuda},
@@ -28,58 +34,11 @@ constexpr Candidate<Conv2dPoolBackwardParams> kBackward[] = {
     list_table("conv2d_pool_forward", kForward) && list_table("conv2d_pool_backward", kBackward);
 constexpr Devices kDevices = devices_of(kForward);
 
-using at::IntArrayRef;
 using SymInts = c10::SymIntArrayRef;
 using Gradients = std::tuple<Tensor, Tensor, Tensor>;
 using Pooled = std::tuple<Tensor, Tensor>;  // the result, and the offsets when wanted
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
-
-constexpr const char* kName = "conv2d_relu_max_pool2d";
-
-// The integer arguments, as the schema has them.
-struct Sizes {
-  IntArrayRef stride, padding, dilation;
-  int64_t groups;
-  IntArrayRef kernel_size, pool_stride, pool_padding, pool_dilation;
-  bool ceil_mode;
-
-  Conv2dArguments convolution() const {
-    return conv2d_arguments(kName, stride, padding, dilation, groups);
-  }
-};
-
-struct Pool {
-  PoolAxis h, w;
-  int64_t pooled_h, pooled_w;
-
-  bool wide_offsets() const { return h.kernel * w.kernel > 256; }
-};
-
-Pool make_pool(const Sizes& s, const Conv2dShape& shape) {
-  const Pair kernel(kName, "kernel_size", s.kernel_size),
-      padding(kName, "pool_padding", s.pool_padding);
-  const Pair stride = s.pool_stride.empty() ? kernel : Pair(kName, "pool_stride", s.pool_stride);
-  const Pair dilation(kName, "pool_dilation", s.pool_dilation);
-  TORCH_CHECK(kernel.at_least(1), kName, ": kernel_size must be at least 1, got ", s.kernel_size);
-  TORCH_CHECK(stride.at_least(1), kName, ": pool_stride must be at least 1, got ", s.pool_stride);
-  TORCH_CHECK(dilation.at_least(1), kName, ": pool_dilation must be at least 1, got ",
-              s.pool_dilation);
-  Pool pool{{shape.oh, kernel.h, stride.h, padding.h, dilation.h},
-            {shape.ow, kernel.w, stride.w, padding.w, dilation.w},
-            0,
-            0};
-  TORCH_CHECK(
-      padding.at_least(0) && padding.h <= pool.h.extent() / 2 && padding.w <= pool.w.extent() / 2,
-      kName, ": pool_padding must be between 0 and half of the window, got ", s.pool_padding,
-      " with kernel_size=", s.kernel_size, " and pool_dilation=", s.pool_dilation);
-  pool.pooled_h = pool.h.output_size(s.ceil_mode);
-  pool.pooled_w = pool.w.output_size(s.ceil_mode);
-  TORCH_CHECK(pool.pooled_h >= 1 && pool.pooled_w >= 1, kName,
-              ": kernel_size must fit into the padded convolution output of ", shape.oh, "x",
-              shape.ow, ", got ", s.kernel_size, " with pool_dilation=", s.pool_dilation);
-  return pool;
-}
 
 Tensor native(const Tensor& x, const Tensor& w, const OptionalTensor& bias, const Sizes& s) {
   const Tensor y = at::relu(at::conv2d(x, w, bias, s.stride, s.padding, s.dilation, s.groups));
@@ -90,7 +49,7 @@ Tensor native(const Tensor& x, const Tensor& w, const OptionalTensor& bias, cons
 Pooled forward_kernel(const Tensor& x, const Tensor& w, const OptionalTensor& bias, const Sizes& s,
                       bool with_offsets) {
   const Tensor b = value_or_undefined(bias);
-  const Conv2dShape shape = conv2d_shape(kName, x, w, b, s.convolution());
+  const Conv2dShape shape = conv2d_shape(kPooledName, x, w, b, s.convolution());
   const Pool pool = make_pool(s, shape);
   const auto format = conv2d_memory_format(x, w);
   const Tensor xc = x.contiguous(format), wc = w.contiguous(format);
@@ -101,7 +60,7 @@ Pooled forward_kernel(const Tensor& x, const Tensor& w, const OptionalTensor& bi
   };
   const Tensor y = make(x.scalar_type());
   const Tensor offsets = with_offsets ? make(pool.wide_offsets() ? at::kInt : at::kByte) : Tensor();
-  Conv2dPoolParams params{{shape, dtype_of(x), float32_precision(at::Float32Op::CONV),
+  Conv2dPoolParams params{{shape, dtype_of(x), float32_precision(at::Float32Op::CONV, x),
                            /*relu=*/true, xc.const_data_ptr(), wc.const_data_ptr(),
                            b.defined() ? bc.const_data_ptr() : nullptr, y.mutable_data_ptr()},
                           pool.h,
@@ -111,7 +70,7 @@ Pooled forward_kernel(const Tensor& x, const Tensor& w, const OptionalTensor& bi
                           pool.wide_offsets(),
                           with_offsets ? offsets.mutable_data_ptr() : nullptr};
   const Tensor workspace = give_workspace(params, x);
-  serve(kName, kForward, params, {x, w, b});
+  serve(kPooledName, kForward, params, {x, w, b});
   return {y, offsets};
 }
 
@@ -121,7 +80,7 @@ Tensor pooled_kernel(const Tensor& x, const Tensor& w, const OptionalTensor& bia
                      IntArrayRef pool_dilation, bool ceil_mode) {
   const Sizes s{stride,      padding,      dilation,      groups,   kernel_size,
                 pool_stride, pool_padding, pool_dilation, ceil_mode};
-  if (goes_native(kName, {x, w, bias}, kDevices) || is_empty(kName, x, w)) {
+  if (goes_native(kPooledName, {x, w, bias}, kDevices) || is_empty(kPooledName, x, w)) {
     return native(x, w, bias, s);
   }
   if (x.dim() == 3)
@@ -167,11 +126,11 @@ Gradients backward_kernel(const Tensor& grad, const Tensor& y, const Tensor& off
                           IntArrayRef pool_dilation, bool ceil_mode, std::array<bool, 3> wanted) {
   const Sizes s{stride,      padding,      dilation,      groups,   kernel_size,
                 pool_stride, pool_padding, pool_dilation, ceil_mode};
-  const Conv2dShape shape = conv2d_shape(kName, x, w, Tensor(), s.convolution());
+  const Conv2dShape shape = conv2d_shape(kPooledName, x, w, Tensor(), s.convolution());
   const Pool pool = make_pool(s, shape);
   const std::array<int64_t, 4> dims{shape.n, shape.o, pool.pooled_h, pool.pooled_w};
   const IntArrayRef sizes(dims);
-  TORCH_CHECK(grad.sizes() == sizes && y.sizes() == sizes && offsets.sizes() == sizes, kName,
+  TORCH_CHECK(grad.sizes() == sizes && y.sizes() == sizes && offsets.sizes() == sizes, kPooledName,
               "_backward: grad, output and offsets must be ", sizes, ", got ", grad.sizes(), ", ",
               y.sizes(), " and ", offsets.sizes());
   const auto format = conv2d_memory_format(x, w);
@@ -205,7 +164,7 @@ Tensor flat_indices(const Tensor& offsets, const Pool& pool) {
 Gradients differentiable_backward(const Tensor& grad, const Tensor& y, const Tensor& offsets,
                                   const Tensor& x, const Tensor& w, const Sizes& s,
                                   std::array<bool, 3> wanted) {
-  const Conv2dShape shape = conv2d_shape(kName, x, w, Tensor(), s.convolution());
+  const Conv2dShape shape = conv2d_shape(kPooledName, x, w, Tensor(), s.convolution());
   const Pool pool = make_pool(s, shape);
   const Tensor masked = at::threshold_backward(grad, y.detach(), 0).flatten(2);
   const Tensor grad_y = at::zeros({shape.n, shape.o, shape.oh * shape.ow}, grad.options())
@@ -292,10 +251,10 @@ Tensor pooled_autograd(const Tensor& x, const Tensor& w, const OptionalTensor& b
                        IntArrayRef pool_padding, IntArrayRef pool_dilation, bool ceil_mode) {
   const Sizes s{stride,      padding,      dilation,      groups,   kernel_size,
                 pool_stride, pool_padding, pool_dilation, ceil_mode};
-  if (goes_native(kName, {x, w, bias}, kDevices) || is_empty(kName, x, w))
+  if (goes_native(kPooledName, {x, w, bias}, kDevices) || is_empty(kPooledName, x, w))
     return native(x, w, bias, s);
-  check_same_kind(kName, "weight", w, x);
-  if (bias) check_same_kind(kName, "bias", *bias, x);
+  check_same_kind(kPooledName, "weight", w, x);
+  if (bias) check_same_kind(kPooledName, "bias", *bias, x);
   if (x.dim() == 3) {
     return pooled_autograd(x.unsqueeze(0), w, bias, stride, padding, dilation, groups, kernel_size,
                            pool_stride, pool_padding, pool_dilation, ceil_mode)
@@ -333,7 +292,8 @@ Tensor pooled_padding(const Tensor& x, const Tensor& w, const OptionalTensor& bi
                       SymInts kernel_size, SymInts pool_stride, SymInts pool_padding,
                       SymInts pool_dilation, bool ceil_mode) {
   static const auto op = find<decltype(guarded<pooled_autograd>)>("pyops::conv2d_relu_max_pool2d");
-  const auto [padded, both] = resolve_padding(kName, x, w, guard(stride), padding, guard(dilation));
+  const auto [padded, both] =
+      resolve_padding(kPooledName, x, w, guard(stride), padding, guard(dilation));
   const c10::SymInt symbols[] = {both[0], both[1]};
   return op.call(padded, w, bias, stride, symbols, dilation, groups, kernel_size, pool_stride,
                  pool_padding, pool_dilation, ceil_mode);

@@ -1,44 +1,29 @@
 // CUTLASS's implicit products for channels that come last, in its words: activations x, filters
-// weight, tiles of 128x128, four stages of 32 in 64 KiB, so that two blocks share an SM.
+// weight. Bias and ReLU are in the epilogue of the forward; grad_weight is summed over slices of
+// the positions in float32, and these in their order.
 #pragma once
 
 #include <cutlass/conv/conv2d_problem_size.h>
 #include <cutlass/conv/convolution.h>
+#include <cutlass/conv/kernel/default_conv2d_dgrad.h>
+#include <cutlass/conv/kernel/default_conv2d_fprop.h>
+#include <cutlass/conv/kernel/default_conv2d_wgrad.h>
 #include <cutlass/epilogue/thread/linear_combination.h>
 #include <cutlass/epilogue/thread/linear_combination_relu.h>
 #include <cutlass/gemm/threadblock/threadblock_swizzle.h>
 
-#include "conv2d/conv2d_tensorop.h"
-#include "core/cuda.cuh"
+#include <cmath>
+#include <type_traits>
+
+#include "conv2d/conv2d_backward.cuh"
+#include "conv2d/conv2d_problem.h"
+#include "gemm/tensorop_arithmetic.cuh"
 
 namespace pyops::tensorop {
 
-template <class T>
-struct CutlassType;
-template <>
-struct CutlassType<BFloat16> {
-  using type = cutlass::bfloat16_t;
-};
-template <>
-struct CutlassType<Float16> {
-  using type = cutlass::half_t;
-};
-
-// f(T{}) with CUTLASS's name of the element type.
-template <class F>
-cudaError_t with_half_type(Dtype dtype, F&& f) {
-  cudaError_t status = cudaErrorInvalidValue;
-  dispatch_dtype<kHalfTypes>(dtype,
-                             [&]<class T>(T) { status = f(typename CutlassType<T>::type{}); });
-  return status;
-}
-
+using cutlass::conv::StrideSupport;
 using Nhwc = cutlass::layout::TensorNHWC;
-using Tile = cutlass::gemm::GemmShape<128, 128, 32>;
-using Warp = cutlass::gemm::GemmShape<64, 64, 32>;
-using Instruction = cutlass::gemm::GemmShape<16, 8, 16>;
 using Swizzle = cutlass::gemm::threadblock::GemmIdentityThreadblockSwizzle<4>;
-inline constexpr int kStages = 4;
 inline constexpr auto kAlgorithm = cutlass::conv::IteratorAlgorithm::kOptimized;
 
 inline cutlass::conv::Conv2dProblemSize problem_of(const Conv2dShape& s, int64_t slices = 1) {
@@ -85,4 +70,117 @@ cudaError_t launch(void (*kernel)(typename Kernel::Params),
   return cudaLaunchKernelEx(&config, kernel, params);
 }
 
+// Raised to at least zero, or as they are: one kernel for both.
+template <class T>
+using StoreRelu = cutlass::epilogue::thread::LinearCombinationRelu<T, 16 / sizeof(T), float, float>;
+template <class T>
+using Store = cutlass::epilogue::thread::LinearCombination<T, 16 / sizeof(T), float, float>;
+
+template <class A, class T = typename A::Element>
+using Fprop = typename cutlass::conv::kernel::DefaultConv2dFprop<
+    T, Nhwc, T, Nhwc, T, Nhwc, float, cutlass::arch::OpClassTensorOp, cutlass::arch::Sm80,
+    typename A::Tile, typename A::Warp, typename A::Instruction, StoreRelu<T>, Swizzle, A::kStages,
+    typename A::Operator, kAlgorithm>::Kernel;
+
+template <class A, StrideSupport kStride, class T = typename A::Element>
+using Dgrad = typename cutlass::conv::kernel::DefaultConv2dDgrad<
+    T, Nhwc, T, Nhwc, T, Nhwc, float, cutlass::arch::OpClassTensorOp, cutlass::arch::Sm80,
+    typename A::Tile, typename A::Warp, typename A::Instruction, Store<T>,
+    std::conditional_t<kStride == StrideSupport::kUnity, Swizzle,
+                       cutlass::conv::threadblock::StridedDgradIdentityThreadblockSwizzle<1>>,
+    A::kStages, typename A::Operator, kAlgorithm, kStride>::Kernel;
+
+template <class A, class T = typename A::Element>
+using Wgrad = typename cutlass::conv::kernel::DefaultConv2dWgrad<
+    T, Nhwc, T, Nhwc, float, Nhwc, float, cutlass::arch::OpClassTensorOp, cutlass::arch::Sm80,
+    typename A::Tile, typename A::Warp, typename A::Instruction, Store<float>, Swizzle, A::kStages,
+    typename A::Operator, kAlgorithm>::Kernel;
+
 }  // namespace pyops::tensorop
+
+namespace pyops {
+
+template <class Kernel>
+__global__ void __launch_bounds__(Kernel::kThreadCount, 256 / Kernel::kThreadCount)
+    conv2d_forward_tensorop_kernel(const __grid_constant__ typename Kernel::Params params) {
+  tensorop::convolve<Kernel>(params);
+}
+template <class Kernel>
+__global__ void __launch_bounds__(Kernel::kThreadCount, 256 / Kernel::kThreadCount)
+    conv2d_backward_tensorop_kernel(const __grid_constant__ typename Kernel::Params params) {
+  tensorop::convolve<Kernel>(params);
+}
+
+namespace tensorop {
+
+template <class Arithmetic>
+cudaError_t forward(const Conv2dParams& p, cudaStream_t stream) {
+  using Kernel = Fprop<Arithmetic>;
+  using T = typename Arithmetic::Element;
+  const typename Kernel::Arguments arguments(
+      problem_of(p), tensor<T>(p.x, p.c, p.w, p.h), tensor<T>(p.weight, p.c, p.kw, p.kh),
+      tensor<T>(p.bias, 0, 0, 0), tensor<T>(p.y, p.o, p.ow, p.oh),
+      {1.0f, p.bias == nullptr ? 0.0f : 1.0f, p.relu ? 0.0f : -INFINITY});
+  return launch<Kernel>(conv2d_forward_tensorop_kernel<Kernel>, arguments, stream);
+}
+
+template <class Arithmetic, StrideSupport kStride>
+cudaError_t backward_x(const Conv2dBackwardParams& p, cudaStream_t stream) {
+  using Kernel = Dgrad<Arithmetic, kStride>;
+  using T = typename Arithmetic::Element;
+  const auto grad_x = tensor<T>(p.grad_x, p.c, p.w, p.h);
+  const typename Kernel::Arguments arguments(problem_of(p), tensor<T>(p.grad_y, p.o, p.ow, p.oh),
+                                             tensor<T>(p.weight, p.c, p.kw, p.kh), grad_x, grad_x,
+                                             {1.0f, 0.0f});
+  return launch<Kernel>(conv2d_backward_tensorop_kernel<Kernel>, arguments, stream);
+}
+
+// Enough to give two blocks to every SM of the largest GPUs, and no more than the workspace holds.
+template <class Tile>
+int64_t weight_slices(const Conv2dShape& s) {
+  constexpr int64_t kBlocks = 264;
+  const int64_t tiles =
+      ((s.o + Tile::kM - 1) / Tile::kM) * ((s.c * s.kh * s.kw + Tile::kN - 1) / Tile::kN);
+  return std::min(weight_splits(s), std::max<int64_t>(1, kBlocks / tiles));
+}
+
+template <class Arithmetic>
+cudaError_t backward_weight(const Conv2dBackwardParams& p, cudaStream_t stream) {
+  using Kernel = Wgrad<Arithmetic>;
+  using T = typename Arithmetic::Element;
+  const int64_t slices = weight_slices<typename Arithmetic::Tile>(p);
+  const auto parts = tensor<float>(p.workspace, p.c, p.kw, p.kh);
+  const typename Kernel::Arguments arguments(
+      problem_of(p, slices), tensor<T>(p.grad_y, p.o, p.ow, p.oh), tensor<T>(p.x, p.c, p.w, p.h),
+      parts, parts, {1.0f, 0.0f}, cutlass::conv::SplitKMode::kParallel);
+  const cudaError_t status =
+      launch<Kernel>(conv2d_backward_tensorop_kernel<Kernel>, arguments, stream);
+  return status == cudaSuccess ? conv2d_backward_reduce_cuda(p, slices, stream) : status;
+}
+
+// What a gradient with a stride is computed by: its addresses leave room for smaller warps alone.
+template <class Arithmetic>
+struct Strided : Arithmetic {};
+template <>
+struct Strided<Float32Products> : Float32Products {
+  using Tile = cutlass::gemm::GemmShape<128, 64, 16>;
+  using Warp = cutlass::gemm::GemmShape<32, 32, 16>;
+};
+
+template <class Arithmetic>
+cudaError_t backward(const Conv2dBackwardParams& given, cudaStream_t stream) {
+  return backward_by_products(given, stream, [&](const Conv2dBackwardParams& p) {
+    cudaError_t status = cudaSuccess;
+    if (p.grad_x != nullptr) {
+      const bool unit = p.stride_h == 1 && p.stride_w == 1;
+      status = unit ? backward_x<Arithmetic, StrideSupport::kUnity>(p, stream)
+                    : backward_x<Strided<Arithmetic>, StrideSupport::kStrided>(p, stream);
+    }
+    if (status != cudaSuccess || p.grad_weight == nullptr) return status;
+    return backward_weight<Arithmetic>(p, stream);
+  });
+}
+
+}  // namespace tensorop
+
+}  // namespace pyops

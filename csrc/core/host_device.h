@@ -10,6 +10,8 @@
 
 #ifdef __CUDA_ARCH__
 #define PYOPS_UNROLL _Pragma("unroll")
+#define PYOPS_ROLL _Pragma("unroll 1")
 #else
 #define PYOPS_UNROLL  // a CPU runs these for the sake of tests
+#define PYOPS_ROLL
 #endif

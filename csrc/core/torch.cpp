@@ -87,8 +87,10 @@ Dtype dtype_of(const Tensor& t) {
   }
 }
 
-Precision float32_precision(at::Float32Op op) {
-  switch (at::globalContext().float32Precision(at::Float32Backend::MKLDNN, op)) {
+Precision float32_precision(at::Float32Op op, const Tensor& t) {
+  // TF32 is what native convolves in on a GPU unless told otherwise; its products are float32's.
+  const auto backend = t.is_cuda() ? at::Float32Backend::CUDA : at::Float32Backend::MKLDNN;
+  switch (at::globalContext().float32Precision(backend, op)) {
     case at::Float32Precision::TF32:
       return Precision::kHigh;
     case at::Float32Precision::BF16:

@@ -41,9 +41,9 @@ inline Tensor value_or_undefined(const OptionalTensor& t) { return t.value_or(Te
 
 Dtype dtype_of(const Tensor& t);
 
-// PyTorch's own switch (torch.set_float32_matmul_precision,
-// torch.backends.mkldnn.*.fp32_precision).
-Precision float32_precision(at::Float32Op op);
+// PyTorch's own switches for the tensor's device: torch.set_float32_matmul_precision,
+// torch.backends.mkldnn.*.fp32_precision, torch.backends.cuda.matmul and .cudnn.*.
+Precision float32_precision(at::Float32Op op, const Tensor& t);
 
 // Where an operator has kernels.
 enum class Devices { kCpu, kCpuAndGpu };

@@ -35,6 +35,7 @@ struct LinearBackwardParams {
   void* grad_w;        // (N, K)
   void* grad_bias;     // (N)
   void* masked;        // (M, N) for a kernel's own use; null on the CPU, and without ReLU
+  void* workspace = nullptr;  // Hopper's, of the bytes it asks for below
 };
 
 void linear_forward_scalar(const LinearParams& params);
@@ -43,13 +44,21 @@ void linear_forward_avx512(const LinearParams& params);
 void linear_forward_amx(const LinearParams& params);
 cudaError_t linear_forward_sm90(const LinearParams& params, cudaStream_t stream);
 cudaError_t linear_forward_tensorop_cuda(const LinearParams& params, cudaStream_t stream);
+cudaError_t linear_forward_tf32_cuda(const LinearParams& params, cudaStream_t stream);
+cudaError_t linear_forward_3xtf32_cuda(const LinearParams& params, cudaStream_t stream);
 cudaError_t linear_forward_cuda(const LinearParams& params, cudaStream_t stream);
 
 void linear_backward_scalar(const LinearBackwardParams& params);
 void linear_backward_avx2(const LinearBackwardParams& params);
 void linear_backward_avx512(const LinearBackwardParams& params);
 void linear_backward_amx(const LinearBackwardParams& params);
+cudaError_t linear_backward_sm90(const LinearBackwardParams& params, cudaStream_t stream);
+int64_t linear_backward_workspace_sm90(const LinearBackwardParams& params);
 cudaError_t linear_backward_tensorop_cuda(const LinearBackwardParams& params, cudaStream_t stream);
+cudaError_t linear_backward_tf32_cuda(const LinearBackwardParams& params, cudaStream_t stream);
+cudaError_t linear_backward_3xtf32_cuda(const LinearBackwardParams& params, cudaStream_t stream);
 cudaError_t linear_backward_cuda(const LinearBackwardParams& params, cudaStream_t stream);
+// Only masks grad_y, whose elements are a multiple of 16 bytes, into `masked`.
+cudaError_t linear_backward_mask_cuda(const LinearBackwardParams& params, cudaStream_t stream);
 
 }  // namespace pyops

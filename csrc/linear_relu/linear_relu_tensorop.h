@@ -11,18 +11,25 @@
 namespace pyops {
 
 // Tensor cores are fed sixteen bytes at a time, along K and along N, by 32-bit counts.
-inline bool suits_tensorop(int64_t m, int64_t n, int64_t k,
-                           std::initializer_list<const void*> matrices) {
+template <class Params>
+bool suits_tensorop(const Params& p, std::initializer_list<const void*> matrices) {
   constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
-  return n % 8 == 0 && k % 8 == 0 && std::min({m, n, k}) > 0 && std::max({m, n, k}) <= kMost &&
+  const int64_t width = pack_width(p.dtype);
+  return p.n % width == 0 && p.k % width == 0 && std::min({p.m, p.n, p.k}) > 0 &&
+         std::max({p.m, p.n, p.k}) <= kMost &&
          std::all_of(matrices.begin(), matrices.end(), is_pack_aligned);
 }
-inline bool suits_tensorop(const LinearParams& p) {
-  return suits_tensorop(p.m, p.n, p.k, {p.x, p.w, p.bias});
-}
+inline bool suits_tensorop(const LinearParams& p) { return suits_tensorop(p, {p.x, p.w, p.bias}); }
 inline bool suits_tensorop(const LinearBackwardParams& p) {
-  return suits_tensorop(p.m, p.n, p.k, {p.x, p.w, p.grad_y, p.y});
+  return suits_tensorop(p, {p.x, p.w, p.grad_y, p.y});
 }
-inline constexpr const char* kSuitsTensorop = "K and N in multiples of 8, aligned to 16 bytes";
+inline constexpr const char* kSuitsTensorop = "K and N in multiples of 16 bytes, aligned to them";
+
+template <class Params>
+bool suits_tf32(const Params& p) {
+  return p.precision != Precision::kHighest && suits_tensorop(p);
+}
+inline constexpr const char* kSuitsTf32 =
+    "TF32 allowed, K and N in multiples of 16 bytes, aligned to them";
 
 }  // namespace pyops

@@ -1,0 +1,59 @@
+// The arguments of a convolution that is pooled: parsed and checked.
+#pragma once
+
+#include "conv2d/conv2d_arguments.h"
+
+namespace pyops {
+
+inline constexpr const char* kPooledName = "conv2d_relu_max_pool2d";
+
+using at::IntArrayRef;
+
+// The integer arguments, as the schema has them.
+struct Sizes {
+  IntArrayRef stride, padding, dilation;
+  int64_t groups;
+  IntArrayRef kernel_size, pool_stride, pool_padding, pool_dilation;
+  bool ceil_mode;
+
+  Conv2dArguments convolution() const {
+    return conv2d_arguments(kPooledName, stride, padding, dilation, groups);
+  }
+};
+
+struct Pool {
+  PoolAxis h, w;
+  int64_t pooled_h, pooled_w;
+
+  bool wide_offsets() const { return h.kernel * w.kernel > 256; }
+};
+
+inline Pool make_pool(const Sizes& s, const Conv2dShape& shape) {
+  const Pair kernel(kPooledName, "kernel_size", s.kernel_size),
+      padding(kPooledName, "pool_padding", s.pool_padding);
+  const Pair stride =
+      s.pool_stride.empty() ? kernel : Pair(kPooledName, "pool_stride", s.pool_stride);
+  const Pair dilation(kPooledName, "pool_dilation", s.pool_dilation);
+  TORCH_CHECK(kernel.at_least(1), kPooledName, ": kernel_size must be at least 1, got ",
+              s.kernel_size);
+  TORCH_CHECK(stride.at_least(1), kPooledName, ": pool_stride must be at least 1, got ",
+              s.pool_stride);
+  TORCH_CHECK(dilation.at_least(1), kPooledName, ": pool_dilation must be at least 1, got ",
+              s.pool_dilation);
+  Pool pool{{shape.oh, kernel.h, stride.h, padding.h, dilation.h},
+            {shape.ow, kernel.w, stride.w, padding.w, dilation.w},
+            0,
+            0};
+  TORCH_CHECK(
+      padding.at_least(0) && padding.h <= pool.h.extent() / 2 && padding.w <= pool.w.extent() / 2,
+      kPooledName, ": pool_padding must be between 0 and half of the window, got ", s.pool_padding,
+      " with kernel_size=", s.kernel_size, " and pool_dilation=", s.pool_dilation);
+  pool.pooled_h = pool.h.output_size(s.ceil_mode);
+  pool.pooled_w = pool.w.output_size(s.ceil_mode);
+  TORCH_CHECK(pool.pooled_h >= 1 && pool.pooled_w >= 1, kPooledName,
+              ": kernel_size must fit into the padded convolution output of ", shape.oh, "x",
+              shape.ow, ", got ", s.kernel_size, " with pool_dilation=", s.pool_dilation);
+  return pool;
+}
+
+}  // namespace pyops
