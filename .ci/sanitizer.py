@@ -82,6 +82,6 @@ def _file(report: Report, record: str) -> None:
     if OURS.search(record):
         kernel = KERNEL.search(record)
         what = re.sub(r" (?:between|reported between).*", "", record.splitlines()[0])
-        report.ours[f"{what.rstrip('.')} in {kernel[0] if kernel else 'a kernel of CUTLASS'}"] += 1
+        report.ours[f"{what.rstrip('.')} in {kernel[0] if kernel else 'a kernel'}"] += 1
     elif record and not report.complaint:
         report.complaint = record.splitlines()[0]

@@ -13,7 +13,7 @@ SEQUENCES = {
     "t100.b1.h256": dict(t=100, b=1, i=256, h=256),
     "t28.b128.h128.layers2": dict(t=28, b=128, i=28, h=128, layers=2, batch_first=True),
 }
-ON_GPU = {
+ON_GPU: dict[str, Shape] = {
     "t1024.b16.h768": dict(t=1024, b=16, i=768, h=768),
     "t100.b32.h256": dict(t=100, b=32, i=256, h=256),
     "t512.b10.h256.layers6": dict(t=512, b=10, i=256, h=256, layers=6),
@@ -35,10 +35,10 @@ def flops(gates: int, s: Shape) -> float:
 
 
 # Compiled, a network on a GPU is unrolled step by step: minutes to compile, and slower than cuDNN.
-NETWORK = dict(gpu_shapes=ON_GPU, gpu_peers=("eager", "flattened"))
+NATIVE_ON_GPU = ("eager", "flattened")
 BENCHES = [
-    Bench(OPS["lstm"], SEQUENCES, partial(flops, 4), **NETWORK),
-    Bench(OPS["gru"], SEQUENCES, partial(flops, 3), **NETWORK),
+    Bench(OPS["lstm"], SEQUENCES, partial(flops, 4), gpu_shapes=ON_GPU, gpu_peers=NATIVE_ON_GPU),
+    Bench(OPS["gru"], SEQUENCES, partial(flops, 3), gpu_shapes=ON_GPU, gpu_peers=NATIVE_ON_GPU),
     Bench(OPS["lstm_cell"], CELLS, partial(flops, 4), gpu_shapes=CELLS_ON_GPU),
     Bench(OPS["gru_cell"], CELLS, partial(flops, 3), gpu_shapes=CELLS_ON_GPU),
 ]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -59,7 +60,8 @@ class GpuClock:
             end.record()
             spans.append((begin, end))
         spans[-1][1].synchronize()
-        return sum(begin.elapsed_time(end) for begin, end in spans) / 1e3
+        milliseconds: float = sum(begin.elapsed_time(end) for begin, end in spans)
+        return milliseconds / 1e3
 
 
 def clock_of(device: str, *, cold: bool = False) -> Clock:
@@ -72,4 +74,4 @@ def clock_of(device: str, *, cold: bool = False) -> Clock:
     if cold:
         size = 2 * torch.cuda.get_device_properties(device).L2_cache_size
         flush = torch.empty(size, dtype=torch.int8, device=device).zero_
-    return GpuClock(lambda: torch.cuda.Event(enable_timing=True), flush)
+    return GpuClock(partial(torch.cuda.Event, enable_timing=True), flush)

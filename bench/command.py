@@ -157,7 +157,7 @@ def _cases(benches: Sequence[Bench], args: argparse.Namespace, peaks: Peaks) -> 
 
 def _time(cases: Sequence[Case], end: float) -> tuple[list[Result], int]:
     """The results, and how many cases were not begun before `end`."""
-    results = []
+    results: list[Result] = []
     for i, case in enumerate(cases):
         if time.monotonic() > end:
             return results, len(cases) - i

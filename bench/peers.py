@@ -93,7 +93,7 @@ def _flattened(op: Op, inputs: Inputs) -> Inputs:
     """Recurrent weights in one piece of memory, as `torch.nn.LSTM.flatten_parameters` has them."""
     flat = inputs.map(Tensor.clone)
     weights = [t for name, t in flat.tensors.items() if name.startswith(("w_", "b_"))]
-    mode = torch.backends.cudnn.rnn.get_cudnn_mode(op.name.upper())
+    mode = torch.backends.cudnn.rnn.get_cudnn_mode(op.name.upper())  # type: ignore[no-untyped-call]
     form, hidden = inputs.options, flat.tensors["w_hh_l0"].size(1)
     with torch.no_grad():
         torch._cudnn_rnn_flatten_weight(
@@ -106,7 +106,7 @@ def _flattened(op: Op, inputs: Inputs) -> Inputs:
 def captured(job: Job) -> Job:
     """The work of a job, REPEATS times in one CUDA graph: what it takes without the host."""
     with job.setting():
-        side = torch.cuda.Stream()
+        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             for _ in range(3):
