@@ -37,8 +37,10 @@ NEEDED = {
     "setuptools": "setuptools", "wheel": "wheel", "cmake": "cmake", "ninja": "ninja",
     "pybind11": "pybind11", "cutlass_library": "nvidia-cutlass", "numpy": "numpy",
     "pytest": "pytest", "xdist": "pytest-xdist", "pytest_timeout": "pytest-timeout",
-    "expecttest": "expecttest", "rich": "rich",
+    "expecttest": "expecttest", "rich": "rich", "tqdm": "tqdm", "pandas": "pandas",
+    "matplotlib": "matplotlib", "sklearn": "scikit-learn", "mlxtend": "mlxtend",
 }  # fmt: skip
+HEADERS = "nvidia-cutlass"  # of which the Python part, with all that it needs, stays away
 # Each operator by its folder: how the names of its tests and of its kernels begin.
 OPERATORS = {
     "attention": ("attention",),
@@ -169,36 +171,30 @@ def result_of(code: int | None) -> str:
 def build(args: argparse.Namespace, gpu: dict[str, Any], seconds: float) -> list[Outcome]:
     """Install what is missing and compile, in place, with the CUDA kernels."""
     end = time.monotonic() + seconds
-    command, what = installation(args.wheels)
-    if command:
-        code = run(command, "install.log", seconds)
+    for command in installation(args.wheels):
+        code = run(command, "install.log", end - time.monotonic())
         if code != 0:
-            return [
-                Outcome(
-                    "build", result_of(code), f"{what}: install.log", 0, last_lines("install.log")
-                )
-            ]
+            what = f"installing {command[-1]}: install.log"
+            return [Outcome("build", result_of(code), what, 0, last_lines("install.log"))]
     setup = [sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"]
     code = run(setup, "build.log", end - time.monotonic(), PYOPS_CUDA="1")
     problems = last_lines("build.log") if code else []
     return [Outcome("build", result_of(code), "", 0, problems)]
 
 
-def installation(wheels: Path | None) -> tuple[list[str], str]:
-    """The command that installs what is missing, and what that is; both empty if nothing."""
-    pip = [sys.executable, "-m", "pip", "install", "-q", "--target", str(SITE), "--upgrade"]
+def installation(wheels: Path | None) -> list[list[str]]:
+    """The commands that install what is missing, beside the build; none if nothing is."""
+    pip = [sys.executable, "-m", "pip", "install", "-q", "--upgrade", "--target", str(SITE)]
     if wheels is not None:
         files = sorted(map(str, wheels.glob("*.whl")))
-        return [*pip, "--no-index", "--no-deps", *files], f"wheels of {wheels}"
-    sys.path.append(str(SITE))
+        return [[*pip, "--no-index", "--no-deps", *files]]
+    if str(SITE) not in sys.path:
+        sys.path.append(str(SITE))
     missing = [name for module, name in NEEDED.items() if not _is_there(module)]
-    if not missing:
-        return [], ""
-    # Nothing that is needed depends on anything else but on its own kind; CUTLASS's Python does,
-    # and only its headers are wanted.
-    own = ["iniconfig", "pluggy", "packaging", "pygments", "execnet", "markdown-it-py", "mdurl"]
-    constraints = ["-c", str(ROOT / "constraints.txt")]
-    return [*pip, *constraints, "--no-deps", *missing, *own], ", ".join(missing)
+    pinned = [*pip, "-c", str(ROOT / "constraints.txt")]
+    whole = [name for name in missing if name != HEADERS]
+    commands = [[*pinned, *whole]] if whole else []
+    return [*commands, [*pinned, "--no-deps", HEADERS]] if HEADERS in missing else commands
 
 
 def _is_there(module: str) -> bool:

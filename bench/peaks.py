@@ -55,7 +55,7 @@ class Peaks:
             # gets, a smaller one gets too.
             rate = max(self.bandwidth[size] for size in sizes[reached - 1 :])
             least["memory"] = moved / rate
-        if cold:
+        if cold and sizes:
             least["memory"] = max(least.get("memory", 0.0), cold / self.bandwidth[sizes[-1]])
         return least
 

@@ -63,7 +63,7 @@ def natives(
     """The peers that run here, "eager" always among them, and why the others do not."""
     jobs, skipped = {"eager": job(op, op.native, inputs, direction)}, {}
     for peer in peers:
-        if peer in ("channels_last", "flattened") and not _suits(peer, inputs):
+        if not _suits(peer, op, inputs):
             continue
         try:
             made = jobs[peer] if peer in jobs else _native(peer, op, inputs, direction)
@@ -85,8 +85,10 @@ def _native(peer: str, op: Op, inputs: Inputs, direction: str) -> Job:
     return job(op, _compiled(op, inputs, peer), inputs, direction, direct=True)
 
 
-def _suits(peer: str, inputs: Inputs) -> bool:
-    return has_images(inputs) if peer == "channels_last" else inputs.tensors["input"].is_cuda
+def _suits(peer: str, op: Op, inputs: Inputs) -> bool:
+    if peer == "flattened":
+        return op.name in ("lstm", "gru") and inputs.tensors["input"].is_cuda
+    return peer != "channels_last" or has_images(inputs)
 
 
 def _flattened(op: Op, inputs: Inputs) -> Inputs:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -32,9 +34,23 @@ class Call:
     dtype: torch.dtype = torch.bfloat16
     format: torch.memory_format = CONTIGUOUS
     arch: str = "sm_80"
+    precision: str = "highest"
+    """Of float32 products, as `torch.set_float32_matmul_precision` takes it; for convolutions too."""
 
     def __str__(self) -> str:
         return self.kernels[0]
+
+    @contextmanager
+    def setting(self) -> Iterator[None]:
+        """The code of `arch`, and `precision`."""
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision(self.precision)
+        tf32 = self.precision != "highest"
+        try:
+            with pyops.isa_cap(self.arch), torch.backends.cudnn.flags(True, allow_tf32=tf32):
+                yield
+        finally:
+            torch.set_float32_matmul_precision(before)
 
     def inputs(self, device: str = "cuda", draw: int = 0) -> Inputs:
         """The arguments, in small integers times powers of two."""
@@ -133,7 +149,7 @@ def main() -> int:
         if str(call).startswith(only):
             count += 1
             inputs = call.inputs()
-            with pyops.isa_cap(call.arch):
+            with call.setting():
                 served = call.served(inputs, call.starts(inputs))
             if missing := set(call.kernels) - set(served):
                 wrong[", ".join(sorted(missing))] = served

@@ -5,7 +5,6 @@ import contextlib
 import pytest
 import torch
 
-import pyops
 from kernel_calls import CALLS, reachable
 
 pytestmark = pytest.mark.cuda
@@ -16,10 +15,10 @@ EXACT = ("max_pool2d", "linear_relu", "conv2d_relu", "conv2d_relu_max_pool2d")
 
 @contextlib.contextmanager
 def here(call):
-    """On the architecture the call is for; skips where this GPU does not run its code."""
+    """As the call wants it; skips where this GPU does not run the code of its architecture."""
     if call not in reachable():
         pytest.skip(f"no {call.arch} here")
-    with pyops.isa_cap(call.arch):
+    with call.setting():
         yield
 
 

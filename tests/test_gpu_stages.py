@@ -155,19 +155,30 @@ def test_programs_see_this_checkout_and_what_was_installed():
 
 
 def test_only_what_is_missing_is_installed(monkeypatch):
-    monkeypatch.setattr(gpu, "_is_there", lambda module: True)
-    assert gpu.installation(None) == ([], "")
-    monkeypatch.setattr(gpu, "_is_there", lambda module: module != "cutlass_library")
-    command, what = gpu.installation(None)
-    assert what == "nvidia-cutlass"
-    assert {"--no-deps", "nvidia-cutlass", "--target", str(gpu.SITE)} <= set(command)
-    assert "torch" not in command
+    absent = set()
+    monkeypatch.setattr(gpu, "_is_there", lambda module: module not in absent)
+    assert gpu.installation(None) == []
+    absent.add("cutlass_library")
+    (headers,) = gpu.installation(None)
+    assert headers[-2:] == ["--no-deps", "nvidia-cutlass"] and str(gpu.SITE) in headers
+    absent.update({"xdist", "pytest"})
+    packages, again = gpu.installation(None)
+    assert packages[-2:] == ["pytest", "pytest-xdist"] and "--no-deps" not in packages
+    assert again == headers
 
 
 def test_given_wheels_are_installed_without_an_index(tmp_path):
     (tmp_path / "some-1.0-py3-none-any.whl").touch()
-    command, _ = gpu.installation(tmp_path)
+    (command,) = gpu.installation(tmp_path)
     assert {"--no-index", "--no-deps", str(tmp_path / "some-1.0-py3-none-any.whl")} <= set(command)
+
+
+def test_a_failed_installation_ends_the_build(monkeypatch, tmp_path):
+    monkeypatch.setattr(
+        gpu, "run", lambda command, log, *a, **k: (gpu.OUT / log).write_text("no\n")
+    )
+    (outcome,) = gpu.build(options("--wheels", str(tmp_path)), FACTS, 60)
+    assert (outcome.result, outcome.problems) == ("failed", ["no"])
 
 
 TESTS = """

@@ -42,7 +42,10 @@ def test_the_sources_say_what_the_build_lists():
 def test_a_call_is_right_on_the_cpu(call):
     inputs = call.inputs("cpu")
     starts = call.starts(inputs)
-    ours, native = call.results(inputs, starts), call.native(inputs, starts)
+    before = torch.get_float32_matmul_precision(), pyops._C.arch_cap()
+    with call.setting():
+        ours, native = call.results(inputs, starts), call.native(inputs, starts)
+    assert before == (torch.get_float32_matmul_precision(), pyops._C.arch_cap())
     assert sum(name.startswith("grad_") for name in ours) == len(inputs.tensors)
     for name, right in native.items():
         noise = 0.05 * right.abs().max().item()
