@@ -178,7 +178,7 @@ def build(args: argparse.Namespace, gpu: dict[str, Any], seconds: float) -> list
             return [Outcome("build", result_of(code), what, 0, last_lines("install.log"))]
     setup = [sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"]
     code = run(setup, "build.log", end - time.monotonic(), PYOPS_CUDA="1")
-    problems = last_lines("build.log") if code else []
+    problems = [] if code == 0 else last_lines("build.log")
     return [Outcome("build", result_of(code), "", 0, problems)]
 
 

@@ -35,7 +35,7 @@ class Call:
     format: torch.memory_format = CONTIGUOUS
     arch: str = "sm_80"
     precision: str = "highest"
-    """Of float32 products, as `torch.set_float32_matmul_precision` takes it; for convolutions too."""
+    """Of float32 products, as `torch.set_float32_matmul_precision` has it; convolutions alike."""
 
     def __str__(self) -> str:
         return self.kernels[0]
