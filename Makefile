@@ -8,7 +8,10 @@ CUDA_VENV ?= .venv_cuda
 CUDA_BIN := $(CUDA_VENV)/bin
 CUDA_STAMP := $(CUDA_VENV)/.installed
 
-.PHONY: build demo test check bench cuda lint tidy format clean
+# The Python of `make gpu`, with a CUDA build of PyTorch that runs.
+PYTHON ?= python3
+
+.PHONY: build demo test check bench cuda gpu lint tidy format clean
 build: $(STAMP)
 	$(BIN)/python setup.py --quiet build_ext --inplace
 
@@ -35,6 +38,10 @@ cuda: $(CUDA_STAMP)
 	PYOPS_CUDA=1 $(CUDA_BIN)/python setup.py --quiet build_ext --build-lib build/cuda
 	$(CUDA_BIN)/python .ci/cuda_gate.py build/cuda/pyops/_C*.so \
 	  $(CUDA_VENV)/lib/python3*/site-packages/torch/lib
+
+# On a machine with a GPU: build, test, sanitize and benchmark; `make gpu ARGS=--help`.
+gpu:
+	$(PYTHON) .ci/gpu.py $(ARGS)
 
 $(CUDA_STAMP): constraints.txt Makefile
 	test -x $(CUDA_BIN)/python || python3 -m venv $(CUDA_VENV)

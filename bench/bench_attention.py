@@ -5,6 +5,7 @@ from pyops.certificate import Shape
 
 from .command import main
 from .harness import Bench
+from .peers import SDPA
 
 LAYERS = {
     "bert-base": dict(b=4, h=12, l=384, s=384, d=64),
@@ -15,6 +16,17 @@ LAYERS = {
     "long": dict(b=2, h=8, l=2048, s=2048, d=64),
     "masked": dict(b=4, h=8, l=512, s=512, d=64, mask=True),
 }
+# A reference in float64 with all its scores must fit too: long texts have few heads.
+ON_GPU = {
+    "llama3-8b.prompt": dict(b=1, h=32, l=4096, s=4096, d=128, kv_heads=8, is_causal=True),
+    "gpt2.prompt": dict(b=8, h=12, l=1024, s=1024, d=64, is_causal=True),
+    "bert-large": dict(b=32, h=16, l=512, s=512, d=64),
+    "llama3-8b.decode": dict(b=32, h=32, l=1, s=4096, d=128, kv_heads=8),
+    "masked": dict(b=16, h=12, l=512, s=512, d=64, mask=True),
+    "vit-l16": dict(b=64, h=16, l=197, s=197, d=64),
+    "long": dict(b=1, h=2, l=16384, s=16384, d=128),
+    "long.causal": dict(b=1, h=2, l=16384, s=16384, d=128, is_causal=True),
+}
 
 
 def flops(s: Shape) -> float:
@@ -24,7 +36,12 @@ def flops(s: Shape) -> float:
 
 
 # Backward needs four products of the same size; computing the scores again is a choice.
-BENCHES = [Bench(OPS["scaled_dot_product_attention"], LAYERS, flops, backward=2.0)]
+BENCHES = [
+    Bench(
+        OPS["scaled_dot_product_attention"], LAYERS, flops, backward=2.0,
+        gpu_shapes=ON_GPU, gpu_peers=("eager", *SDPA),
+    )
+]  # fmt: skip
 
 if __name__ == "__main__":
     main(BENCHES)

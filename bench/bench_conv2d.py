@@ -18,6 +18,18 @@ LAYERS = {
     "cnn48.conv2": dict(n=64, c=32, o=64, hw=48, k=3, padding=1),
     "cnn48.conv3": dict(n=64, c=64, o=128, hw=24, k=3, padding=1),
 }
+ON_GPU = {
+    "resnet50.conv2_2": dict(n=64, c=64, o=64, hw=56, k=3, padding=1, bias=False),
+    "resnet50.conv1": dict(n=64, c=3, o=64, hw=224, k=7, stride=2, padding=3, bias=False),
+    "resnet50.conv3_3": dict(n=64, c=128, o=512, hw=28, k=1, bias=False),
+    "resnet50.conv4_2": dict(n=64, c=256, o=256, hw=14, k=3, padding=1, bias=False),
+    "resnet50.conv5_2": dict(n=64, c=512, o=512, hw=7, k=3, padding=1, bias=False),
+    "mobilenetv2.depthwise": LAYERS["mobilenetv2.depthwise"] | dict(n=64),
+    "mobilenetv2.project": LAYERS["mobilenetv2.project"] | dict(n=64),
+    "cnn48.conv2": LAYERS["cnn48.conv2"] | dict(n=512),
+    "vgg16.conv3_1": LAYERS["vgg16.conv3_1"] | dict(n=32),
+    "unet1024.conv1": dict(n=2, c=16, o=128, hw=1024, k=3, padding=1),
+}
 FUSED = {name: LAYERS[name] for name in ("cnn48.conv1", "cnn48.conv2", "vgg16.conv3_1")}
 POOLED = {name: LAYERS[name] for name in ("cnn48.conv2", "cnn48.conv3")}
 
@@ -29,10 +41,17 @@ def flops(s: Shape) -> float:
     return float(2 * s["n"] * s["o"] * out**2 * taps)
 
 
+FUSED_ON_GPU = {name: ON_GPU[name] for name in ("vgg16.conv3_1", "cnn48.conv2", "unet1024.conv1")}
+POOLED_ON_GPU = {
+    "vgg16.conv1_2": dict(n=16, c=64, o=64, hw=224, k=3, padding=1),
+    "cnn48.conv2": ON_GPU["cnn48.conv2"],
+}
+
+# Alone a convolution is one call of cuDNN in compiled code too.
 BENCHES = [
-    Bench(OPS["conv2d"], LAYERS, flops),
-    Bench(OPS["conv2d_relu"], FUSED, flops),
-    Bench(OPS["conv2d_relu_max_pool2d"], POOLED, flops),
+    Bench(OPS["conv2d"], LAYERS, flops, gpu_shapes=ON_GPU, gpu_peers=("eager", "channels_last")),
+    Bench(OPS["conv2d_relu"], FUSED, flops, gpu_shapes=FUSED_ON_GPU),
+    Bench(OPS["conv2d_relu_max_pool2d"], POOLED, flops, gpu_shapes=POOLED_ON_GPU),
 ]
 
 if __name__ == "__main__":

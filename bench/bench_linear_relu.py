@@ -20,6 +20,21 @@ LINEAR_RELU = {
     "mlp.hidden": dict(n=256, i=512, o=512),
     "transformer.ffn1": dict(n=1024, i=512, o=2048),
 }
+LINEAR_ON_GPU = {
+    "llama3-8b.ffn": dict(n=4096, i=4096, o=14336),
+    "llama3-8b.qkv": dict(n=4096, i=4096, o=6144),
+    "llama3-8b.decode": dict(n=8, i=4096, o=14336),
+    "bert-large.ffn1": dict(n=8192, i=1024, o=4096),
+    "bert-large.ffn2": dict(n=8192, i=4096, o=1024),
+    "gpt2.qkv": dict(n=8192, i=768, o=2304),
+    "vit-l16.proj": dict(n=12608, i=1024, o=1024),
+    "square": dict(n=8192, i=8192, o=8192),
+}
+LINEAR_RELU_ON_GPU = {
+    "transformer.ffn1": dict(n=16384, i=1024, o=4096),
+    "mlp.hidden": dict(n=8192, i=2048, o=2048),
+    "cnn48.fc1": dict(n=512, i=18432, o=512),
+}
 
 
 def flops(s: Shape) -> float:
@@ -27,7 +42,11 @@ def flops(s: Shape) -> float:
     return float(2 * s["n"] * s["i"] * s["o"])
 
 
-BENCHES = [Bench(OPS["linear"], LINEAR, flops), Bench(OPS["linear_relu"], LINEAR_RELU, flops)]
+# Alone a linear layer is one call of cuBLAS in compiled code too.
+BENCHES = [
+    Bench(OPS["linear"], LINEAR, flops, gpu_shapes=LINEAR_ON_GPU, gpu_peers=("eager",)),
+    Bench(OPS["linear_relu"], LINEAR_RELU, flops, gpu_shapes=LINEAR_RELU_ON_GPU),
+]
 
 if __name__ == "__main__":
     main(BENCHES)

@@ -12,9 +12,15 @@ LAYERS = {
     "vgg16.pool1": dict(n=2, c=64, hw=224, k=2),
     "vgg16.pool5": dict(n=8, c=512, hw=14, k=2),
 }
+ON_GPU = {
+    "resnet50.pool1": dict(n=128, c=64, hw=112, k=3, stride=2, padding=1),
+    "vgg16.pool1": dict(n=32, c=64, hw=224, k=2),
+    "vgg16.pool5": dict(n=128, c=512, hw=14, k=2),
+    "dense512": dict(n=8, c=64, hw=512, k=4, stride=1, padding=1),
+}
 
 # Comparisons are not counted: moving the data is the work.
-BENCHES = [Bench(OPS["max_pool2d"], LAYERS, flops=lambda s: 0.0)]
+BENCHES = [Bench(OPS["max_pool2d"], LAYERS, flops=lambda s: 0.0, gpu_shapes=ON_GPU)]
 
 if __name__ == "__main__":
     main(BENCHES)

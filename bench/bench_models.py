@@ -26,7 +26,8 @@ def images(random: Function, n: int, c: int, size: int) -> Inputs:
 
 def noisy_images(random: Function, n: int, c: int, size: int) -> Inputs:
     """Pictures, and the diffusion step that each is at."""
-    return Inputs({"input": random(n, c, size, size)}, {"ids": (torch.arange(n),)})
+    pictures = random(n, c, size, size)
+    return Inputs({"input": pictures}, {"ids": (torch.arange(n, device=pictures.device),)})
 
 
 def rows(random: Function, n: int, features: int) -> Inputs:

@@ -9,7 +9,9 @@ import json
 import pkgutil
 import re
 import sys
+import time
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 
@@ -17,11 +19,12 @@ import torch
 
 import pyops
 from pyops.cli import UserError
-from pyops.cli.info import ISAS, machine
+from pyops.cli.info import ARCHITECTURES, ISAS, machine
 
 from . import report
 from .harness import Bench, Case, Result, Settings
 from .peaks import Peaks, measure
+from .peers import first_line
 
 RESULTS = Path(__file__).parent / "results"
 QUICK = Settings(peers=("eager", "channels_last"), rounds=5, seconds=0.004)
@@ -43,12 +46,18 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     dtypes = ("float64", "float32", "bfloat16", "float16")
     parser.add_argument("--only", metavar="REGEX", help="cases whose op/shape matches")
     parser.add_argument("--dtype", nargs="+", choices=dtypes, default=Settings.dtypes)
-    parser.add_argument("--isa", choices=ISAS, help="cap the instruction set")
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--isa", choices=(*ISAS, *ARCHITECTURES), help="cap the instruction set")
+    parser.add_argument("--device", default="cpu", help="cpu, or a GPU as in cuda (%(default)s)")
+    parser.add_argument("--cold", action="store_true", help="empty a GPU's cache before each call")
+    parser.add_argument(
+        "--minutes", type=float, metavar="M",
+        help="begin no case later; every benchmark's first shape comes before any second",
+    )  # fmt: skip
     parser.add_argument("--threads", type=int)
     parser.add_argument(
         "--peers", nargs="*", metavar="PEER",
-        help="eager, channels_last, or a torch.compile backend: inductor, openvino, onnxrt, …",
+        help="eager, channels_last, on a GPU flash, efficient, cudnn, math, flattened, "
+        "or a torch.compile backend: inductor, openvino, onnxrt, …",
     )  # fmt: skip
     parser.add_argument("--quick", action="store_true", help="one shape per op, eager peers only")
     parser.add_argument("--json", type=Path, metavar="FILE")
@@ -75,18 +84,46 @@ def run(args: argparse.Namespace, benches: Sequence[Bench] | None = None) -> int
         from .against import compare_revisions
 
         return compare_revisions(args.against)
-    benches = collect(args.files) if benches is None else benches
+    end = time.monotonic() + 60 * args.minutes if args.minutes else float("inf")
+    _prepare(args)
+    peaks = measure(args.device)
+    cases = _cases(collect(args.files) if benches is None else benches, args, peaks)
+    with pyops.isa_cap(args.isa) if args.isa else contextlib.nullcontext():
+        results, left = _time(cases, end)
+        facts = {
+            **machine(),
+            "date": date.today().isoformat(),
+            "caches before a call": _caches(args),
+        }
+    report.print_report(results)
+    if left:
+        print(f"{left} of {len(cases)} cases were not begun within {args.minutes:g} minutes")
+    _write(args, results, peaks, facts, left)
+    return 1 if any(r.failure for r in results) else 0
+
+
+def _prepare(args: argparse.Namespace) -> None:
+    """Set threads and device, and native to its best; UserError for a device that is not here."""
     if args.threads:
         torch.set_num_threads(args.threads)
-    peaks = measure(args.device)
-    with pyops.isa_cap(args.isa) if args.isa else contextlib.nullcontext():
-        results = _time(benches, args, peaks)
-        facts = {**machine(), "date": date.today().isoformat()}
-    if not results:
-        raise UserError(f"bench: no case matches --only {args.only!r}")
-    report.print_report(results)
-    _write(args, results, peaks, facts)
-    return 1 if any(r.failure for r in results) else 0
+    gpu = args.device.startswith("cuda")
+    if args.cold and not gpu:
+        raise UserError("bench: --cold is for GPUs, a CPU's caches cannot be emptied")
+    try:
+        torch.empty(0, device=args.device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(
+            f"bench: cannot use the device {args.device}: {first_line(error)}"
+        ) from error
+    if gpu:
+        torch.cuda.set_device(args.device)
+        torch.backends.cudnn.benchmark = True
+
+
+def _caches(args: argparse.Namespace) -> str:
+    return (
+        "cold: a buffer of twice the L2 cache is written" if args.cold else "warm: the same inputs"
+    )
 
 
 def collect(names: Sequence[str]) -> list[Bench]:
@@ -99,37 +136,61 @@ def collect(names: Sequence[str]) -> list[Bench]:
     return [bench for module in modules for bench in module.BENCHES]
 
 
-def _time(benches: Sequence[Bench], args: argparse.Namespace, peaks: Peaks) -> list[Result]:
+def _cases(benches: Sequence[Bench], args: argparse.Namespace, peaks: Peaks) -> list[Case]:
+    """The cases that the options ask for, in order; UserError when there is none."""
     base = QUICK if args.quick else Settings()
     peers = base.peers if args.peers is None else args.peers
-    settings = Settings(args.dtype, args.device, peers, base.rounds, base.seconds)
+    settings = replace(base, dtypes=args.dtype, device=args.device, peers=peers, cold=args.cold)
     only = re.compile(args.only or "")
-    results = []
+    ranked = []
     for bench in benches:
-        shapes = [s for s in bench.shapes if only.search(f"{bench.op.name}/{s}")]
-        for shape in shapes[:1] if args.quick else shapes:
+        shapes = [s for s in bench.shapes_on(args.device) if only.search(f"{bench.op.name}/{s}")]
+        for rank, shape in enumerate(shapes[:1] if args.quick else shapes):
             for dtype in settings.dtypes:
-                case = Case(bench, shape, getattr(torch, dtype), settings, peaks)
-                for result in case.results():
-                    results.append(result)
-                    # A long run shows its progress apart from the report.
-                    print("  ".join(report.row(result)), file=sys.stderr, flush=True)
-    return results
+                ranked.append((rank, Case(bench, shape, getattr(torch, dtype), settings, peaks)))
+    if not ranked:
+        raise UserError(f"bench: no case matches --only {args.only!r}")
+    if args.minutes:
+        ranked.sort(key=lambda entry: entry[0])
+    return [case for _, case in ranked]
+
+
+def _time(cases: Sequence[Case], end: float) -> tuple[list[Result], int]:
+    """The results, and how many cases were not begun before `end`."""
+    results: list[Result] = []
+    for i, case in enumerate(cases):
+        if time.monotonic() > end:
+            return results, len(cases) - i
+        for result in case.results():
+            results.append(result)
+            # A long run shows its progress apart from the report.
+            print("  ".join(report.row(result)), file=sys.stderr, flush=True)
+    return results, 0
 
 
 def _write(
-    args: argparse.Namespace, results: Sequence[Result], peaks: Peaks, facts: dict[str, str]
+    args: argparse.Namespace,
+    results: Sequence[Result],
+    peaks: Peaks,
+    facts: dict[str, str],
+    left: int,
 ) -> None:
     json_file, png_file = args.json, args.png
     if args.save:
-        words = re.findall(r"[a-z0-9]+", facts["processor"].lower())
-        name = "-".join([*dict.fromkeys(words), pyops.isa(), facts["threads"], "threads"])
+        name = _file_name(args, facts)
         RESULTS.mkdir(exist_ok=True)
         (RESULTS / f"{name}.md").write_text(report.markdown(results, peaks, facts))
         json_file = json_file or RESULTS / f"{name}.json"
         png_file = png_file or RESULTS / f"{name}.png"
     if json_file:
-        document = report.document(results, peaks, facts)
+        document = report.document(results, peaks, facts) | {"not timed": left}
         json_file.write_text(json.dumps(document, indent=1) + "\n")
     if png_file:
         report.draw(results, peaks, png_file)
+
+
+def _file_name(args: argparse.Namespace, facts: dict[str, str]) -> str:
+    if args.device.startswith("cuda"):
+        return "-".join(re.findall(r"[a-z0-9]+", torch.cuda.get_device_name(args.device).lower()))
+    words = re.findall(r"[a-z0-9]+", facts["processor"].lower())
+    return "-".join([*dict.fromkeys(words), pyops.isa(), facts["threads"], "threads"])

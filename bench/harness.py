@@ -3,6 +3,7 @@
 A result is checked before it is timed. Ours and every peer take turns (A B C A B C …) in one
 process, so that a drifting machine drifts for all; the ratio is the median over the rounds. Beside
 it stands the share of the physical limit, and a figure above the limit is an error, not a triumph.
+On a GPU, what is small enough to wait for the host is timed in CUDA graphs too, native's as ours.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 import gc
 import math
 import statistics
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,14 +19,30 @@ import torch
 from torch import Tensor
 
 import pyops
-from pyops.certificate import Function, Inputs, Op, Shape, kernels, random_like, verify
+from pyops import _C
+from pyops.certificate import Inputs, Op, Shape, kernels, verify
+from pyops.cli.info import architectures_of
 from pyops.numerics import Verdict, settle
 
-from .peaks import Peaks, measure, time_calls
+from .clocks import Clock, clock_of
+from .peaks import Peaks, measure
+from .peers import (
+    Job,
+    captured_all,
+    channels_last,
+    first_line,
+    has_images,
+    is_channels_last,
+    job,
+    natives,
+)
 
 DIRECTIONS = ("forward", "forward+backward")
 PEERS = ("eager", "channels_last", "inductor")
-"""The native ways to do the job; any other name is taken as a torch.compile backend."""
+"""The native ways to do the job: `peers` names more, any other is a torch.compile backend."""
+
+SMALL = 1e-4
+"""Seconds of a call below which the host has a part in it: such calls are timed in graphs too."""
 
 LIMIT_SLACK = 1.05
 """A rate may exceed the measured limit by this factor: both carry a few percent of noise."""
@@ -46,6 +62,18 @@ class Bench:
     peers: Sequence[str] = PEERS
     kinks: bool = False
     """True for whole models with ReLUs or max poolings: see `numerics.compare`."""
+    gpu_shapes: Mapping[str, Shape] | None = None
+    """Larger ones, that fill a GPU; None for the same."""
+    gpu_peers: Sequence[str] | None = None
+    """The native ways to do it on a GPU; None for the same."""
+
+    def shapes_on(self, device: str) -> Mapping[str, Shape]:
+        """The shapes to time on a device."""
+        return self.gpu_shapes or self.shapes if device.startswith("cuda") else self.shapes
+
+    def peers_on(self, device: str) -> Sequence[str]:
+        """The peers to time on a device."""
+        return self.gpu_peers or self.peers if device.startswith("cuda") else self.peers
 
 
 @dataclass(frozen=True)
@@ -59,6 +87,8 @@ class Settings:
     rounds: int = 11
     seconds: float = 0.02
     """Least time of one sample."""
+    cold: bool = False
+    """True to empty a GPU's cache before each call."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +102,7 @@ class Result:
     layout: str
     kernels: str
     isa: str
+    """The CPU's instruction set in use, or the GPU's architecture."""
     failure: str = ""
     """Why there is no figure, or why it must not be believed; empty when all is well."""
     ms: float = math.nan
@@ -96,10 +127,9 @@ class Result:
     @property
     def reproduction(self) -> str:
         """The command that runs this case alone."""
-        return (
-            f"PYOPS_ISA={self.isa} pyops bench {self.op} --only '^{self.shape}$' "
-            f"--dtype {self.dtype}"
-        )
+        device = " --device cuda" if self.isa.startswith("sm_") else ""
+        case = f"--only '^{self.op}/{self.shape}$' --dtype {self.dtype}"
+        return f"PYOPS_ISA={self.isa} pyops bench {case}{device}"
 
 
 @dataclass
@@ -114,11 +144,17 @@ class Case:
 
     def results(self) -> Iterator[Result]:
         """Check, then time forward and forward+backward in each layout of ours."""
-        op, sizes = self.bench.op, self.bench.shapes[self.shape]
+        try:
+            yield from self._results()
+        except Exception as error:  # Out of memory, say: the other cases still count.
+            yield self._result("any", "any", "", failure=first_line(error))
+
+    def _results(self) -> Iterator[Result]:
+        op, sizes = self.bench.op, self.sizes
         contiguous = op.inputs(sizes, self.dtype, self.settings.device)
         layouts = {"contiguous": contiguous}
-        if "channels_last" in self._peers() and _has_images(contiguous):
-            layouts["channels_last"] = contiguous.map(_channels_last)
+        if "channels_last" in self._peers() and has_images(contiguous):
+            layouts["channels_last"] = contiguous.map(channels_last)
         wrong = {layout: self._wrong(inputs) for layout, inputs in layouts.items()}
         for direction in DIRECTIONS:
             ready = {layout: i for layout, i in layouts.items() if not wrong[layout]}
@@ -127,12 +163,18 @@ class Case:
             if ready:
                 yield from self._timed(direction, contiguous, ready)
 
+    @property
+    def sizes(self) -> Shape:
+        """The shape itself."""
+        return self.bench.shapes_on(self.settings.device)[self.shape]
+
     def _peers(self) -> Sequence[str]:
-        return self.bench.peers if self.settings.peers is None else self.settings.peers
+        own = self.bench.peers_on(self.settings.device)
+        return own if self.settings.peers is None else self.settings.peers
 
     def _wrong(self, inputs: Inputs) -> str:
         """What the error rule holds against ours, or ""."""
-        op, shape = self.bench.op, self.bench.shapes[self.shape]
+        op, shape = self.bench.op, self.sizes
         try:
             draw = partial(op.inputs, shape, self.dtype, self.settings.device)
             lay_out = _layout_like(inputs)
@@ -146,28 +188,53 @@ class Case:
                 exact = verify(op, draw(lattice=True).map(lay_out), shape)
                 verdicts |= {name: v for name, v in exact.items() if name.startswith("grad_")}
         except Exception as error:  # Whatever an op raises is a failure of that case alone.
-            return _first_line(error)
+            return first_line(error)
         return "; ".join(f"{name}: {v.reason}" for name, v in verdicts.items() if v.reason)
 
     def _timed(
         self, direction: str, contiguous: Inputs, layouts: Mapping[str, Inputs]
     ) -> Iterator[Result]:
         op = self.bench.op
-        jobs = {f"ours {layout}": job(op, op.ours, i, direction) for layout, i in layouts.items()}
-        natives, skipped = self._natives(direction, contiguous)
-        samples = interleave(
-            jobs | natives, self.settings.rounds, self.settings.seconds, self.settings.device
-        )
+        ours = {layout: job(op, op.ours, i, direction) for layout, i in layouts.items()}
+        peers, skipped = natives(op, contiguous, direction, self._peers())
+        found = list(self._compared(direction, layouts, ours, peers, skipped))
+        yield from found
+        if self._has_graphs() and min(result.ms for result in found) < 1e3 * SMALL:
+            ours, failed = captured_all(ours)
+            for layout, reason in failed.items():
+                yield self._result(direction, f"{layout}, graph", "", failure=f"graph: {reason}")
+            peers, without = captured_all(peers)
+            if ours and peers:
+                ready = {layout: layouts[layout] for layout in ours}
+                yield from self._compared(direction, ready, ours, peers, without, ", graph")
+
+    def _has_graphs(self) -> bool:
+        return self.settings.device.startswith("cuda") and not self.settings.cold
+
+    def _compared(
+        self,
+        direction: str,
+        layouts: Mapping[str, Inputs],
+        ours: Mapping[str, Job],
+        peers: Mapping[str, Job],
+        skipped: dict[str, str],
+        how: str = "",
+    ) -> Iterator[Result]:
+        """A result for each layout of ours beside the fastest peer; `how` the calls were made."""
+        op, settings = self.bench.op, self.settings
+        jobs = {f"ours {layout}": made for layout, made in ours.items()} | dict(peers)
+        clock = clock_of(settings.device, cold=settings.cold)
+        samples = interleave(jobs, settings.rounds, settings.seconds, clock)
         median = {name: statistics.median(times) for name, times in samples.items()}
-        best = min(natives, key=median.__getitem__)
+        best = min(peers, key=median.__getitem__)
         for layout, inputs in layouts.items():
-            ours = samples[f"ours {layout}"]
-            ratios = [n / o for n, o in zip(samples[best], ours, strict=True)]
+            own = samples[f"ours {layout}"]
+            ratios = [n / o for n, o in zip(samples[best], own, strict=True)]
             low, ratio, high = statistics.quantiles(ratios, n=4)
             seconds = median[f"ours {layout}"]
             yield self._result(
                 direction,
-                layout,
+                layout + how,
                 "/".join("+".join(kernels(op, inputs)[d]) for d in direction.split("+")),
                 ms=1e3 * seconds,
                 native=best,
@@ -175,42 +242,22 @@ class Case:
                 ratio=ratio,
                 ratio_low=low,
                 ratio_high=high,
-                peers_ms={name: 1e3 * median[name] for name in natives},
+                peers_ms={name: 1e3 * median[name] for name in peers},
                 skipped=skipped,
                 **self._limits(direction, inputs, seconds),
             )
 
-    def _natives(
-        self, direction: str, inputs: Inputs
-    ) -> tuple[dict[str, Callable[[], object]], dict[str, str]]:
-        """The peers that run here, and why the others do not."""
-        op = self.bench.op
-        jobs: dict[str, Callable[[], object]] = {"eager": job(op, op.native, inputs, direction)}
-        skipped = {}
-        for peer in self._peers():
-            if peer == "eager":
-                continue
-            if peer == "channels_last":
-                if _has_images(inputs):
-                    jobs[peer] = job(op, op.native, inputs.map(_channels_last), direction)
-                continue
-            try:
-                peer_job = job(op, _compiled(op, inputs, peer), inputs, direction, direct=True)
-                peer_job()
-                jobs[peer] = peer_job
-            except Exception as error:  # No compiler, no such backend, an unsupported op …
-                skipped[peer] = _first_line(error)
-        return jobs, skipped
-
     def _limits(self, direction: str, inputs: Inputs, seconds: float) -> dict[str, object]:
         """How close to the machine's limit `seconds` is; a failure when it is beyond."""
-        flops = self.bench.flops(self.bench.shapes[self.shape])
+        flops = self.bench.flops(self.sizes)
         flops *= 1 + self.bench.backward * (direction != "forward")
-        moved, working_set = _bytes(self.bench.op, inputs, direction)
-        least = self.peaks.seconds(self.dtype, flops, moved, working_set)
+        read, moved, working_set = _bytes(self.bench.op, inputs, direction)
+        cold = read if self.settings.cold else 0
+        unit = self._unit()
+        least = self.peaks.seconds(unit, flops, moved, working_set, cold)
         if self._beyond(least, seconds):
             self.peaks.raise_to(measure(self.settings.device))
-            least = self.peaks.seconds(self.dtype, flops, moved, working_set)
+            least = self.peaks.seconds(unit, flops, moved, working_set, cold)
         by = max(least, key=least.__getitem__, default="")
         return {
             "limit": least[by] / seconds if by else math.nan,
@@ -219,6 +266,14 @@ class Case:
             "intensity": flops / moved,
             "failure": self._beyond(least, seconds),
         }
+
+    def _unit(self) -> str:
+        """What computes: the dtype, or TF32 where cuDNN's switch lets float32 be that."""
+        cudnn = self.bench.op.name in ("lstm", "gru") or self.bench.op.name.startswith("conv2d")
+        gpu = self.settings.device.startswith("cuda") and self.dtype == torch.float32
+        if gpu and cudnn and torch.backends.cudnn.allow_tf32:
+            return "tf32"
+        return str(self.dtype).removeprefix("torch.")
 
     def _beyond(self, least: Mapping[str, float], seconds: float) -> str:
         for limit, floor in least.items():
@@ -230,35 +285,32 @@ class Case:
 
     def _result(self, direction: str, layout: str, where: str, **rest: object) -> Result:
         dtype = str(self.dtype).removeprefix("torch.")
-        head = (self.bench.op.name, self.shape, dtype, direction, layout, where, pyops.isa())
+        place = place_of(self.settings.device)
+        head = (self.bench.op.name, self.shape, dtype, direction, layout, where, place)
         return Result(*head, **rest)  # type: ignore[arg-type]
 
 
-def job(
-    op: Op, function: Function, inputs: Inputs, direction: str, *, direct: bool = False
-) -> Callable[[], object]:
-    """One call without arguments. direct: `function` takes the tensors alone, as compiled ones."""
-
-    def outputs() -> tuple[Tensor, ...]:
-        return function(*inputs.tensors.values()) if direct else op.run(function, inputs)
-
-    if direction == "forward":
-        return torch.no_grad()(outputs)
-    wanted = tuple(t for t in inputs.tensors.values() if t.requires_grad)
-    with torch.no_grad():
-        images = _is_channels_last(inputs)
-        grad_outputs = tuple(_channels_last(g) if images else g for g in random_like(outputs()))
-    return lambda: torch.autograd.grad(outputs(), wanted, grad_outputs)
+def place_of(device: str) -> str:
+    """The CPU's instruction set in use, or the architecture of a GPU whose code it runs."""
+    if not device.startswith("cuda"):
+        return pyops.isa()
+    runs = architectures_of(torch.cuda.get_device_capability(device))
+    return next((arch for arch in reversed(runs) if arch <= _C.arch_cap()), "native")
 
 
 def interleave(
-    jobs: Mapping[str, Callable[[], object]], rounds: int, seconds: float, device: str
+    jobs: Mapping[str, Job], rounds: int, seconds: float, clock: Clock
 ) -> dict[str, list[float]]:
-    """Seconds per call of each job in each round; every round starts with another job."""
+    """Seconds of each job in each round; every round starts with another job."""
+
+    def time(made: Job, calls: int) -> float:
+        with made.setting():
+            return clock.seconds(made.call, calls)
+
     calls = {}
-    for name, run in jobs.items():
-        run()
-        calls[name] = max(1, math.ceil(seconds / time_calls(run, 1, device)))
+    for name, made in jobs.items():
+        made.run()
+        calls[name] = max(1, math.ceil(seconds / max(time(made, 1), 1e-9)))
     names = list(jobs)
     samples: dict[str, list[float]] = {name: [] for name in names}
     gc.collect()
@@ -266,27 +318,15 @@ def interleave(
     try:
         for i in range(rounds):
             for name in names[i % len(names) :] + names[: i % len(names)]:
-                elapsed = time_calls(jobs[name], calls[name], device)
-                samples[name].append(elapsed / calls[name])
+                elapsed = time(jobs[name], calls[name])
+                samples[name].append(elapsed / (calls[name] * jobs[name].times))
     finally:
         gc.enable()
     return samples
 
 
-def _compiled(op: Op, inputs: Inputs, backend: str) -> Function:
-    torch.compiler.reset()  # Each case compiles for its own shape, without a recompile limit.
-    names, options = tuple(inputs.tensors), inputs.options
-
-    def native(*tensors: Tensor) -> tuple[Tensor, ...]:
-        return op.run(op.native, Inputs(dict(zip(names, tensors, strict=True)), options))
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return torch.compile(native, backend=backend, dynamic=False)
-
-
-def _bytes(op: Op, inputs: Inputs, direction: str) -> tuple[int, int]:
-    """Bytes that must move, and that are in use at a time.
+def _bytes(op: Op, inputs: Inputs, direction: str) -> tuple[int, int, int]:
+    """Bytes that must be read at first, that must move in all, and that are in use at a time.
 
     In each direction every input is read and every output written once. Backward may find in a
     cache what forward left there, so the inputs and outputs of one direction are the working set.
@@ -296,31 +336,8 @@ def _bytes(op: Op, inputs: Inputs, direction: str) -> tuple[int, int]:
     read = sum(t.nbytes for t in inputs.tensors.values())
     # Backward reads the inputs and the outputs' gradients, and writes the inputs' gradients.
     both = read + written
-    return both + (both + read if direction != "forward" else 0), both
-
-
-def _has_images(inputs: Inputs) -> bool:
-    return "input" in inputs.tensors and inputs.tensors["input"].dim() == 4
-
-
-def _is_channels_last(inputs: Inputs) -> bool:
-    x = inputs.tensors.get("input")
-    return (
-        x is not None
-        and x.dim() == 4
-        and not x.is_contiguous()
-        and x.is_contiguous(memory_format=torch.channels_last)
-    )
-
-
-def _channels_last(t: Tensor) -> Tensor:
-    return t.contiguous(memory_format=torch.channels_last) if t.dim() == 4 else t
+    return read, both + (both + read if direction != "forward" else 0), both
 
 
 def _layout_like(inputs: Inputs) -> Callable[[Tensor], Tensor]:
-    return _channels_last if _is_channels_last(inputs) else lambda t: t
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0]}"
+    return channels_last if is_channels_last(inputs) else lambda t: t

@@ -2,14 +2,15 @@
 
 Arithmetic: the package's register-resident FMA and tile loops; on a GPU, or a CPU without AVX2, the
 fastest matmul, which is a lower bound only. Memory: the fastest of copy, sum and fill over growing
-working sets; a kernel whose tensors fit a cache is held against that cache, not against DRAM.
+working sets; a kernel whose tensors fit a cache is held against that cache, not against DRAM. A
+GPU's cache is too fast for these to show: what fits it is held against no bandwidth.
 """
 
 from __future__ import annotations
 
-import time
 from bisect import bisect_right
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,8 +18,13 @@ import torch
 
 from pyops import _C
 
+from .clocks import Clock, clock_of
+
 WORKING_SETS = tuple(2**k for k in (19, 21, 23, 25, 27, 29))
 """Bytes. Below the first one a call is over before a bandwidth can be measured."""
+
+TF32_PRODUCTS = {"highest": 3, "high": 1, "medium": 1}
+"""Products in TF32 that make one of float32, at each precision."""
 
 
 @dataclass
@@ -26,19 +32,22 @@ class Peaks:
     """Measured limits in flop/s and byte/s."""
 
     flops: dict[str, float] = field(default_factory=dict)
-    """By dtype name."""
+    """By dtype name; on a GPU "tf32" too."""
     exact: bool = False
     """True where arithmetic was measured by loops that only compute, not by a matmul."""
     bandwidth: dict[int, float] = field(default_factory=dict)
     """By working set in bytes."""
 
     def seconds(
-        self, dtype: torch.dtype, flops: float, moved: float, working_set: float
+        self, unit: str, flops: float, moved: float, working_set: float, cold: float = 0
     ) -> dict[str, float]:
-        """The least time for `flops` operations and `moved` bytes of a working set, by limit."""
+        """The least time for `flops` operations and `moved` bytes of a working set, by limit.
+
+        unit: of `flops`. cold: bytes that are in no cache when the call begins.
+        """
         least = {}
         if flops:
-            least["compute"] = flops / self.flops[str(dtype).removeprefix("torch.")]
+            least["compute"] = flops / self.flops[unit]
         sizes = sorted(self.bandwidth)
         reached = bisect_right(sizes, working_set)
         if reached:
@@ -46,6 +55,8 @@ class Peaks:
             # gets, a smaller one gets too.
             rate = max(self.bandwidth[size] for size in sizes[reached - 1 :])
             least["memory"] = moved / rate
+        if cold and sizes:
+            least["memory"] = max(least.get("memory", 0.0), cold / self.bandwidth[sizes[-1]])
         return least
 
     def raise_to(self, other: Peaks) -> None:
@@ -58,13 +69,38 @@ class Peaks:
 
 def measure(device: str, *, seconds: float = 0.05) -> Peaks:
     """Measure the limits of `device` with the current number of threads."""
+    clock = clock_of(device)
     matmul = {
-        name: _matmul(getattr(torch, name), device, seconds)
+        name: _matmul(getattr(torch, name), device, clock, seconds)
         for name in ("float64", "float32", "bfloat16", "float16")
     }
+    bandwidth = {size: _bandwidth(size, device, clock, seconds) for size in _sets(device)}
+    if device.startswith("cuda"):
+        with _precision("high"):
+            matmul["tf32"] = _matmul(torch.float32, device, clock, seconds)
+        split = matmul["tf32"] / TF32_PRODUCTS[torch.get_float32_matmul_precision()]
+        return Peaks(matmul | {"float32": max(matmul["float32"], split)}, False, bandwidth)
     loops = _loops() if device == "cpu" else {}
-    bandwidth = {size: _bandwidth(size, device, seconds) for size in WORKING_SETS}
     return Peaks(_by_dtype(matmul, loops), bool(loops), bandwidth)
+
+
+def _sets(device: str) -> tuple[int, ...]:
+    """Working sets to measure with: on a GPU those that twice its cache cannot hold."""
+    if not device.startswith("cuda"):
+        return WORKING_SETS
+    gpu = torch.cuda.get_device_properties(device)
+    sizes = [2**k for k in range(21, 32, 2)]
+    return tuple(s for s in sizes if 2 * gpu.L2_cache_size <= s <= gpu.total_memory // 4)
+
+
+@contextmanager
+def _precision(name: str) -> Iterator[None]:
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(name)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def _by_dtype(matmul: Mapping[str, float], loops: Mapping[str, float]) -> dict[str, float]:
@@ -100,14 +136,14 @@ def _loops() -> dict[str, float]:
     return rates
 
 
-def _matmul(dtype: torch.dtype, device: str, seconds: float) -> float:
+def _matmul(dtype: torch.dtype, device: str, clock: Clock, seconds: float) -> float:
     n = 1024 if device == "cpu" else 8192
     a = torch.randn(n, n, device=device).to(dtype)
     out = torch.empty_like(a)
-    return 2 * n**3 / _best(lambda: torch.mm(a, a, out=out), device, seconds)
+    return 2 * n**3 / _best(lambda: torch.mm(a, a, out=out), clock, seconds)
 
 
-def _bandwidth(size: int, device: str, seconds: float) -> float:
+def _bandwidth(size: int, device: str, clock: Clock, seconds: float) -> float:
     source = torch.ones(size // 8, device=device)
     target = torch.empty_like(source)
     whole = torch.ones(size // 4, device=device)
@@ -116,31 +152,16 @@ def _bandwidth(size: int, device: str, seconds: float) -> float:
         lambda: whole.sum(),
         lambda: whole.fill_(1.0),
     )
-    return size / min(_best(kernel, device, seconds) for kernel in kernels)
+    return size / min(_best(kernel, clock, seconds) for kernel in kernels)
 
 
-def _best(kernel: Callable[[], object], device: str, seconds: float) -> float:
+def _best(kernel: Callable[[], object], clock: Clock, seconds: float) -> float:
     """Seconds per call in the best of several batches of calls."""
     best, spent, calls = float("inf"), 0.0, 1
     kernel()
     while spent < seconds:
-        elapsed = time_calls(kernel, calls, device)
+        elapsed = clock.seconds(kernel, calls)
         best, spent = min(best, elapsed / calls), spent + elapsed
         if elapsed < seconds / 20:
             calls *= 2
     return best
-
-
-def time_calls(kernel: Callable[[], object], calls: int, device: str) -> float:
-    """Seconds that `calls` calls take, up to the last result."""
-    synchronize = torch.cuda.synchronize if device.startswith("cuda") else _nothing
-    synchronize()
-    start = time.perf_counter()
-    for _ in range(calls):
-        kernel()
-    synchronize()
-    return time.perf_counter() - start
-
-
-def _nothing() -> None:
-    pass

@@ -8,6 +8,7 @@
 #include "core/explain.h"
 #include "core/isa.h"
 #include "core/peaks.h"
+#include "core/place.h"
 #include "core/scratch.h"
 #include "direct_calls.h"
 
@@ -17,11 +18,11 @@ namespace {
 
 void set_isa_cap(const std::string& name) {
   pyops::Isa isa{};
-  if (!pyops::parse_isa(name.c_str(), &isa)) {
-    throw std::invalid_argument("isa: expected one of scalar, avx2, avx512, amx, got '" + name +
-                                "'");
-  }
-  pyops::set_isa_cap(isa);
+  pyops::Arch arch{};
+  if (pyops::parse_isa(name.c_str(), &isa)) return pyops::set_isa_cap(isa);
+  if (pyops::parse_arch(name.c_str(), &arch)) return pyops::set_arch_cap(arch);
+  throw std::invalid_argument(
+      "isa: expected one of scalar, avx2, avx512, amx, sm_80, sm_90, got '" + name + "'");
 }
 
 py::list tables() {
@@ -60,6 +61,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("isa", [] { return pyops::isa_name(pyops::isa()); });
   m.def("isa_detected", [] { return pyops::isa_name(pyops::isa_detected()); });
   m.def("isa_cap", [] { return pyops::isa_name(pyops::isa_cap()); });
+  m.def("arch_cap", [] { return pyops::arch_name(pyops::arch_cap()); });
   m.def("set_isa_cap", set_isa_cap);
   m.def("tables", tables);
   m.def("explain_begin", pyops::explain_begin);

@@ -14,16 +14,18 @@ def isa() -> str:
 
 @contextmanager
 def isa_cap(name: str) -> Iterator[None]:
-    """Kernels use nothing above `name` inside the block; a cap, it cannot add what a CPU lacks.
+    """Kernels use nothing above `name` inside the block; a cap, it cannot add what a machine lacks.
 
-    Holds for the whole process. ValueError for an unknown name. `PYOPS_ISA` sets the same cap.
+    Names as of `isa` cap the CPU; "sm_80" and "sm_90" cap GPUs. Holds for the whole process.
+    ValueError for an unknown name. `PYOPS_ISA` sets the same cap.
     """
-    before = _C.isa_cap()
+    before = _C.isa_cap(), _C.arch_cap()
     _C.set_isa_cap(name)
     try:
         yield
     finally:
-        _C.set_isa_cap(before)
+        for cap in before:
+            _C.set_isa_cap(cap)
 
 
 @dataclass(frozen=True)

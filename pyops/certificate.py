@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -66,16 +67,16 @@ class Op:
         lattice: bool = False,
         draw: int = 0,
     ) -> Inputs:
-        """Random inputs, the same ones for the same op, shape and `draw` in every run.
+        """Random inputs, for the same op, shape, `draw` and kind of device the same in every run.
 
         lattice: small integers times powers of two, whose sums float32 holds exactly.
         """
         seed = zlib.crc32(f"{self.name} {sorted(shape.items())}".encode())
-        generator = torch.Generator().manual_seed(seed + draw)
+        generator = torch.Generator(device).manual_seed(seed + draw)
 
         def random(*size: int) -> Tensor:
             # Drawn in float32: fast, and every dtype then starts from the same numbers.
-            values = torch.randn(*size, generator=generator).double()
+            values = torch.randn(*size, generator=generator, device=device).double()
             return values.round().clamp(-2, 2) if lattice else values
 
         drawn = self.draw(random, **shape)
@@ -103,8 +104,11 @@ def outputs_and_gradients(
 
 def random_like(outputs: Outputs) -> Outputs:
     """The gradients a backward pass starts from: standard normal, seeded."""
-    generator = torch.Generator().manual_seed(0)
-    return tuple(torch.randn(o.shape, generator=generator).to(o.device, o.dtype) for o in outputs)
+    device = outputs[0].device
+    generator = torch.Generator(device).manual_seed(0)
+    return tuple(
+        torch.randn(o.shape, generator=generator, device=device).to(o.dtype) for o in outputs
+    )
 
 
 def verify(
@@ -146,16 +150,20 @@ def verify(
 
 
 def kernels(op: Op, inputs: Inputs) -> dict[str, list[str]]:
-    """Where the forward and the backward ran, by the last part of the kernels' names."""
+    """Which kernels ran forward and backward, by what their names say after the direction."""
     with pyops.explain() as forward:
         outputs = op.run(op.ours, inputs)
     wanted = [t for t in inputs.tensors.values() if t.requires_grad]
     with pyops.explain() as backward:
         torch.autograd.grad(outputs, wanted, random_like(outputs))
     return {
-        direction: list(dict.fromkeys(call.kernel.rpartition("_")[2] for call in log.calls))
+        direction: list(dict.fromkeys(_way(call.kernel) for call in log.calls))
         for direction, log in (("forward", forward), ("backward", backward))
     }
+
+
+def _way(kernel: str) -> str:
+    return re.sub(r".*_(forward|backward)_", "", kernel)
 
 
 def _flat(outputs: Any) -> Outputs:

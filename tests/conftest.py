@@ -1,6 +1,10 @@
-"""Every test runs deterministic, on NaN-filled memory; a failing one says how to run it again."""
+"""Every test runs deterministic, on NaN-filled memory; a failing one says how to run it again.
+
+What is marked `cuda` runs where there is a GPU: `pytest -m cuda` is that half of the suite.
+"""
 
 import os
+import sys
 
 import pytest
 import torch
@@ -19,6 +23,19 @@ pyops._C.poison_scratch(True)
 torch.set_num_threads(1)  # pytest-xdist uses the cores; test_threads has its own number
 
 
+def pytest_collection_modifyitems(items):
+    # First what names the kernel that is wrong, before all that goes wrong with it.
+    items.sort(key=lambda item: item.path.stem not in ("test_kernel_calls", "test_cuda_kernels"))
+    missing = ""
+    if not torch.cuda.is_available():
+        missing = "no CUDA device"
+    elif not pyops._C.build_info()["cuda"]:
+        missing = "built without CUDA kernels"
+    for item in items if missing else ():
+        if item.get_closest_marker("cuda"):
+            item.add_marker(pytest.mark.skip(reason=missing))
+
+
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item):
     outcome = yield
@@ -26,3 +43,19 @@ def pytest_runtest_makereport(item):
     if report.failed:
         cap = f"PYOPS_ISA={os.environ['PYOPS_ISA']} " if "PYOPS_ISA" in os.environ else ""
         report.sections.append(("reproduce", f"{cap}pytest '{item.nodeid}'"))
+        if item.get_closest_marker("cuda"):
+            leave_a_lost_gpu(report)
+
+
+def leave_a_lost_gpu(report):
+    """After an illegal access every later call of this process fails: let another one go on.
+
+    xdist counts the test as failed and begins a new worker; alone, the run ends here.
+    """
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError as error:
+        print(f"{report.longreprtext}\n{report.nodeid}: {error}", file=sys.__stderr__, flush=True)
+        if "PYTEST_XDIST_WORKER" in os.environ:
+            os._exit(1)
+        pytest.exit(f"the GPU is lost to this process: {report.nodeid}", returncode=1)

@@ -86,7 +86,7 @@ def gradients_like(outputs, *, integers=False):
 
 def results(function, arguments, *, integers=False):
     """Outputs and, for the arguments that want and get one, gradients, by name."""
-    torch.default_generator.manual_seed(0)  # the same dropout for everybody
+    torch.manual_seed(0)  # the same dropout for everybody
     outputs = flat(function(**arguments))
     named = {f"output{i}": o for i, o in enumerate(outputs)}
     leaves, ends = tensors_of(arguments), [o for o in outputs if o.requires_grad]

@@ -25,7 +25,7 @@ FUSED = {"ConvReLU2d": ConvReLU2d, "LinearReLU": LinearReLU}
 
 
 class Layer:
-    """A layer's class name, constructor arguments and inputs: shapes, or functions of a generator.
+    """A layer's class name, constructor arguments and inputs: shapes, or functions of `random`.
 
     call: further arguments of the forward.
     """
@@ -40,24 +40,26 @@ class Layer:
         shapes = "x".join(map(str, self.inputs[0])) if isinstance(self.inputs[0], tuple) else ""
         return f"{self.cls}({','.join(options)}) {shapes}{call}"
 
-    def build(self, namespace, dtype=torch.float32):
+    def build(self, namespace, dtype=torch.float32, device="cpu"):
         """The layer, from torch.nn or pyops.nn, with the same weights on both sides."""
         torch.manual_seed(0)
         native = namespace is torch.nn and FUSED.get(self.cls)
         cls = native or getattr(namespace, self.cls)
-        return cls(*self.args, **self.kwargs).to(dtype)
+        return cls(*self.args, **self.kwargs).to(device, dtype)
 
-    def draw(self, dtype=torch.float32):
+    def draw(self, dtype=torch.float32, device="cpu"):
         """The same inputs and further arguments for whoever asks, in `dtype`."""
         generator = torch.Generator().manual_seed(1)
 
+        def random(shape):
+            values = torch.randn(shape, generator=generator, dtype=torch.float64)
+            return values.to(device, dtype).requires_grad_()
+
         def cast(argument):
+            argument = argument.to(device) if isinstance(argument, Tensor) else argument
             return argument.to(dtype) if is_floating(argument) else argument
 
-        inputs = [
-            randn(shape, generator, dtype) if isinstance(shape, tuple) else shape(generator, dtype)
-            for shape in self.inputs
-        ]
+        inputs = [random(part) if isinstance(part, tuple) else part(random) for part in self.inputs]
         return inputs, {name: cast(argument) for name, argument in self.call.items()}
 
 
@@ -65,22 +67,17 @@ def is_floating(argument):
     return isinstance(argument, Tensor) and argument.is_floating_point()
 
 
-def randn(shape, generator, dtype):
-    values = torch.randn(shape, generator=generator, dtype=torch.float64)
-    return values.to(dtype).requires_grad_()
-
-
 def state(*shapes):
     """A tuple of hidden states."""
 
-    return lambda generator, dtype: tuple(randn(shape, generator, dtype) for shape in shapes)
+    return lambda random: tuple(map(random, shapes))
 
 
 def packed(*lengths, features, sort):
     """A packed batch of sequences; `sort`: in the order they come, which is not by length."""
 
-    def draw(generator, dtype):
-        sequences = [randn((length, features), generator, dtype) for length in lengths]
+    def draw(random):
+        sequences = [random((length, features)) for length in lengths]
         if not sort:
             return pack_sequence(sequences)
         padded = torch.nn.utils.rnn.pad_sequence(sequences)
@@ -111,11 +108,11 @@ def tensors(tree):
     return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
 
 
-def judge(ours, native, layer, dtype=torch.float32):
+def judge(ours, native, layer, dtype=torch.float32, device="cpu"):
     """Both modules on the layer's inputs by the error rule, beside float64."""
     wide = copy.deepcopy(native).double()
     results = [
-        run(module, *layer.draw(kind))
+        run(module, *layer.draw(kind, device))
         for module, kind in ((ours, dtype), (native, dtype), (wide, torch.float64))
     ]
     # Of a maximum, and of a cell that starts from nothing, many gradients are zero by nature.

@@ -21,7 +21,7 @@ from judging import Case, Randn, Reject, convert, flat, judge, name_of, results,
 from layouts import LAYOUTS, dense_strides
 from pyops.numerics import MAX_ZEROS
 
-__all__ = ["Case", "ExactSuite", "OpSuite", "Randn", "Reject", "on_devices"]
+__all__ = ["DEVICES", "Case", "ExactSuite", "OpSuite", "Randn", "Reject", "on_devices"]
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 HALF = [torch.bfloat16, torch.float16]
@@ -29,12 +29,8 @@ ISAS = ["scalar", "avx2", "avx512", "amx"]
 SMALL = 100  # input elements of a case that finite differences can afford
 
 
-def _devices():
-    cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-    return ["cpu", pytest.param("cuda", marks=cuda)]
-
-
-on_devices = pytest.mark.parametrize("device", _devices())
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
+on_devices = pytest.mark.parametrize("device", DEVICES)
 
 
 def _places():
@@ -43,7 +39,7 @@ def _places():
     def place(i, isa):
         return pytest.param(isa, marks=pytest.mark.skipif(i > have, reason=f"no {isa} here"))
 
-    return [*(place(i, isa) for i, isa in enumerate(ISAS)), *_devices()[1:]]
+    return [*(place(i, isa) for i, isa in enumerate(ISAS)), *DEVICES[1:]]
 
 
 class OpSuite(Composition):
@@ -67,7 +63,7 @@ class OpSuite(Composition):
             "common": [torch.float32, torch.bfloat16],
             "half": [t for t in self.dtypes if t in HALF],
             "layout": list(LAYOUTS),
-            "device": _devices(),
+            "device": DEVICES,
         }
         for axis in (a for a in axes if a in metafunc.fixturenames):
             ids = [c.name for c in axes[axis]] if axis in ("case", "small") else name_of
@@ -141,7 +137,7 @@ class OpSuite(Composition):
         arguments = self.largest.draw(torch.float32, place)
         first = results(self.op, arguments)
         for i in range(20):
-            churn = [torch.empty(1000 * (i + 1)) for _ in range(3)]
+            churn = [torch.empty(1000 * (i + 1), device=place) for _ in range(3)]
             again = results(self.op, arguments)
             del churn
             assert [name for name in first if not torch.equal(first[name], again[name])] == []

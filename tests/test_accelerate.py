@@ -10,6 +10,7 @@ from torch.nn.utils import parametrizations, parametrize, prune
 
 import pyops
 from judging import assert_accurate
+from suite import on_devices
 
 FUNCTIONS = [
     *("conv2d", "conv2d_relu", "conv2d_relu_max_pool2d", "max_pool2d"),
@@ -52,16 +53,17 @@ def gradients(model, x):
     return {"output": y.detach(), **{f"grad_{n}": g for n, g in named}}
 
 
-def images(*shape):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(1))
+def images(*shape, device="cpu"):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(1)).to(device)
 
 
 def classes(model):
     return [type(module) for module in model.modules()]
 
 
-def test_results_agree():
-    x, native = images(2, 3, 12, 12), network()
+@on_devices
+def test_results_agree(device):
+    x, native = images(2, 3, 12, 12, device=device), network().to(device)
     wide = gradients(copy.deepcopy(native).double(), x.double())
     theirs = gradients(native, x)
     ours = gradients(pyops.accelerate(native), x)
@@ -114,30 +116,34 @@ def test_copies_and_checkpoints():
     assert classes(pyops.restore(copy.deepcopy(model))) == classes(network())
 
 
-def test_trains_with_the_optimizer_it_had():
-    model = network()
+@on_devices
+def test_trains_with_the_optimizer_it_had(device):
+    model = network().to(device)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     pyops.accelerate(model)
     before = model.head[0].weight.clone()
-    model(images(2, 3, 12, 12)).pow(2).sum().backward()
+    model(images(2, 3, 12, 12, device=device)).pow(2).sum().backward()
     optimizer.step()
     assert not torch.equal(model.head[0].weight, before)
 
 
+@on_devices
 @pytest.mark.parametrize("grad", [True, False], ids=["train", "inference"])
-def test_whole_transformer(grad):
+def test_whole_transformer(grad, device):
     """torch.nn's own containers around our layers; at inference they hand over nested tensors."""
     torch.manual_seed(0)
-    native = nn.Transformer(8, 2, 2, 2, 16, 0.0, batch_first=True).double().train(grad)
+    native = nn.Transformer(8, 2, 2, 2, 16, 0.0, batch_first=True).train(grad)
+    native = native.to(device).double()
     ours = pyops.accelerate(copy.deepcopy(native))
-    source, target = images(2, 5, 8).double(), images(2, 4, 8).double()
-    padding = torch.tensor([[False] * 5, [False, False, False, True, True]])
+    source, target = (images(2, n, 8, device=device).double() for n in (5, 4))
+    padding = torch.tensor([[False] * 5, [False, False, False, True, True]], device=device)
+    causal = nn.Transformer.generate_square_subsequent_mask(4, device=device).double()
     with torch.set_grad_enabled(grad):
         results = [
             model(
                 source,
                 target,
-                tgt_mask=nn.Transformer.generate_square_subsequent_mask(4).double(),
+                tgt_mask=causal,
                 src_key_padding_mask=padding,
                 memory_key_padding_mask=padding,
             )
@@ -248,10 +254,11 @@ FUSIONS = [
 ]
 
 
+@on_devices
 @pytest.mark.parametrize(("modules", "functions"), FUSIONS)
-def test_fuses_neighbours(modules, functions, called):
-    native = nn.Sequential(*copy.deepcopy(modules)).double()
-    x = images(2, 3, 9, 9).double()
+def test_fuses_neighbours(modules, functions, called, device):
+    native = nn.Sequential(*copy.deepcopy(modules)).to(device).double()
+    x = images(2, 3, 9, 9, device=device).double()
     ours = pyops.accelerate(copy.deepcopy(native))
     called.clear()
     y = ours(x.clone())

@@ -8,7 +8,7 @@ from torch.testing import assert_close
 
 import pyops
 from judging import judge
-from suite import DTYPES, ISAS, Case, OpSuite, Randn, Reject, results
+from suite import DTYPES, ISAS, Case, OpSuite, Randn, Reject, on_devices, results
 
 sdpa = pyops.functional.scaled_dot_product_attention
 
@@ -114,14 +114,14 @@ class TestAttention(OpSuite):
     ]
 
 
-def draw(b, h, l, s, d, *, g=None, e=None, dtype=torch.float32, grad=True):  # noqa: E741
+def draw(b, h, l, s, d, *, g=None, e=None, dtype=torch.float32, grad=True, device="cpu"):  # noqa: E741
     generator = torch.Generator().manual_seed(l * 1000 + s)
     shapes = (b, h, l, d), (b, g or h, s, d), (b, g or h, s, e or d)
     tensors = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
     return dict(
         zip(
             ("query", "key", "value"),
-            (t.to(dtype).requires_grad_(grad) for t in tensors),
+            (t.to(device, dtype).requires_grad_(grad) for t in tensors),
             strict=True,
         )
     )
@@ -139,8 +139,9 @@ class TestRetrieval:
     def isas(self):
         return [isa for isa in ISAS if ISAS.index(isa) <= ISAS.index(pyops._C.isa_detected())]
 
+    @on_devices
     @pytest.mark.parametrize("l", LENGTHS[::2])
-    def test_selects(self, l, s, dtype, isas):  # noqa: E741
+    def test_selects(self, l, s, dtype, isas, device):  # noqa: E741
         generator = torch.Generator().manual_seed(l * 1000 + s)
         chosen = torch.randint(s, (2, l), generator=generator)
         bits = torch.arange(9)
@@ -150,7 +151,8 @@ class TestRetrieval:
         value = torch.randint(-9, 9, (1, 2, s, 5), generator=generator).to(dtype)
         grad = torch.randint(-2, 3, (1, 2, l, 5), generator=generator).to(dtype)
         index = chosen[None, :, :, None].expand(1, 2, l, 5)
-        for isa in isas:
+        query, key, value, grad, index = (t.to(device) for t in (query, key, value, grad, index))
+        for isa in isas if device == "cpu" else ["sm_80", "sm_90"]:
             leaf = value.clone().requires_grad_()
             with pyops.isa_cap(isa):
                 out = sdpa(query, key, leaf, scale=1.0)
@@ -159,9 +161,9 @@ class TestRetrieval:
             assert torch.equal(leaf.grad, torch.zeros_like(value).scatter_add(2, index, grad)), isa
 
 
-def wide(dtype):
-    """A float32 mask goes with every dtype but float64, where native misreads it."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
+def wide(dtype, place):
+    """A float32 mask goes with every dtype but float64, where native misreads it; on a CPU only."""
+    return torch.float32 if place != "cuda" and dtype != torch.float64 else dtype
 
 
 class TestSoftmaxRows:
@@ -185,8 +187,10 @@ class TestSoftmaxRows:
         mask = torch.ones(5, 300, dtype=torch.bool)
         mask[1] = mask[4] = False
         if kind == torch.float32:
-            mask = torch.zeros(5, 300, dtype=wide(dtype)).masked_fill(~mask, -torch.inf)
-        ours = self.judge(**draw(1, 2, 5, 300, 8, dtype=dtype), attn_mask=mask)
+            mask = torch.zeros(5, 300, dtype=wide(dtype, place)).masked_fill(~mask, -torch.inf)
+        ours = self.judge(
+            **draw(1, 2, 5, 300, 8, dtype=dtype, device=place), attn_mask=mask.to(place)
+        )
         assert not ours["output0"][:, :, [1, 4]].any()
         assert not ours["grad_query"][:, :, [1, 4]].any()
 
@@ -194,18 +198,18 @@ class TestSoftmaxRows:
         """finfo.min swallows every score, so the mean of the values remains, with its gradient."""
         if dtype == torch.float16:
             pytest.skip("float16's lowest number swallows no score")
-        inputs = draw(1, 2, 5, 300, 8, dtype=dtype)
+        inputs = draw(1, 2, 5, 300, 8, dtype=dtype, device=place)
         mask = torch.zeros(5, 300, dtype=dtype)
         mask[1] = torch.finfo(dtype).min
         with sdpa_kernel(SDPBackend.MATH):  # the fused kernel's logsumexp cannot hold such a row
-            ours = self.judge(**inputs, attn_mask=mask)
+            ours = self.judge(**inputs, attn_mask=mask.to(place))
         mean = inputs["value"].detach().double().mean(2)
         tolerance = 1e-2 if dtype == torch.bfloat16 else 1e-6
         assert_close(ours["output0"][:, :, 1].double(), mean, atol=tolerance, rtol=tolerance)
 
     @pytest.mark.parametrize("size", [100.0, 1e4])
     def test_scores_beyond_the_exponential(self, size, dtype, place):
-        inputs = draw(1, 2, 9, 300, 8, dtype=dtype, grad=False)
+        inputs = draw(1, 2, 9, 300, 8, dtype=dtype, grad=False, device=place)
         inputs["query"] = inputs["query"].sign() * size
         inputs["key"] = inputs["key"].sign()
         self.judge(**inputs)
@@ -215,7 +219,7 @@ class TestSoftmaxRows:
     def test_causal_hides_nonfinite_keys(self, where, bad, dtype, place):
         """Queries before a bad key do not see it, wherever tiles end."""
         for at in (7, 130, 299):
-            inputs = draw(1, 2, 300, 300, 8, dtype=dtype, grad=False)
+            inputs = draw(1, 2, 300, 300, 8, dtype=dtype, grad=False, device=place)
             clean = sdpa(**inputs, is_causal=True)
             inputs[where][:, :, at] = bad
             out = sdpa(**inputs, is_causal=True)
@@ -224,22 +228,24 @@ class TestSoftmaxRows:
 
     @pytest.mark.parametrize("where", ["key", "value"])
     def test_masks_let_nan_through_as_native(self, where, dtype, place):
-        inputs = draw(1, 2, 5, 7, 8, dtype=dtype, grad=False)
+        inputs = draw(1, 2, 5, 7, 8, dtype=dtype, grad=False, device=place)
         inputs[where][:, :, 2] = torch.nan
         mask = torch.ones(5, 7, dtype=torch.bool)
         mask[:, 2] = False
-        for m in (mask, torch.zeros(5, 7, dtype=wide(dtype)).masked_fill(~mask, -torch.inf)):
-            self.judge(**inputs, attn_mask=m)
+        for m in (mask, torch.zeros(5, 7, dtype=wide(dtype, place)).masked_fill(~mask, -torch.inf)):
+            self.judge(**inputs, attn_mask=m.to(place))
 
     def test_mask_and_causal_hold_both(self, dtype, place):
-        inputs = draw(1, 2, 70, 90, 8, dtype=dtype)
-        both = seen(70, 90) & torch.ones(70, 90, dtype=torch.bool).tril()
-        ours = results(sdpa, {**inputs, "attn_mask": seen(70, 90), "is_causal": True})
+        inputs = draw(1, 2, 70, 90, 8, dtype=dtype, device=place)
+        mask = seen(70, 90).to(place)
+        both = mask & torch.ones_like(mask).tril()
+        ours = results(sdpa, {**inputs, "attn_mask": mask, "is_causal": True})
         folded = results(sdpa, {**inputs, "attn_mask": both})
         for name in ours:
             assert torch.equal(ours[name], folded[name]), name
 
 
+ON_GPU = pytest.param("cuda", 1, marks=pytest.mark.cuda)
 TILED = [
     case("whole blocks", h=2, l=256, s=256, d=64),
     case("blocks and a rest", b=1, h=2, l=161, s=289, d=80, e=48),
@@ -261,56 +267,63 @@ TILED = [
 class TestTiles:
     """bfloat16 where the matrix unit's panels, strips and blocks end."""
 
-    @pytest.mark.parametrize("threads", [1, 3])
+    @pytest.mark.parametrize(("device", "threads"), [("cpu", 1), ("cpu", 3), ON_GPU])
     @pytest.mark.parametrize("tiled", TILED, ids=lambda tiled: tiled.name)
-    def test_by_the_rule(self, tiled, threads):
+    def test_by_the_rule(self, tiled, device, threads):
         torch.set_num_threads(threads)
         try:
-            judge(sdpa, native, tiled.draw(torch.bfloat16), terms=tiled.terms)
+            judge(sdpa, native, tiled.draw(torch.bfloat16, device), terms=tiled.terms)
         finally:
             torch.set_num_threads(1)
 
+    @on_devices
     @pytest.mark.parametrize("s", LENGTHS)
     @pytest.mark.parametrize("l", LENGTHS[1::2])
-    def test_selects(self, l, s):  # noqa: E741
+    def test_selects(self, l, s, device):  # noqa: E741
         """As TestRetrieval, with values as wide as keys."""
         generator = torch.Generator().manual_seed(l * 1000 + s)
         chosen = torch.randint(s, (2, l), generator=generator)
         code = ((torch.arange(s)[:, None] >> torch.arange(9) & 1) * 2 - 1).bfloat16()
         value = torch.randint(-9, 9, (1, 2, s, 9), generator=generator).bfloat16()
         grad = torch.randint(-2, 3, (1, 2, l, 9), generator=generator).bfloat16()
-        index = chosen[None, :, :, None].expand(1, 2, l, 9)
+        index = chosen[None, :, :, None].expand(1, 2, l, 9).to(device)
+        query, key = 512 * code[chosen][None], code.expand(1, 2, s, 9)
+        query, key, value, grad = (t.to(device) for t in (query, key, value, grad))
         leaf = value.clone().requires_grad_()
-        out = sdpa(512 * code[chosen][None], code.expand(1, 2, s, 9), leaf, scale=1.0)
+        out = sdpa(query, key, leaf, scale=1.0)
         out.backward(grad)
         assert torch.equal(out, value.gather(2, index))
         assert torch.equal(leaf.grad, torch.zeros_like(value).scatter_add(2, index, grad))
 
-    def test_rising_scores(self):
+    @on_devices
+    def test_rising_scores(self, device):
         """The maximum of the first keys is soon too low, again and again."""
-        inputs = draw(1, 2, 150, 1000, 64, dtype=torch.bfloat16)
+        inputs = draw(1, 2, 150, 1000, 64, dtype=torch.bfloat16, device=device)
         with torch.no_grad():
             inputs["query"][..., 0] = 8
-            inputs["key"][..., 0] += torch.linspace(-40, 40, 1000)
+            inputs["key"][..., 0] += torch.linspace(-40, 40, 1000, device=device)
         judge(sdpa, native, inputs, terms=2**20, max_zeros=1.0)
 
-    def test_same_results_again(self):
-        inputs = draw(1, 3, 300, 700, 64, dtype=torch.bfloat16)
+    @on_devices
+    def test_same_results_again(self, device):
+        inputs = draw(1, 3, 300, 700, 64, dtype=torch.bfloat16, device=device)
         first = results(sdpa, {**inputs, "dropout_p": 0.3})
         for _ in range(3):
             again = results(sdpa, {**inputs, "dropout_p": 0.3})
             assert all(torch.equal(first[name], again[name]) for name in first)
 
 
-def test_one_key_is_taken_whole():
-    inputs = draw(1, 2, 65, 1, 8)
+@on_devices
+def test_one_key_is_taken_whole(device):
+    inputs = draw(1, 2, 65, 1, 8, device=device)
     ours = results(sdpa, inputs)
     assert torch.equal(ours["output0"], inputs["value"].detach().expand(1, 2, 65, 8))
     assert ours["grad_query"].abs().max() < 1e-5
 
 
-def test_grouped_heads_equal_repeated_ones():
-    inputs = draw(2, 6, 33, 70, 16, g=2)
+@on_devices
+def test_grouped_heads_equal_repeated_ones(device):
+    inputs = draw(2, 6, 33, 70, 16, g=2, device=device)
     repeated = {
         n: t if n == "query" else t.detach().repeat_interleave(3, 1).requires_grad_()
         for n, t in inputs.items()
@@ -324,13 +337,14 @@ def test_grouped_heads_equal_repeated_ones():
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1, 300), (70, 1), (2, 1, 1, 1), (1, 3, 70, 300)], ids=str)
-@pytest.mark.parametrize("threads", [1, 3])
-def test_mask_gradient_is_reduced_over_broadcast_dimensions(shape, threads):
-    inputs = draw(2, 3, 70, 300, 8)
+@pytest.mark.parametrize(("device", "threads"), [("cpu", 1), ("cpu", 3), ON_GPU])
+def test_mask_gradient_is_reduced_over_broadcast_dimensions(shape, device, threads):
+    inputs = draw(2, 3, 70, 300, 8, device=device)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        mask = torch.randn(shape, generator=torch.Generator().manual_seed(0), requires_grad=True)
+        mask = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+        mask = mask.to(device).requires_grad_()
         ours = results(sdpa, {**inputs, "attn_mask": mask})
         full = mask.detach().expand(2, 3, 70, 300).clone().requires_grad_()
         wide = results(sdpa, {**inputs, "attn_mask": full})
@@ -341,8 +355,9 @@ def test_mask_gradient_is_reduced_over_broadcast_dimensions(shape, threads):
     assert_close(ours["grad_attn_mask"].double(), reduced, atol=2e-5, rtol=1e-4)
 
 
-def test_explain_names_the_kernel():
-    inputs = draw(1, 2, 5, 7, 8)
+@on_devices
+def test_explain_names_the_kernel(device):
+    inputs = draw(1, 2, 5, 7, 8, device=device)
     with pyops.explain() as log:
         sdpa(**inputs).sum().backward()
     assert [c.op for c in log.calls] == [

@@ -35,11 +35,11 @@ class TestDropout:
 
     def test_is_the_composite_with_this_mask(self, dtype, place):
         """Output and every gradient, from the same seed, through every kernel."""
-        inputs = draw(2, 4, 37, 300, 8, g=2, dtype=dtype)
+        inputs = draw(2, 4, 37, 300, 8, g=2, dtype=dtype, device=place)
         arguments = {**inputs, "dropout_p": 0.4, "enable_gqa": True, "is_causal": True}
         ours = results(sdpa, arguments)
         torch.manual_seed(0)  # as results() does
-        seed = torch.randint(2**63 - 1, ())
+        seed = torch.randint(2**63 - 1, (), device=place)
         kept = torch.ops.pyops.attention_dropout(seed, 0.4, [2, 4, 37, 300])
 
         def composite(dropout_p, **arguments):
@@ -52,8 +52,8 @@ class TestDropout:
         for name in theirs:
             assert_close(ours[name], theirs[name], rtol=tolerance, atol=tolerance)
 
-    def test_drops_its_share(self):
-        seed = torch.tensor(7)
+    def test_drops_its_share(self, device):
+        seed = torch.tensor(7, device=device)
         for p in (0.1, 0.5, 0.9):
             kept = torch.ops.pyops.attention_dropout(seed, p, [2, 3, 200, 200]).float()
             deviation = (p * (1 - p) / kept.numel()) ** 0.5
@@ -67,23 +67,23 @@ class TestDropout:
                 assert abs(agree.mean().item() - chance) < 6 * (1 / agree.numel()) ** 0.5
 
     def test_all_and_nothing(self, place):
-        inputs = draw(1, 2, 5, 7, 8)
+        inputs = draw(1, 2, 5, 7, 8, device=place)
         everything = results(sdpa, {**inputs, "dropout_p": 1.0})
         assert not any(t.any() for t in everything.values())
         state = torch.get_rng_state()
         assert torch.equal(sdpa(**inputs, dropout_p=0.0), sdpa(**inputs))
         assert torch.equal(torch.get_rng_state(), state)
 
-    def test_seed_follows_the_generator(self):
-        inputs = draw(1, 2, 5, 7, 8)
+    def test_seed_follows_the_generator(self, device):
+        inputs = draw(1, 2, 5, 7, 8, device=device)
         torch.manual_seed(1)
         first, second = (sdpa(**inputs, dropout_p=0.5) for _ in range(2))
         torch.manual_seed(1)
         assert torch.equal(sdpa(**inputs, dropout_p=0.5), first)
         assert not torch.equal(first, second)
 
-    def test_second_order(self):
-        inputs = draw(1, 2, 3, 4, 3, dtype=torch.float64)
+    def test_second_order(self, device):
+        inputs = draw(1, 2, 3, 4, 3, dtype=torch.float64, device=device)
 
         def function(query, key, value):
             torch.manual_seed(3)
@@ -92,9 +92,9 @@ class TestDropout:
         assert torch.autograd.gradcheck(function, tuple(inputs.values()))
         assert torch.autograd.gradgradcheck(function, tuple(inputs.values()))
 
-    def test_compiled_draws_a_new_seed_each_call(self):
+    def test_compiled_draws_a_new_seed_each_call(self, device):
         torch._dynamo.reset()
-        inputs = draw(1, 2, 5, 70, 8)
+        inputs = draw(1, 2, 5, 70, 8, device=device)
 
         def dropped(**arguments):
             return sdpa(**arguments, dropout_p=0.5)

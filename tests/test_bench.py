@@ -12,8 +12,10 @@ import torch
 
 import pyops.functional
 from pyops.bench import against, command, report
+from pyops.bench.clocks import HostClock
 from pyops.bench.harness import Bench, Case, Result, Settings, interleave
 from pyops.bench.peaks import WORKING_SETS, Peaks
+from pyops.bench.peers import Job
 from pyops.cases import OPS
 from pyops.cli import UserError
 
@@ -118,20 +120,20 @@ def test_a_low_measurement_of_the_limit_is_taken_again(monkeypatch):
 def test_memory_limit_follows_the_working_set():
     limits = dataclasses.replace(peaks(), bandwidth={1 << 19: 4e11, 1 << 23: 1e11, 1 << 27: 2e11})
     seconds = {
-        moved: limits.seconds(torch.float32, 0.0, moved, moved) for moved in (1e5, 1e6, 1e7, 1e9)
+        moved: limits.seconds("float32", 0.0, moved, moved) for moved in (1e5, 1e6, 1e7, 1e9)
     }
     assert seconds[1e5] == {}  # over before a bandwidth could be measured
     assert seconds[1e6] == {"memory": 1e6 / 4e11}
     assert seconds[1e7] == {"memory": 1e7 / 2e11}  # a larger set got more: so can this one
     # Moved many times over, the same set stays in its cache.
-    assert limits.seconds(torch.float32, 0.0, 1e9, 1e6) == {"memory": 1e9 / 4e11}
+    assert limits.seconds("float32", 0.0, 1e9, 1e6) == {"memory": 1e9 / 4e11}
     assert seconds[1e9] == {"memory": 1e9 / 2e11}
 
 
 def test_jobs_take_turns():
     order = []
-    jobs = {name: (lambda name=name: order.append(name)) for name in "abc"}
-    samples = interleave(jobs, rounds=2, seconds=0.0, device="cpu")
+    jobs = {name: Job(lambda name=name: order.append(name)) for name in "abc"}
+    samples = interleave(jobs, rounds=2, seconds=0.0, clock=HostClock())
     # Twice each to warm up and to size the samples, then the rounds.
     assert "".join(order) == "aabbcc" + "abc" + "bca"
     assert all(len(times) == 2 for times in samples.values())
@@ -209,6 +211,7 @@ def test_revisions_are_compared_by_their_ratios_to_native(tmp_path, monkeypatch,
 def test_every_file_has_cases_with_known_arguments():
     for name in set(command.files()) - {"models"}:
         for bench in command.collect([name]):
-            for shape in bench.shapes.values():
-                assert bench.flops(shape) >= 0
-                assert bench.backward > 0
+            for device in ("cpu", "cuda"):
+                for shape in bench.shapes_on(device).values():
+                    assert bench.flops(shape) >= 0
+                    assert bench.backward > 0

@@ -117,3 +117,34 @@ def test_what_is_unknown_is_a_user_error():
         certify("linear", "matmul")
     with pyops.isa_cap("scalar"), pytest.raises(UserError, match="isa must be one of scalar"):
         certify("linear", "--isa", "avx2")
+    with pytest.raises(UserError, match=r"isa must be one of sm_80, sm_90|no GPU"):
+        certify("linear", "--device", "cuda", "--isa", "amx")
+
+
+def test_a_gpu_is_examined_with_the_code_of_each_architecture(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(check._C, "build_info", lambda: {"cuda": True})
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    cpu = dict.fromkeys(check.available_isas(), "cpu")
+    assert check.places() == cpu | {"sm_80": "cuda", "sm_90": "cuda"}
+    with pyops.isa_cap("sm_80"):
+        assert check.places() == cpu | {"sm_80": "cuda"}
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
+    assert check.places() == cpu
+    examined = []
+
+    def examine(op, dtype, place, device, **how):
+        examined.append((place, device, how["differentiate"]))
+        return iter(())
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr(check, "_examine", examine)
+    certify("linear", "--device", "cuda", "--dtype", "float32", "--quick")
+    assert examined == [("sm_80", "cuda", False), ("sm_90", "cuda", True)]
+
+
+@pytest.mark.cuda
+def test_a_right_op_passes_on_a_gpu(tmp_path):
+    code, document = findings(tmp_path, "linear", "--quick", "--device", "cuda")
+    assert code == 0
+    assert {f["dtype"] for f in document["findings"]} == set(check.DTYPES)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 import pyops
 from pyops.functional import conv2d, conv2d_relu, conv2d_relu_max_pool2d
-from suite import Case, ExactSuite, Randn, Reject
+from suite import Case, ExactSuite, Randn, Reject, on_devices
 
 LAST = torch.channels_last
 
@@ -197,15 +197,17 @@ class TestConv2dReLUMaxPool2d(ConvSuite):
             assert torch.equal(gradient, torch.zeros_like(gradient))
 
 
+ON_GPU = [pytest.param(arch, marks=pytest.mark.cuda) for arch in ("sm_80", "sm_90")]
 CHAIN = [(conv2d, F.conv2d), (conv2d_relu_max_pool2d, conv_relu_pool)]
 
 
+@on_devices
 @pytest.mark.parametrize(("ours", "native"), CHAIN)
 @pytest.mark.parametrize("last", list(itertools.product([False, True], repeat=2)))
 @pytest.mark.parametrize("shape", [(2, 4, 6, 6), (2, 1, 6, 6), (1, 4, 2, 2), (0, 4, 6, 6)])
-def test_memory_format_is_native(ours, native, last, shape):
+def test_memory_format_is_native(ours, native, last, shape, device):
     """channels_last when the input or the weight is, gradients too."""
-    x, w = torch.randn(shape), torch.randn(6, shape[1], 1, 1)
+    x, w = torch.randn(shape, device=device), torch.randn(6, shape[1], 1, 1, device=device)
     x, w = (
         t.contiguous(memory_format=LAST) if is_last else t
         for t, is_last in zip((x, w), last, strict=True)
@@ -213,7 +215,7 @@ def test_memory_format_is_native(ours, native, last, shape):
     assert ours(x, w).stride() == native(x, w).stride()
 
 
-@pytest.mark.parametrize("place", ["scalar", "avx2", "avx512", "amx"])
+@pytest.mark.parametrize("place", ["scalar", "avx2", "avx512", "amx", *ON_GPU])
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, LAST])
 @pytest.mark.parametrize("hw", [(1, 1), (3, 33), (5, 7), (17, 16)])
 @pytest.mark.parametrize(("c", "o"), [(1, 1), (3, 16), (16, 31), (33, 15)])
@@ -222,7 +224,7 @@ def test_tails(place, memory_format, hw, c, o):
     assert_exact(place, memory_format, (3, c, *hw), (o, c, 3, 3), padding=1)
 
 
-@pytest.mark.parametrize("place", ["avx512", "amx"])
+@pytest.mark.parametrize("place", ["avx512", "amx", *ON_GPU])
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, LAST])
 @pytest.mark.parametrize(
     ("x", "w", "options"),
@@ -251,9 +253,10 @@ def test_grids(place, memory_format, x, w, options, dtype, relu):
 def assert_exact(place, memory_format, x, w, dtype=torch.float32, relu=False, **options):
     """Integers, so that every order of summation ends in the same float, rounded once."""
     generator = torch.Generator().manual_seed(w[0] * w[1])
+    device = "cuda" if place.startswith("sm_") else "cpu"
 
     def draw(shape):
-        return torch.randint(-2, 3, shape, generator=generator).to(dtype)
+        return torch.randint(-2, 3, shape, generator=generator).to(device, dtype)
 
     tensors = [draw(s).contiguous(memory_format=memory_format) for s in (x, w)] + [draw(w[:1])]
     tensors = [t.requires_grad_() for t in tensors]
@@ -261,11 +264,12 @@ def assert_exact(place, memory_format, x, w, dtype=torch.float32, relu=False, **
         ours = (conv2d_relu if relu else conv2d)(*tensors, **options)
         grad = draw(ours.shape)
         gradients = torch.autograd.grad(ours, tensors, grad)
-    exact = [t.detach().float().requires_grad_() for t in tensors]
+    wide = torch.float32 if device == "cpu" else torch.float64
+    exact = [t.detach().to(wide).requires_grad_() for t in tensors]
     native = F.conv2d(*exact, **options)
     native = F.relu(native) if relu else native
     assert torch.equal(ours, native.to(dtype))
-    for a, b in zip(gradients, torch.autograd.grad(native, exact, grad.float()), strict=True):
+    for a, b in zip(gradients, torch.autograd.grad(native, exact, grad.to(wide)), strict=True):
         assert torch.equal(a, b.to(dtype))
 
 
@@ -289,10 +293,11 @@ def test_an_image_that_cannot_be_split(value):
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, LAST])
 @pytest.mark.parametrize("c", [3, 40, 64])
 @pytest.mark.parametrize("value", [torch.inf, torch.nan], ids=str)
-def test_bfloat16_that_is_not_finite(memory_format, c, value):
+@on_devices
+def test_bfloat16_that_is_not_finite(memory_format, c, value, device):
     """It reaches the outputs whose windows meet it, and no others."""
     x, w = torch.randint(-2, 3, (3, c, 19, 18)), torch.randint(1, 3, (33, c, 3, 3))
-    x, w = (t.bfloat16().contiguous(memory_format=memory_format) for t in (x, w))
+    x, w = (t.to(device, torch.bfloat16).to(memory_format=memory_format) for t in (x, w))
     x[1, c - 1, 5, 17] = value
     y, native = conv2d(x, w, padding=1), F.conv2d(x.float(), w.float(), padding=1).bfloat16()
     torch.testing.assert_close(y, native, rtol=0, atol=0, equal_nan=True)
@@ -306,8 +311,9 @@ def test_batch_invariance():
         assert torch.equal(conv2d(image, w, padding=1), expected)
 
 
-def test_unwanted_gradients_are_not_computed():
-    x, w, b = torch.randn(2, 3, 6, 6), torch.randn(4, 3, 3, 3), torch.randn(4)
+@on_devices
+def test_unwanted_gradients_are_not_computed(device):
+    x, w, b = (torch.randn(s, device=device) for s in ((2, 3, 6, 6), (4, 3, 3, 3), (4,)))
     w.requires_grad_()
     for op in (conv2d, conv2d_relu, conv2d_relu_max_pool2d):
         with pyops.explain() as log:
@@ -317,10 +323,12 @@ def test_unwanted_gradients_are_not_computed():
         w.grad = None
 
 
-def test_pooled_forward_keeps_no_convolution():
+@on_devices
+def test_pooled_forward_keeps_no_convolution(device):
     """What training saves: the input, the weight, the pooled result and a byte for each of it."""
     saved = []
-    x, w = torch.randn(2, 3, 16, 16), torch.randn(8, 3, 3, 3, requires_grad=True)
+    x = torch.randn(2, 3, 16, 16, device=device)
+    w = torch.randn(8, 3, 3, 3, device=device, requires_grad=True)
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
         y = conv2d_relu_max_pool2d(x, w, padding=1)
     pooled = y.numel()

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from pyops.cli import main
+from pyops.cli.tasks import TASKS
 
 SHORTEST = ("demo", "--epochs", "1", "--limit", "32", "--batch-size", "8")
 QUICK = ("train", "mlp", "--layers", "torch", "--limit", "64")
@@ -125,6 +126,25 @@ def test_diffusion_leaves_samples(tmp_path):
     assert result.returncode == 0, result.stderr
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {"torch.pt", "torch.json", "torch.png", "torch_samples.png"}
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_demo_on_a_gpu(tmp_path, dtype):
+    result = _run(*SHORTEST, "--device", "cuda", "--dtype", dtype, "--out", tmp_path)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "the two runs agree" in result.stdout
+    assert json.loads((tmp_path / "demo.json").read_text())["device"] == "cuda"
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("model", TASKS)
+def test_every_model_trains_on_a_gpu(tmp_path, model):
+    quick = ("--device", "cuda", "--limit", 64, "--batch-size", 16, "--epochs", 1)
+    result = _run("train", model, *quick, "--out", tmp_path)
+    assert result.returncode == 0, result.stderr
+    losses = json.loads((tmp_path / "pyops.json").read_text())["history"]["loss"]
+    assert len(losses) == 4 and all(loss > 0 for loss in losses)
 
 
 @pytest.mark.parametrize("command", [SHORTEST, QUICK], ids=["demo", "train"])

@@ -52,8 +52,14 @@ def test_caps_nest_and_end_with_their_block():
     assert pyops._C.isa_cap() == "amx"
 
 
+def test_a_gpu_has_its_own_cap():
+    with pyops.isa_cap("sm_80"), pyops.isa_cap("avx2"):
+        assert (pyops._C.isa_cap(), pyops._C.arch_cap()) == ("avx2", "sm_80")
+    assert (pyops._C.isa_cap(), pyops._C.arch_cap()) == ("amx", "sm_90")
+
+
 def test_an_unknown_name_is_refused():
-    with pytest.raises(ValueError, match="one of scalar, avx2, avx512, amx, got 'mmx'"):
+    with pytest.raises(ValueError, match="amx, sm_80, sm_90, got 'mmx'"):
         pyops.isa_cap("mmx").__enter__()
     assert pyops._C.isa_cap() == "amx"
 
@@ -73,6 +79,6 @@ def test_the_environment_sets_the_cap():
 def test_an_unknown_name_in_the_environment_is_one_clear_error():
     result = run_with("avx1024")
     assert result.returncode == 1
-    expected = "ValueError: PYOPS_ISA: expected one of scalar, avx2, avx512, amx, got 'avx1024'"
-    assert result.stderr.splitlines()[-1] == expected
+    expected = "expected one of scalar, avx2, avx512, amx, sm_80, sm_90, got 'avx1024'"
+    assert result.stderr.splitlines()[-1] == f"ValueError: PYOPS_ISA: {expected}"
     assert result.stderr.count("Traceback") == 1

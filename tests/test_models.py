@@ -1,6 +1,5 @@
 """The example models: shapes, learning, and the same answers on both layer namespaces."""
 
-import importlib
 from statistics import median
 
 import pytest
@@ -8,20 +7,23 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+import pyops
 from pyops import models
+from suite import on_devices
 
 
-def _batch(name, seed=0):
+def _batch(name, seed=0, device="cpu"):
     generator = torch.Generator().manual_seed(seed)
     images = torch.randn(8, 1, 28, 28, generator=generator)
     text = torch.randint(20, (8, 25), generator=generator)
-    return {
+    batch = {
         "mlp": (images,),
         "cnn": (torch.randn(8, 3, 16, 16, generator=generator),),
         "lstm": (images[:, 0],),
         "transformer": (text[:, :12], text[:, 12:]),
         "diffusion": (images[..., 6:22, 6:22], torch.randint(200, (8,), generator=generator)),
     }[name]
+    return tuple(t.to(device) for t in batch)
 
 
 MAKE = {
@@ -66,9 +68,11 @@ def test_shapes(name):
         assert parameter.grad.any(), key
 
 
+@on_devices
 @every_model
-def test_learns_a_batch(name):
-    model, batch = _model(name).eval(), _batch(name)
+def test_learns_a_batch(name, device):
+    model, batch = _model(name).to(device).eval(), _batch(name, device=device)
+    model = pyops.accelerate(model) if device == "cuda" else model
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     losses = []
     for _ in range(30):
@@ -117,29 +121,23 @@ def test_diffusion_samples_are_what_its_predictor_leaves():
     assert model.sample(4, 1, 8, 8).abs().max() < 1e-4
 
 
-def _pyops_nn():
-    try:
-        return importlib.import_module("pyops.nn")
-    except ModuleNotFoundError as error:
-        pytest.skip(f"{error}")
-
-
+@on_devices
 @every_model
 @pytest.mark.parametrize("accelerate", [False, True], ids=["modules", "accelerated"])
-def test_both_namespaces_agree(name, accelerate):
+def test_both_namespaces_agree(name, accelerate, device):
     """Output and gradients are as close to float64 as native's.
 
     A ReLU or pooling decision that hangs on the last bit moves whole entries of a gradient, on
     either side, so the median over five batches is judged.
     """
-    layers = _pyops_nn()
-    native, ours, exact = _model(name).eval(), _model(name, layers).eval(), _model(name).eval()
+    native, ours, exact = _model(name).eval(), _model(name, pyops.nn).eval(), _model(name).eval()
     ours.load_state_dict(native.state_dict())
     exact.double()
     if accelerate:
-        ours = importlib.import_module("pyops").accelerate(ours)
+        ours = pyops.accelerate(ours)
     assert list(ours.state_dict()) == list(native.state_dict())
-    errors = [_errors(_batch(name, seed), exact, native, ours) for seed in range(5)]
+    models = [model.to(device) for model in (exact, native, ours)]
+    errors = [_errors(_batch(name, seed, device), *models) for seed in range(5)]
     for key in errors[0]:
         by_native, by_ours = (median(e[key][side] for e in errors) for side in (0, 1))
         assert by_ours <= 1.5 * by_native + 3e-7, (key, by_native, by_ours)

@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 import pyops
 from judging import assert_passed, convert, name_of, redrawn, results, verdicts, widen
 from pyops.numerics import settle
+from suite import on_devices
 
 NAMES = [
     "Conv2d",
@@ -53,14 +54,14 @@ def outcome(module, arguments):
     return results(run, inputs | dict(module.named_parameters()))
 
 
-def verdicts_on(name, sample, state, dtype, training, draw):
+def verdicts_on(name, sample, state, dtype, device, training, draw):
     state = {key: redrawn(value, draw) for key, value in state.items()}
     ours, native, wide = (build(space, name, sample, state) for space in (pyops.nn, nn, nn))
     assert list(ours.state_dict()) == list(native.state_dict())
     assert repr(ours) == repr(native)
-    ours, native = (module.to(dtype).train(training) for module in (ours, native))
+    ours, native = (module.to(device, dtype).train(training) for module in (ours, native))
     wide.load_state_dict(native.state_dict())
-    wide.double().train(training)
+    wide.to(device).double().train(training)
 
     leaves, spec = tree_flatten((sample.forward_input.args, sample.forward_input.kwargs))
     leaves = [redrawn(leaf, draw) for leaf in leaves]
@@ -72,20 +73,21 @@ def verdicts_on(name, sample, state, dtype, training, draw):
     )
 
 
+@on_devices
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=name_of)
 @pytest.mark.parametrize("mode", ["train", "eval", "inference"])
 @pytest.mark.parametrize("name", NAMES)
-def test_samples(name, mode, dtype):
+def test_samples(name, mode, dtype, device):
     info, training = INFOS[name], mode == "train"
     samples = info.module_inputs_func(
-        info, device="cpu", dtype=dtype, requires_grad=mode != "inference", training=training
+        info, device=device, dtype=dtype, requires_grad=mode != "inference", training=training
     )
     assert samples
     for i, sample in enumerate(samples):
         try:
             with torch.inference_mode(mode == "inference"):
                 state = build(nn, name, sample).state_dict()
-                judged = partial(verdicts_on, name, sample, state, dtype, training)
+                judged = partial(verdicts_on, name, sample, state, dtype, device, training)
                 assert_passed(settle(judged))
         except Exception as error:
             error.add_note(f"sample {i}: {sample.constructor_input} {sample.forward_input}")

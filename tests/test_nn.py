@@ -5,6 +5,7 @@ import io
 import pickle
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch.nn.utils import parametrizations, parametrize
 
 import pyops
 from layers import LAYERS, ONE_OF_EACH, PADDING, Layer, causal, judge, tensors
+from suite import on_devices
 
 one_of_each = pytest.mark.parametrize("layer", ONE_OF_EACH, ids=lambda layer: layer.cls)
 with_weight = pytest.mark.parametrize(
@@ -32,8 +34,8 @@ with_weight = pytest.mark.parametrize(
 )
 
 
-def call(module, layer, dtype=torch.float32):
-    inputs, arguments = layer.draw(dtype)
+def call(module, layer, dtype=torch.float32, device="cpu"):
+    inputs, arguments = layer.draw(dtype, device)
     return tensors(module(*inputs, **arguments))
 
 
@@ -41,18 +43,21 @@ def assert_equal(ours, theirs):
     assert [torch.equal(a, b) for a, b in zip(ours, theirs, strict=True)] == [True] * len(theirs)
 
 
+@on_devices
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("layer", LAYERS, ids=str)
-def test_agrees(layer, dtype):
-    judge(layer.build(pyops.nn, dtype), layer.build(torch.nn, dtype), layer, dtype)
+def test_agrees(layer, dtype, device):
+    ours, native = (layer.build(n, dtype, device) for n in (pyops.nn, torch.nn))
+    judge(ours, native, layer, dtype, device)
 
 
+@on_devices
 @pytest.mark.parametrize("layer", LAYERS, ids=str)
-def test_inference_agrees(layer):
+def test_inference_agrees(layer, device):
     """In evaluation mode without gradients, where torch has shortcuts of its own."""
-    ours, native = (layer.build(n, torch.float64).eval() for n in (pyops.nn, torch.nn))
+    ours, native = (layer.build(n, torch.float64, device).eval() for n in (pyops.nn, torch.nn))
     with torch.no_grad():
-        results = [call(module, layer, torch.float64) for module in (ours, native)]
+        results = [call(module, layer, torch.float64, device) for module in (ours, native)]
     torch.testing.assert_close(*results, rtol=1e-9, atol=1e-12)
 
 
@@ -75,15 +80,16 @@ def test_state_dicts_are_interchangeable(layer):
         assert_equal([*target.state_dict().values()], [*changed.values()])
 
 
+@on_devices
 @one_of_each
-def test_copies_compute_the_same(layer):
-    module, file = layer.build(pyops.nn), io.BytesIO()
+def test_copies_compute_the_same(layer, device):
+    module, file = layer.build(pyops.nn, device=device), io.BytesIO()
     torch.save(module, file)
     file.seek(0)
     loaded = torch.load(file, weights_only=False)
     for other in (copy.deepcopy(module), pickle.loads(pickle.dumps(module)), loaded):
         assert type(other) is type(module)
-        assert_equal(call(other, layer), call(module, layer))
+        assert_equal(*(call(m, layer, device=device) for m in (other, module)))
 
 
 @one_of_each
@@ -118,14 +124,16 @@ def test_parametrized(layer, weight):
     assert type(ours) is getattr(pyops.nn, layer.cls)
 
 
+@on_devices
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 @one_of_each
-def test_compiles_without_a_graph_break(layer, training):
+def test_compiles_without_a_graph_break(layer, training, device):
     torch._dynamo.reset()
-    module = layer.build(pyops.nn).train(training)
+    module = layer.build(pyops.nn, device=device).train(training)
     compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
     with torch.set_grad_enabled(training):
-        torch.testing.assert_close(call(compiled, layer), call(module, layer))
+        both = [call(m, layer, device=device) for m in (compiled, module)]
+        torch.testing.assert_close(*both)
 
 
 @pytest.mark.parametrize("cls", ["LSTM", "GRU"])
@@ -164,15 +172,17 @@ SELF_ATTENTION = [
 @pytest.mark.parametrize("need_weights", [True, False])
 @pytest.mark.parametrize("arguments", SELF_ATTENTION, ids=lambda a: "+".join(a) or "plain")
 @pytest.mark.parametrize("grad", [True, False], ids=["grad", "inference"])
-def test_self_attention(grad, arguments, need_weights):
+@on_devices
+def test_self_attention(grad, arguments, need_weights, device):
     """One tensor three times, which torch projects at once and may hand to one kernel."""
     arguments = {**arguments, "need_weights": need_weights}
     attention = Layer("MultiheadAttention", 8, 2, batch_first=True, inputs=[], call=arguments)
-    ours, native = (attention.build(n).double().train(grad) for n in (pyops.nn, torch.nn))
-    _, arguments = attention.draw(torch.float64)
+    ours, native = (attention.build(n, torch.float64, device) for n in (pyops.nn, torch.nn))
+    _, arguments = attention.draw(torch.float64, device)
     results = []
-    for module in (ours, native):
-        x = torch.linspace(-1, 1, 64, dtype=torch.float64).reshape(2, 4, 8).requires_grad_(grad)
+    for module in (ours.train(grad), native.train(grad)):
+        x = torch.linspace(-1, 1, 64, dtype=torch.float64, device=device)
+        x = x.reshape(2, 4, 8).requires_grad_(grad)
         with torch.set_grad_enabled(grad):
             output, weights = module(x, x, x, **arguments)
         assert (weights is not None) == need_weights
@@ -228,13 +238,14 @@ def test_nested_tensors_run_natively():
     ],
     ids=str,
 )
-def test_dropout(layer):
+@on_devices
+def test_dropout(layer, device):
     """Drawn anew in training, from torch's generator; absent in evaluation."""
-    module = layer.build(pyops.nn)
+    module, run = layer.build(pyops.nn, device=device), partial(call, layer=layer, device=device)
     torch.manual_seed(3)
-    first, second = call(module, layer), call(module, layer)
+    first, second = run(module), run(module)
     torch.manual_seed(3)
-    assert_equal(call(module, layer), first)
+    assert_equal(run(module), first)
     assert not torch.equal(first[0], second[0])
-    layer.kwargs = {**layer.kwargs, "dropout": 0.0}
-    assert_equal(call(module.eval(), layer), call(layer.build(pyops.nn), layer))
+    kept = Layer(layer.cls, *layer.args, **layer.kwargs | {"dropout": 0.0}, inputs=layer.inputs)
+    assert_equal(run(module.eval()), run(kept.build(pyops.nn, device=device)))

@@ -8,14 +8,19 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 import pyops
 from judging import judge, name_of, results
+from suite import on_devices
 
 NAMES = ["conv2d", "linear", "max_pool2d", "scaled_dot_product_attention"]
 OPS = {name: next(op for op in op_db if op.name == f"nn.functional.{name}") for name in NAMES}
 DTYPED = [
-    pytest.param(name, dtype, id=f"{name}-{name_of(dtype)}")
+    pytest.param(
+        name, dtype, device,
+        id=f"{name}-{name_of(dtype)}-{device}", marks=[pytest.mark.cuda] * (device == "cuda"),
+    )
     for name, op in OPS.items()
-    for dtype in sorted(op.supported_dtypes("cpu"), key=str)
-]
+    for device in ("cpu", "cuda")
+    for dtype in sorted(op.supported_dtypes(device), key=str)
+]  # fmt: skip
 
 
 def call(function, sample):
@@ -50,14 +55,14 @@ def equal(a, b):
     return a.dtype == b.dtype and torch.allclose(a, b, rtol=0, atol=0, equal_nan=True)
 
 
-@pytest.mark.parametrize(("name", "dtype"), DTYPED)
-def test_samples(name, dtype):
+@pytest.mark.parametrize(("name", "dtype", "device"), DTYPED)
+def test_samples(name, dtype, device):
     """The reference inputs, of which the sample inputs are a part."""
     torch.manual_seed(0)
     op = OPS[name]
-    differentiable = dtype in op.supported_backward_dtypes("cpu")
+    differentiable = dtype in op.supported_backward_dtypes(device)
     count = 0
-    for sample in op.reference_inputs("cpu", dtype, requires_grad=differentiable):
+    for sample in op.reference_inputs(device, dtype, requires_grad=differentiable):
         try:
             judge_sample(name, sample)
         except Exception as error:
@@ -67,9 +72,10 @@ def test_samples(name, dtype):
     assert count > 0
 
 
+@on_devices
 @pytest.mark.parametrize("name", [n for n in NAMES if OPS[n].error_inputs_func])
-def test_errors(name):
-    for case in OPS[name].error_inputs("cpu"):
+def test_errors(name, device):
+    for case in OPS[name].error_inputs(device):
         with pytest.raises(Exception) as native:
             call(getattr(F, name), case.sample_input)
         with pytest.raises(native.type) as ours:

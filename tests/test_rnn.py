@@ -201,7 +201,8 @@ class NetworkSuite(RecurrentSuite):
 
     def test_rejects_an_empty_packed_sequence(self, device):
         base = self.cases[0].draw(torch.float32, device)
-        base |= {"input": torch.empty(0, 2), "sizes": torch.empty(0, dtype=torch.int64)}
+        nothing = torch.empty(0, 2, device=device)
+        base |= {"input": nothing, "sizes": torch.empty(0, dtype=torch.int64)}
         with pytest.raises(ValueError):  # native crashes: it leaves this to pack_padded_sequence
             self.op(**base)
 
@@ -273,9 +274,11 @@ class NetworkSuite(RecurrentSuite):
         for train in (True, False):
             stacked["form"] = (True, 2, 0.5, train, False)
             got = []
-            for function in (self.op, self.reference):
-                torch.manual_seed(3)
-                got.append(function(**stacked)[0])
+            # cuDNN draws from random numbers of its own.
+            with torch.backends.cudnn.flags(enabled=False):
+                for function in (self.op, self.reference):
+                    torch.manual_seed(3)
+                    got.append(function(**stacked)[0])
             torch.testing.assert_close(*got)
             if train:
                 assert not torch.allclose(got[0], self.op(**stacked)[0])
@@ -297,7 +300,8 @@ class NetworkSuite(RecurrentSuite):
         torch._dynamo.reset()
         compiled = torch.compile(self.op, fullgraph=True, backend="aot_eager", dynamic=True)
         for lengths in ((4, 3, 1), (4, 2, 2)):
-            arguments = case(self.kind, "lengths", 4, 3, 5, 7, lengths=lengths).draw(torch.float64)
+            drawn = case(self.kind, "lengths", 4, 3, 5, 7, lengths=lengths)
+            arguments = drawn.draw(torch.float64, device)
             torch.testing.assert_close(compiled(**arguments)[0], self.op(**arguments)[0])
 
     def test_explain_names_the_kernels(self, place):
@@ -305,7 +309,7 @@ class NetworkSuite(RecurrentSuite):
         with pyops.explain() as log:
             results(self.op, arguments)
         assert [c.op for c in log.calls] == [self.kind, f"{self.kind}_backward"]
-        where = "cuda" if place == "cuda" else pyops.isa()
+        where = ("cuda", "sm90") if place == "cuda" else pyops.isa()
         assert all(c.kernel.endswith(where) for c in log.calls)
 
 

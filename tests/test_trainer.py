@@ -12,6 +12,7 @@ from pyops.cli import UserError
 from pyops.cli.files import output_directory, replace_file
 from pyops.cli.tasks import TASKS, Task, make_task
 from pyops.cli.trainer import Settings, Trainer
+from suite import on_devices
 
 SETTINGS = Settings("mlp", "torch", batch_size=8, dtype="float32", seed=5, limit=None, data=None)
 
@@ -42,8 +43,8 @@ def task():
     return Task(_make, train, test, _noisy, lambda x: x, _outcome, epochs=2)
 
 
-def _trainer(task, settings=SETTINGS):
-    return Trainer(task, settings, torch.device("cpu"))
+def _trainer(task, settings=SETTINGS, device="cpu"):
+    return Trainer(task, settings, torch.device(device))
 
 
 def _state(trainer):
@@ -158,11 +159,13 @@ def test_last_incomplete_batch_is_left_out(task):
     assert tiny.steps_per_epoch == 1 and len(tiny.batch(0)[0]) == 40
 
 
+@on_devices
 @pytest.mark.parametrize("name", TASKS)
-def test_every_task_takes_a_step(name):
+def test_every_task_takes_a_step(name, device):
     task = make_task(name, None, seed=0, limit=8)
     assert len(task.train[0]) == len(task.test[0]) == 8
-    trainer = _trainer(task, replace(SETTINGS, model=name))
+    side = "pyops" if device == "cuda" else "torch"
+    trainer = _trainer(task, replace(SETTINGS, model=name, side=side), device)
     loss, accuracy = trainer.step(trainer.batch(0), 0)
     assert torch.isfinite(torch.tensor(loss))
     assert name == "diffusion" or 0 <= accuracy <= 1

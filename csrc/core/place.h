@@ -9,7 +9,16 @@ namespace pyops {
 // instructions that only Hopper has.
 enum class Arch : int { kSm80, kSm90 };
 
+inline constexpr Arch kAllArchs[] = {Arch::kSm80, Arch::kSm90};
 inline constexpr int kLeastCapability = 80;  // of a GPU that runs any kernel of ours
+
+const char* arch_name(Arch arch);
+// False for an unknown name; `arch` is left alone then.
+bool parse_arch(const char* name, Arch* arch);
+
+// What `isa_cap` is on the CPU: a GPU uses no kernel above it.
+Arch arch_cap();
+void set_arch_cap(Arch cap);
 
 // What a call runs on: the CPU, or a GPU by its compute capability (90: sm_90).
 struct Target {

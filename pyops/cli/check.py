@@ -1,8 +1,9 @@
 """`pyops check`: a certificate that every op is as accurate as native on this machine.
 
-Each op runs in each dtype, forward and backward, on each instruction set the machine has. Errors
-against float64 stand beside native's own and must satisfy the rule of `pyops.numerics`; float64
-gradients, first and second, must match finite differences; repeats must be bit-equal.
+Each op runs in each dtype, forward and backward, on each instruction set the machine has and each
+architecture whose code its GPU runs. Errors against float64 stand beside native's own and must
+satisfy the rule of `pyops.numerics`; float64 gradients, first and second, must match finite
+differences; repeats must be bit-equal.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor
 
 import pyops
+from pyops import _C
 from pyops.cases import OPS
 from pyops.certificate import (
     Inputs,
@@ -34,9 +36,9 @@ from pyops.certificate import (
 from pyops.cli import UserError
 from pyops.numerics import UNJUDGED, Verdict, settle
 
+from .info import ARCHITECTURES, ISAS, architectures_of, gpus
 from .table import show
 
-ISAS = ("scalar", "avx2", "avx512", "amx")
 DTYPES = ("float64", "float32", "bfloat16", "float16")
 
 
@@ -44,7 +46,8 @@ DTYPES = ("float64", "float32", "bfloat16", "float16")
 class Finding:
     """One line of the certificate: the worst result of an op over its shapes."""
 
-    isa: str
+    place: str
+    """The instruction set, or the architecture of the GPU's code."""
     op: str
     dtype: str
     direction: str
@@ -73,7 +76,7 @@ class Finding:
     @property
     def reproduction(self) -> str:
         """The command that shows this finding alone."""
-        return f"pyops check {self.op} --dtype {self.dtype} --isa {self.isa}"
+        return f"pyops check {self.op} --dtype {self.dtype} --isa {self.place}"
 
 
 def available_isas() -> tuple[str, ...]:
@@ -81,12 +84,24 @@ def available_isas() -> tuple[str, ...]:
     return ISAS[: ISAS.index(pyops.isa()) + 1]
 
 
+def places() -> dict[str, str]:
+    """The device of every instruction set and architecture here: the CPU's, then the GPU's."""
+    found = dict.fromkeys(available_isas(), "cpu")
+    if torch.cuda.is_available() and _C.build_info()["cuda"]:
+        runs = architectures_of(torch.cuda.get_device_capability())
+        found |= {arch: "cuda" for arch in runs if arch <= _C.arch_cap()}
+    return found
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `pyops check`."""
     parser.add_argument("ops", nargs="*", metavar="OP", help=f"of {', '.join(OPS)} (default: all)")
     parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=DTYPES)
-    parser.add_argument("--isa", nargs="+", choices=ISAS, help="default: all this machine has")
-    parser.add_argument("--device", default="cpu")
+    choices = (*ISAS, *ARCHITECTURES)
+    parser.add_argument("--isa", nargs="+", choices=choices, help="default: all this machine has")
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), help="default: both, if there is a GPU"
+    )
     parser.add_argument("--quick", action="store_true", help="two shapes per op, under a minute")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the findings as JSON")
 
@@ -96,13 +111,11 @@ def run(args: argparse.Namespace) -> int:
     for name in args.ops:
         if name not in OPS:
             raise UserError(f"check: op must be one of {', '.join(OPS)}, got {name!r}")
-    isas = available_isas()
-    if missing := set(args.isa or ()) - set(isas):
-        raise UserError(f"check: isa must be one of {', '.join(isas)}, got {missing.pop()!r}")
     start = time.perf_counter()
     findings: list[Finding] = []
-    for isa in args.isa or isas:
-        with pyops.isa_cap(isa):
+    for place, device in _wanted(args).items():
+        best = place == [p for p, d in places().items() if d == device][-1]
+        with pyops.isa_cap(place):
             found = [
                 finding
                 for name in args.ops or OPS
@@ -110,17 +123,17 @@ def run(args: argparse.Namespace) -> int:
                 for finding in _examine(
                     OPS[name],
                     dtype,
-                    isa,
-                    args.device,
+                    place,
+                    device,
                     most_shapes=2 if args.quick else None,
-                    differentiate=not args.quick or isa == isas[-1],
+                    differentiate=not args.quick or best,
                 )
             ]
-        _show(isa, found)
+        _show(place, found)
         findings += found
     failures = [finding for finding in findings if not finding.passed]
     for f in failures:
-        print(f"FAILED {f.op} {f.dtype} {f.direction} on {f.isa}, shape {f.shape}: {f.reason}")
+        print(f"FAILED {f.op} {f.dtype} {f.direction} on {f.place}, shape {f.shape}: {f.reason}")
         print(f"  reproduce: {f.reproduction}")
     seconds = time.perf_counter() - start
     print(f"{len(findings) - len(failures)} of {len(findings)} findings pass ({seconds:.0f} s)")
@@ -129,14 +142,24 @@ def run(args: argparse.Namespace) -> int:
     return 1 if failures else 0
 
 
+def _wanted(args: argparse.Namespace) -> dict[str, str]:
+    """The places that the options ask for; UserError for one that is not here."""
+    here = {place: device for place, device in places().items() if args.device in (None, device)}
+    if not here:
+        raise UserError("check: no GPU that runs kernels of ours, see `pyops info`")
+    if missing := set(args.isa or ()) - set(here):
+        raise UserError(f"check: isa must be one of {', '.join(here)}, got {missing.pop()!r}")
+    return {place: here[place] for place in args.isa or here}
+
+
 def _examine(
-    op: Op, dtype: str, isa: str, device: str, *, most_shapes: int | None, differentiate: bool
+    op: Op, dtype: str, place: str, device: str, *, most_shapes: int | None, differentiate: bool
 ) -> Iterator[Finding]:
     """The worst forward and the worst backward finding of one op in one dtype."""
     worst: dict[str, Finding] = {}
     shapes = list(op.shapes.items())[:most_shapes]
     for name, shape in shapes:
-        for finding in _try_shape(op, name, shape, dtype, isa, device):
+        for finding in _try_shape(op, name, shape, dtype, place, device):
             seen = worst.get(finding.direction)
             if seen is None or _badness(finding) > _badness(seen):
                 worst[finding.direction] = finding
@@ -152,7 +175,7 @@ def _badness(finding: Finding) -> tuple[bool, float]:
 
 
 def _try_shape(
-    op: Op, name: str, shape: Shape, dtype: str, isa: str, device: str
+    op: Op, name: str, shape: Shape, dtype: str, place: str, device: str
 ) -> Iterator[Finding]:
     draw = partial(op.inputs, shape, getattr(torch, dtype), device)
     verdicts: dict[str, Verdict] = {}
@@ -174,7 +197,7 @@ def _try_shape(
         v = own.get(tensor, UNJUDGED)
         unsteady = sorted(moved & set(own))
         yield Finding(
-            isa, op.name, dtype, direction, served[direction], name, tensor,
+            place, op.name, dtype, direction, served[direction], name, tensor,
             v.err_l2, v.native_l2, v.ratio_l2, v.err_max, v.native_max, v.ratio_max, v.used,
             repeats=not (unsteady or error),
             gradcheck=None,
@@ -211,7 +234,7 @@ def _differentiate(op: Op, inputs: Inputs) -> str:
     return ""
 
 
-def _show(isa: str, findings: list[Finding]) -> None:
+def _show(place: str, findings: list[Finding]) -> None:
     columns = [
         "op", "dtype", "direction", "kernel", "error", "native's", "L2 ratio", "max ratio",
         "of allowed", "repeats", "gradcheck", "result",
@@ -225,7 +248,7 @@ def _show(isa: str, findings: list[Finding]) -> None:
         ]
         for f in findings
     ]  # fmt: skip
-    show(f"pyops check, isa {isa}", columns, rows, ["" if f.passed else "red" for f in findings])
+    show(f"pyops check on {place}", columns, rows, ["" if f.passed else "red" for f in findings])
 
 
 def _ratio(ratio: float) -> str:
@@ -242,6 +265,7 @@ def _write(path: Path, findings: list[Finding]) -> None:
         "torch": torch.__version__,
         "machine": platform.processor() or platform.machine(),
         "threads": torch.get_num_threads(),
+        "GPU": ", ".join(gpus()) or "none",
         "passed": all(f.passed for f in findings),
         "findings": [
             {key: finite(value) for key, value in asdict(f).items()} | {"passed": f.passed}

@@ -60,7 +60,8 @@ def _scored(scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 def _denoising(module: Module, batch: Batch) -> tuple[Tensor, Tensor]:
     assert isinstance(module, models.DDPM)
-    return module.loss(*batch), torch.tensor(torch.nan)
+    loss = module.loss(*batch)
+    return loss, torch.full_like(loss, torch.nan)
 
 
 def _plain(x: Tensor, generator: Generator | None = None) -> Tensor:
