@@ -25,9 +25,7 @@ bool parse_arch(const char* name, Arch* arch) {
 Arch arch_cap() { return cap.load(std::memory_order_relaxed); }
 void set_arch_cap(Arch value) { cap.store(value, std::memory_order_relaxed); }
 
-const char* Place::name() const {
-  return gpu_ ? arch_name(arch_) : isa_name(isa_);
-}
+const char* Place::name() const { return gpu_ ? arch_name(arch_) : isa_name(isa_); }
 
 const char* Place::rejection(Target target) const {
   if (!gpu_) {
