@@ -158,13 +158,12 @@ cudaError_t backward_weight(const Conv2dBackwardParams& p, cudaStream_t stream) 
   return status == cudaSuccess ? conv2d_backward_reduce_cuda(p, slices, stream) : status;
 }
 
-// What a gradient with a stride is computed by: its addresses leave room for smaller warps alone.
+// What a gradient with a stride is computed by: its addresses leave no room for TF32's warps.
 template <class Arithmetic>
 struct Strided : Arithmetic {};
 template <>
-struct Strided<Float32Products> : Float32Products {
-  using Tile = cutlass::gemm::GemmShape<128, 64, 16>;
-  using Warp = cutlass::gemm::GemmShape<32, 32, 16>;
+struct Strided<Tf32Products> : Tf32Products {
+  using Warp = Float32Products::Warp;
 };
 
 template <class Arithmetic>
