@@ -33,9 +33,10 @@ struct SplitFloat32 {
 };
 
 // Whether numbers with this largest magnitude can be split: one above overflows on the way or is
-// infinite, and the parts of those below lose bits to the end of the exponents. NaN is no matter.
+// infinite, and products of two below, or their smaller parts, end among the subnormals. NaN is no
+// matter.
 PYOPS_HOST_DEVICE inline bool splits(float largest) {
-  constexpr float kLeast = 0x1p-90f, kMost = 0x1p113f;
+  constexpr float kLeast = 0x1p-60f, kMost = 0x1p113f;
   return largest == 0 || (largest >= kLeast && largest <= kMost);
 }
 
