@@ -98,39 +98,51 @@ def _both(stem: str, *ways: str) -> tuple[str, ...]:
     return f"{stem}_forward_{forward}", f"{stem}_backward_{backward}"
 
 
+HALF, FLOAT = torch.bfloat16, torch.float32
+POOL, LINEAR, CONV = "max_pool2d", "linear_relu", "conv2d_relu"
+CONV_POOL, ATTENTION = "conv2d_relu_max_pool2d", "scaled_dot_product_attention"
+ROWS, WIDE = dict(n=37, i=72, o=40), IMAGES | dict(c=40)
 CALLS = [
-    Call("max_pool2d", POOLED | ODD, _both("max_pool2d", "cuda")),
-    Call("max_pool2d", POOLED | SQUARE, _both("max_pool2d", "strips_cuda")),
-    Call("max_pool2d", POOLED | SQUARE, _both("max_pool2d", "channels_cuda"), format=LAST),
-    Call("linear_relu", dict(n=37, i=65, o=9), _both("linear", "cuda")),
-    Call("linear_relu", dict(n=37, i=72, o=40), _both("linear", "tensorop_cuda")),
+    Call(POOL, POOLED | ODD, _both("max_pool2d", "cuda")),
+    Call(POOL, POOLED | SQUARE, _both("max_pool2d", "strips_cuda")),
+    Call(POOL, POOLED | SQUARE, _both("max_pool2d", "channels_cuda"), HALF, LAST),
+    Call(LINEAR, dict(n=37, i=65, o=9), _both("linear", "cuda")),
+    Call(LINEAR, ROWS, _both("linear", "tensorop_cuda")),
+    Call(LINEAR, ROWS, _both("linear", "tf32_cuda"), FLOAT, precision="high"),
+    Call(LINEAR, ROWS, _both("linear", "3xtf32_cuda"), FLOAT),
+    Call(LINEAR, ROWS, _both("linear", "sm90"), arch="sm_90"),
+    Call(CONV, IMAGES, _both("conv2d", "cuda")),
+    Call(CONV, DEPTHWISE, _both("conv2d", "depthwise_cuda"), HALF, LAST),
+    Call(CONV, IMAGES, _both("conv2d", "tensorop_cuda"), HALF, LAST),
+    Call(CONV, IMAGES, _both("conv2d", "tf32_cuda"), FLOAT, LAST, precision="high"),
+    Call(CONV, IMAGES, _both("conv2d", "3xtf32_cuda"), FLOAT, LAST),
+    Call(CONV, WIDE, _both("conv2d", "sm90"), HALF, LAST, arch="sm_90"),
+    Call(CONV_POOL, IMAGES | dict(c=3, kernel_size=3, pool_stride=2), _both("conv2d_pool", "cuda")),
+    Call(CONV_POOL, IMAGES | dict(c=3), _both("conv2d_pool", "fused_cuda", "cuda")),
+    Call(CONV_POOL, IMAGES, _both("conv2d_pool", "tensorop_cuda", "cuda"), HALF, LAST),
     Call(
-        "linear_relu", dict(n=37, i=72, o=40), _both("linear", "sm90", "tensorop_cuda"),
-        arch="sm_90",
+        CONV_POOL, IMAGES, _both("conv2d_pool", "tf32_cuda", "cuda"), FLOAT, LAST, precision="high"
     ),
-    Call("conv2d_relu", IMAGES, _both("conv2d", "cuda")),
-    Call("conv2d_relu", DEPTHWISE, _both("conv2d", "depthwise_cuda"), format=LAST),
-    Call("conv2d_relu", IMAGES, _both("conv2d", "tensorop_cuda"), format=LAST),
+    Call(CONV_POOL, IMAGES, _both("conv2d_pool", "3xtf32_cuda", "cuda"), FLOAT, LAST),
+    Call(CONV_POOL, WIDE, _both("conv2d_pool", "sm90", "cuda"), HALF, LAST, arch="sm_90"),
+    Call(ATTENTION, HEADS | dict(d=24, mask=True), _both("attention", "cuda")),
     Call(
-        "conv2d_relu_max_pool2d",
-        IMAGES | dict(c=3, kernel_size=3, pool_stride=2),
-        _both("conv2d_pool", "cuda"),
-    ),
-    Call("conv2d_relu_max_pool2d", IMAGES | dict(c=3), _both("conv2d_pool", "fused_cuda", "cuda")),
-    Call(
-        "conv2d_relu_max_pool2d", IMAGES, _both("conv2d_pool", "tensorop_cuda", "cuda"),
-        format=LAST,
-    ),
-    Call("scaled_dot_product_attention", HEADS | dict(d=24, mask=True), _both("attention", "cuda")),
-    Call(
-        "scaled_dot_product_attention",
+        ATTENTION,
         HEADS | dict(d=40, kv_heads=2, is_causal=True),
         _both("attention", "tensorop_cuda", "cuda"),
     ),
-    Call("lstm", SEQUENCES, _both("rnn", "resident_cuda", "tensorop_cuda")),
-    Call("gru", SEQUENCES | dict(lengths=(5, 3, 2)), _both("rnn", "tensorop_cuda")),
-    Call("lstm", SEQUENCES | dict(i=15, lengths=(5, 3, 2)), _both("rnn", "cuda")),
-]  # fmt: skip
+    Call("gru", SEQUENCES | dict(h=20, lengths=(5, 3, 2)), _both("rnn", "resident_cuda")),
+    Call("lstm", SEQUENCES | dict(lengths=(5, 3, 2)), _both("rnn", "resident_tensorop_cuda")),
+    Call("lstm", SEQUENCES, _both("rnn", "resident_tensorop_cuda", "resident_sm90"), arch="sm_90"),
+    Call(
+        "lstm",
+        SEQUENCES | dict(t=130, layers=2),
+        _both("rnn", "wavefront_cuda", "resident_cuda"),
+        FLOAT,
+    ),
+    Call("gru", SEQUENCES | dict(t=1), _both("rnn", "tensorop_cuda")),
+    Call("lstm", SEQUENCES | dict(t=1, i=15), _both("rnn", "cuda")),
+]
 
 
 def reachable() -> list[Call]:
