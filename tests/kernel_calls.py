@@ -89,6 +89,7 @@ DEPTHWISE = dict(n=2, c=16, o=16, hw=(13, 15), k=3, padding=1, groups=16)
 POOLED = dict(n=2, c=16, hw=(33, 35))
 SQUARE, ODD = (dict(k=3, stride=2, padding=1), dict(k=(5, 3), stride=3, padding=1))
 SEQUENCES = dict(t=5, b=3, i=16, h=24)
+PACKED, STACKED = SEQUENCES | dict(lengths=(5, 3, 2)), SEQUENCES | dict(t=130, layers=2)
 HEADS = dict(b=2, h=4, l=70, s=131)
 
 
@@ -131,18 +132,13 @@ CALLS = [
         HEADS | dict(d=40, kv_heads=2, is_causal=True),
         _both("attention", "tensorop_cuda", "cuda"),
     ),
-    Call("gru", SEQUENCES | dict(h=20, lengths=(5, 3, 2)), _both("rnn", "resident_cuda")),
-    Call("lstm", SEQUENCES | dict(lengths=(5, 3, 2)), _both("rnn", "resident_tensorop_cuda")),
-    Call("lstm", SEQUENCES, _both("rnn", "resident_tensorop_cuda", "resident_sm90"), arch="sm_90"),
-    Call(
-        "lstm",
-        SEQUENCES | dict(t=130, layers=2),
-        _both("rnn", "wavefront_cuda", "resident_cuda"),
-        FLOAT,
-    ),
-    Call("gru", SEQUENCES | dict(t=1), _both("rnn", "tensorop_cuda")),
-    Call("lstm", SEQUENCES | dict(t=1, i=15), _both("rnn", "cuda")),
-]
+    Call("lstm", SEQUENCES, _both("rnn", "resident_tensorop_cuda")),
+    Call("gru", PACKED, _both("rnn", "resident_tensorop_cuda", "resident_sm90"), arch="sm_90"),
+    Call("gru", PACKED, _both("rnn", "resident_cuda"), FLOAT),
+    Call("lstm", STACKED, _both("rnn", "wavefront_cuda", "resident_cuda"), FLOAT),
+    Call("gru", SEQUENCES | dict(b=129), _both("rnn", "tensorop_cuda")),
+    Call("lstm", SEQUENCES | dict(b=129, i=15), _both("rnn", "cuda")),
+]  # fmt: skip
 
 
 def reachable() -> list[Call]:

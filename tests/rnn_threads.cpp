@@ -71,6 +71,7 @@ RnnBackwardParams backward_params(const int64_t* shape, const int64_t* offsets, 
           t[21],
           t[22],
           t[23],
+          nullptr,
           nullptr};
 }
 

@@ -100,6 +100,7 @@ struct RnnBackwardParams : RnnShape {
   void* grad_out;  // (N, R) with a projection: the gradient of y, also by way of the later steps
   void* carry;     // (B, H), in the type arithmetic is done in: what passes a step by its products
   void* arrivals;  // as in the forward
+  void* sums;      // Hopper's products over all rows, of the bytes they ask for below
 };
 
 void rnn_forward_scalar(const RnnParams& params);
@@ -125,5 +126,9 @@ cudaError_t rnn_backward_cuda(const RnnBackwardParams& params, cudaStream_t stre
 // backward.
 cudaError_t rnn_forward_inputs_cuda(const RnnParams& params, cudaStream_t stream);
 cudaError_t rnn_backward_sums_cuda(const RnnBackwardParams& params, cudaStream_t stream);
+int64_t rnn_backward_sums_bytes_sm90(const RnnBackwardParams& params);
+// grad (N, columns) in half precision, aligned to 16 bytes, to bias (columns)
+cudaError_t rnn_backward_bias_cuda(Dtype dtype, const void* grad, void* bias, int64_t rows,
+                                   int64_t columns, cudaStream_t stream);
 
 }  // namespace pyops

@@ -72,6 +72,7 @@ struct Forward {
 
 template <bool kTensorop>
 struct Backward {
+  Dtype dtype;
   cudaStream_t stream;
   cudaError_t status = cudaSuccess;
 
@@ -98,8 +99,7 @@ struct Backward {
       run<Gemm>({rows, width, depth, grad, by, nullptr, weight, rows, width, width});
     }
     if (bias == nullptr || status != cudaSuccess) return;
-    const ColumnSums<T> sums{static_cast<const T*>(grad), static_cast<T*>(bias), depth, rows};
-    status = launch(rnn_backward_bias_kernel<T>, sums.blocks() * kBlock, stream, sums);
+    status = rnn_backward_bias_cuda(dtype, grad, bias, depth, rows, stream);
   }
 
  private:
@@ -144,9 +144,19 @@ cudaError_t rnn_forward_inputs_cuda(const RnnParams& p, cudaStream_t stream) {
 }
 
 cudaError_t rnn_backward_cuda(const RnnBackwardParams& p, cudaStream_t stream) {
-  Backward<false> run{stream};
+  Backward<false> run{p.dtype, stream};
   dispatch_cell(p, [&]<class Cell, class T>(Cell, T) { rnn_backward_products<Cell, T>(p, run); });
   return run.status;
+}
+
+cudaError_t rnn_backward_bias_cuda(Dtype dtype, const void* grad, void* bias, int64_t rows,
+                                   int64_t columns, cudaStream_t stream) {
+  cudaError_t status = cudaErrorInvalidValue;
+  dispatch_dtype<kHalfTypes>(dtype, [&]<class T>(T) {
+    const ColumnSums<T> sums{static_cast<const T*>(grad), static_cast<T*>(bias), rows, columns};
+    status = launch(rnn_backward_bias_kernel<T>, sums.blocks() * kBlock, stream, sums);
+  });
+  return status;
 }
 
 cudaError_t rnn_backward_sums_cuda(const RnnBackwardParams& p, cudaStream_t stream) {
@@ -157,15 +167,15 @@ cudaError_t rnn_backward_sums_cuda(const RnnBackwardParams& p, cudaStream_t stre
       status = run.status;
     };
     if constexpr (sizeof(T) == 2) {
-      if (suits_tensorop(p)) return sum_by(Backward<true>{stream});
+      if (suits_tensorop(p)) return sum_by(Backward<true>{p.dtype, stream});
     }
-    sum_by(Backward<false>{stream});
+    sum_by(Backward<false>{p.dtype, stream});
   });
   return status;
 }
 
 cudaError_t rnn_backward_tensorop_cuda(const RnnBackwardParams& p, cudaStream_t stream) {
-  Backward<true> run{stream};
+  Backward<true> run{p.dtype, stream};
   dispatch_cell<kHalfTypes>(
       p, [&]<class Cell, class T>(Cell, T) { rnn_backward_products<Cell, T>(p, run); });
   return run.status;

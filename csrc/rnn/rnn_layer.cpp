@@ -61,6 +61,19 @@ RnnOutputs rnn_layer_forward(const RnnLayer& layer) {
   return call.outputs();
 }
 
+// What Hopper's products over all rows keep besides their results.
+int64_t sums_bytes([[maybe_unused]] const RnnBackwardParams& p,
+                   [[maybe_unused]] const Tensor& input) {
+  if constexpr (kBuiltWithCuda) {
+    const bool on_hopper = input.is_cuda() && target_of_gpu(input.device()).capability == 90;
+    const bool half = (dtype_bit(p.dtype) & kHalfTypes) != 0;
+    if (on_hopper && half && suits_clusters(p) && suits_tensorop(p)) {
+      return rnn_backward_sums_bytes_sm90(p);
+    }
+  }
+  return 0;
+}
+
 Gradients rnn_layer_backward(const RnnLayerBackward& layer) {
   check_rnn_layer(layer);
   const RnnOffsets offsets = offsets_of(layer);
@@ -107,6 +120,9 @@ Gradients rnn_layer_backward(const RnnLayerBackward& layer) {
   if (params.projects()) params.grad_out = work({rows, params.output}, options);
   params.carry = work({params.batch, params.hidden}, accumulate_type(layer.input));
   params.arrivals = work.arrivals();
+  if (const int64_t bytes = sums_bytes(params, layer.input)) {
+    params.sums = work({bytes}, options.dtype(at::kByte));
+  }
   const char* op = layer.c0 ? "lstm_backward" : "gru_backward";
   serve(op, kBackward, params, {layer.input, layer.h0, layer.w_ih, layer.w_hh});
   return std::tuple_cat(grads);

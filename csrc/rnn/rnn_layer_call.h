@@ -41,7 +41,7 @@ class Workspaces {
 
  private:
   const Tensor& like_;
-  c10::SmallVector<Tensor, 6> all_;
+  c10::SmallVector<Tensor, 7> all_;
 };
 
 // A forward of a layer that lives as long: its results, still to be written, and all else that the

@@ -4,7 +4,9 @@
 // sequences, 12 KiB of gradients to a block as in the forward, and 0.3 µs for the cluster.
 #include <cooperative_groups.h>
 
+#include "gemm/gemm_sm90.h"
 #include "rnn/rnn_resident_tensorop.cuh"
+#include "rnn/rnn_tensorop.h"
 
 namespace pyops {
 namespace {
@@ -41,14 +43,58 @@ struct Backward {
       rnn_backward_cluster_tensorop_kernel<Sweep, kTiling.tiles, kTiling.octets>;
 };
 
+GemmSm90Params weight_product(const RnnBackwardParams& p, const void* grad, const void* by,
+                              int64_t width, void* weight) {
+  const int64_t gates = resident_depth(p);
+  return {p.dtype, gates, width, p.rows(), grad, by, weight};
+}
+
+// The products over all rows, by WGMMA; after an error nothing more.
+struct Sums {
+  const RnnBackwardParams& p;
+  cudaStream_t stream;
+  cudaError_t status = cudaSuccess;
+
+  template <class Cell, class T>
+  void operator()(const RnnInputGradient<Cell, T>& product) {
+    status = gemm_nn_sm90(
+        {p.dtype, product.rows, product.columns, product.depth, p.from_x, p.w_ih, p.grad_x},
+        stream);
+  }
+  template <class T>
+  void operator()(const RnnWeightGradient<T>& product) {
+    const auto& [grad, by, weight, bias, rows, width, depth, begin, columns] = product;
+    if (weight != nullptr && status == cudaSuccess) {
+      status = gemm_tn_sm90(weight_product(p, grad, by, width, weight), p.sums, stream);
+    }
+    if (bias != nullptr && status == cudaSuccess) {
+      status = rnn_backward_bias_cuda(p.dtype, grad, bias, depth, rows, stream);
+    }
+  }
+  template <class Cell, class T>
+  void operator()(const RnnProjectionGradient<Cell, T>&) {
+    status = cudaErrorInvalidValue;  // no cluster takes a projection
+  }
+};
+
 }  // namespace
+
+int64_t rnn_backward_sums_bytes_sm90(const RnnBackwardParams& p) {
+  return std::max(
+      gemm_tn_workspace_sm90(weight_product(p, p.from_x, p.x, p.input, p.grad_w_ih)),
+      gemm_tn_workspace_sm90(weight_product(p, p.from_h, p.previous, p.output, p.grad_w_hh)));
+}
 
 cudaError_t rnn_backward_resident_sm90(const RnnBackwardParams& p, cudaStream_t stream) {
   cudaError_t status = cudaErrorInvalidValue;
   dispatch_cell<kHalfTypes>(p, [&]<class Cell, class T>(Cell, T) {
     status = launch_tensor_steps<Backward, RnnBackwardSweep<Cell, T>, kClusterTilings>(p, stream);
+    if (status != cudaSuccess || !suits_tensorop(p)) return;
+    Sums sums{p, stream};
+    rnn_backward_sums<Cell, T>(p, sums);
+    status = sums.status;
   });
-  return status == cudaSuccess ? rnn_backward_sums_cuda(p, stream) : status;
+  return status == cudaSuccess && !suits_tensorop(p) ? rnn_backward_sums_cuda(p, stream) : status;
 }
 
 }  // namespace pyops
