@@ -74,6 +74,7 @@ void attention_forward_scalar(const AttentionParams& params);
 void attention_forward_avx2(const AttentionParams& params);
 void attention_forward_avx512(const AttentionParams& params);
 void attention_forward_amx(const AttentionParams& params);
+cudaError_t attention_forward_sm90(const AttentionParams& params, cudaStream_t stream);
 cudaError_t attention_forward_tensorop_cuda(const AttentionParams& params, cudaStream_t stream);
 cudaError_t attention_forward_cuda(const AttentionParams& params, cudaStream_t stream);
 bool attention_forward_amx_takes(const AttentionParams& params);

@@ -42,6 +42,46 @@ struct OnlineSoftmax {
   PYOPS_HOST_DEVICE Acc row_scale() const { return sum == 0 ? Acc{0} : 1 / sum; }
 };
 
+PYOPS_HOST_DEVICE inline float power_of_two(float x) {
+#ifdef __CUDA_ARCH__
+  float power;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x));
+  return power;
+#else
+  return std::exp2(x);
+#endif
+}
+
+// The same softmax by powers of two, for scores that are products times a positive scale:
+// exp(scale·product - max) = 2^(product·factor - offset), one multiply-add and one instruction.
+// Forward and backward find the offset from the same maximum: its rounding cancels.
+struct ScaledExponents {
+  float scale, factor;
+
+  PYOPS_HOST_DEVICE explicit ScaledExponents(double scale_)
+      : scale(static_cast<float>(scale_)), factor(static_cast<float>(scale_ * kLog2OfE)) {}
+
+  // Finite for the lowest maximum: what is masked stays -inf.
+  PYOPS_HOST_DEVICE static float offset(float max) {
+    const float wanted = max * static_cast<float>(kLog2OfE);
+    return wanted < lowest<float>() ? lowest<float>() : wanted;
+  }
+  PYOPS_HOST_DEVICE float weight(float product, float offset) const {
+    return power_of_two(std::fma(product, factor, -offset));
+  }
+  // OnlineSoftmax::raise_max, given the largest product.
+  PYOPS_HOST_DEVICE float raise_max(OnlineSoftmax<float>& softmax, float product) const {
+    const float before = offset(softmax.max), most = product * scale;
+    softmax.max = most > softmax.max ? most : softmax.max;
+    const float shrink = power_of_two(before - offset(softmax.max));
+    softmax.sum *= shrink;
+    return shrink;
+  }
+
+ private:
+  static constexpr double kLog2OfE = 1.4426950408889634;
+};
+
 // How many of the keys s0, s0 + 1, …, s0 + keys - 1 query `l` may see (top-left alignment).
 PYOPS_HOST_DEVICE inline int64_t visible_keys(bool is_causal, int64_t l, int64_t s0, int64_t keys) {
   if (!is_causal) return keys;

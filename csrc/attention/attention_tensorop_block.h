@@ -74,11 +74,6 @@ struct AttentionTensorForward {
   }
   PYOPS_HOST_DEVICE static int column_of(int thread) { return thread % 4 * 2; }
 
-  PYOPS_HOST_DEVICE static uint32_t pair(T low, T high) {
-    return low.bits | static_cast<uint32_t>(high.bits) << 16;
-  }
-  PYOPS_HOST_DEVICE static uint32_t pair(float low, float high) { return pair(T(low), T(high)); }
-
   PYOPS_HOST_DEVICE void start(int thread, State& state) const {
     const Strip<T> q(p.q, b, h, l0, p.queries, p.dim);
     const auto at = [&](int row, int column) {
@@ -87,7 +82,7 @@ struct AttentionTensorForward {
     PYOPS_UNROLL for (int i = 0; i < kD / 16; ++i) {
       PYOPS_UNROLL for (int x = 0; x < 4; ++x) {
         const int row = row_of(thread) + x % 2 * 8, column = 16 * i + x / 2 * 8 + column_of(thread);
-        state.q[i][x] = pair(at(row, column), at(row, column + 1));
+        state.q[i][x] = word_of(at(row, column), at(row, column + 1));
       }
     }
     PYOPS_UNROLL for (int n = 0; n < kD / 8; ++n) {
@@ -173,7 +168,7 @@ struct AttentionTensorForward {
     PYOPS_UNROLL for (int i = 0; i < kKeys / 16; ++i) {
       PYOPS_UNROLL for (int x = 0; x < 4; ++x) {
         const float (&from)[4] = state.scores[2 * i + x / 2];
-        state.weights[i][x] = pair(from[x % 2 * 2], from[x % 2 * 2 + 1]);
+        state.weights[i][x] = word_of<T>(from[x % 2 * 2], from[x % 2 * 2 + 1]);
       }
     }
   }

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include "core/host_device.h"
 
@@ -91,6 +92,26 @@ struct Float16 {
 #endif
   }
 };
+
+// Two numbers of 16 bits as one word, the first in its low half.
+template <class T>
+PYOPS_HOST_DEVICE inline uint32_t word_of(T low, T high) {
+  return low.bits | static_cast<uint32_t>(high.bits) << 16;
+}
+template <class T>
+PYOPS_HOST_DEVICE inline uint32_t word_of(float low, float high) {
+#ifdef __CUDA_ARCH__
+  uint32_t word;
+  if constexpr (std::is_same_v<T, BFloat16>) {
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
+  } else {
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
+  }
+  return word;
+#else
+  return word_of(T(low), T(high));
+#endif
+}
 
 // The type arithmetic is done in.
 template <class T>

@@ -8,6 +8,13 @@
 #define PYOPS_HOST_DEVICE __attribute__((always_inline))
 #endif
 
+// Marks what a GPU alone runs, in registers throughout; compiled without nvcc it runs in tests.
+#ifdef __CUDACC__
+#define PYOPS_DEVICE __device__ __forceinline__
+#else
+#define PYOPS_DEVICE __attribute__((always_inline))
+#endif
+
 #ifdef __CUDA_ARCH__
 #define PYOPS_UNROLL _Pragma("unroll")
 #define PYOPS_ROLL _Pragma("unroll 1")

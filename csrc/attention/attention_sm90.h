@@ -1,0 +1,41 @@
+// What attention takes that is loaded by TMA and multiplied by WGMMA.
+#pragma once
+
+#include <algorithm>
+#include <limits>
+
+#include "attention/attention.h"
+#include "core/pack.h"
+
+namespace pyops {
+
+// TMA steps by multiples of 16 bytes, not by 0, less than 2^40; a dimension of one has no step.
+inline bool suits_tma(const ConstRows& t, int64_t batch, int64_t heads, int64_t rows) {
+  const auto suits = [](int64_t size, int64_t stride) {
+    return size == 1 || (stride > 0 && stride % 8 == 0 && stride < int64_t{1} << 39);
+  };
+  return is_pack_aligned(t.data) && suits(batch, t.b) && suits(heads, t.h) && suits(rows, t.row);
+}
+inline bool suits_tma(const Rows& t, int64_t batch, int64_t heads, int64_t rows) {
+  return suits_tma(ConstRows{t.data, t.b, t.h, t.row}, batch, heads, rows);
+}
+
+// Products are compared before they are scaled, by a scale that is therefore positive.
+inline bool suits_attention_sm90(const AttentionShape& p, const AttentionMask& mask) {
+  constexpr int64_t kMost = std::numeric_limits<int32_t>::max() - 256;
+  const auto suits = [](int64_t n) { return n % 8 == 0 && 0 < n && n <= 128; };
+  return suits(p.dim) && suits(p.value_dim) && mask.kind == MaskKind::kNone && p.dropout_p == 0 &&
+         static_cast<float>(p.scale) > 0 && p.scale <= 1e30 &&
+         std::max({p.queries, p.keys, p.batch, p.heads}) <= kMost;
+}
+inline bool suits_attention_sm90(const AttentionParams& p) {
+  return suits_attention_sm90(p, p.mask) && suits_tma(p.q, p.batch, p.heads, p.queries) &&
+         suits_tma(p.k, p.batch, p.kv_heads, p.keys) &&
+         suits_tma(p.v, p.batch, p.kv_heads, p.keys) &&
+         suits_tma(p.out, p.batch, p.heads, p.queries);
+}
+inline constexpr const char* kSuitsAttentionSm90 =
+    "D and E in multiples of 8 up to 128, no mask, no dropout, a positive scale, strides in "
+    "multiples of 16 bytes";
+
+}  // namespace pyops
