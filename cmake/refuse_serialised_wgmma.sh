@@ -4,5 +4,5 @@
 remarks=$("$@" 2>&1)
 status=$?
 [ -z "$remarks" ] || printf '%s\n' "$remarks" >&2
-case $remarks in *C7510*) exit 1 ;; esac
+case $remarks in *C751[0-9]*) exit 1 ;; esac
 exit $status

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <limits>
 
+#include "attention/attention_sm90.h"
 #include "attention/attention_tensorop.h"
 #include "core/torch.h"
 
@@ -12,6 +13,8 @@ namespace {
 constexpr DtypeSet kFloat32Based = kFloat32 | kHalfTypes;
 constexpr Candidate<AttentionParams> kForward[] = {
 #ifdef PYOPS_CUDA
+    {"attention_forward_sm90", Arch::kSm90, kHalfTypes, attention_forward_sm90,
+     suits_attention_sm90, kSuitsAttentionSm90},
     {"attention_forward_tensorop_cuda", Arch::kSm80, kHalfTypes, attention_forward_tensorop_cuda,
      suits_attention_tensorop, kSuitsAttentionTensorop},
     {"attention_forward_cuda", Arch::kSm80, kAnyFloat, attention_forward_cuda},
@@ -24,6 +27,8 @@ constexpr Candidate<AttentionParams> kForward[] = {
 };
 constexpr Candidate<AttentionBackwardParams> kBackward[] = {
 #ifdef PYOPS_CUDA
+    {"attention_backward_sm90", Arch::kSm90, kHalfTypes, attention_backward_sm90,
+     suits_attention_sm90, kSuitsAttentionSm90},
     {"attention_backward_cuda", Arch::kSm80, kAnyFloat, attention_backward_cuda},
 #endif
     {"attention_backward_amx", Isa::kAmx, kBFloat16, attention_backward_amx,
@@ -155,7 +160,8 @@ Gradients backward(const Tensor& grad_out, const Tensor& query, const Tensor& ke
     return wanted[i] || !q.is_cuda() ? empty_like_rows(like) : Tensor();
   };
   Tensor grad_q = make(0, q), grad_k = make(1, k), grad_v = make(2, v);
-  const Tensor grad_dot_out = q.is_cuda() ? at::empty_like(max) : Tensor();
+  const Tensor row_sums = q.is_cuda() ? at::empty(attention_row_sums(q.size(0), q.size(1), q.size(2)), max.options())
+                                      : Tensor();
   const Tensor sum_mask = wanted[3] ? at::zeros(mask->sizes(), accumulator_options(q)) : Tensor();
   if (row_max.numel() == 0 || k.size(2) == 0) {
     for (const Tensor& t : {grad_q, grad_k, grad_v}) {
@@ -175,7 +181,7 @@ Gradients backward(const Tensor& grad_out, const Tensor& query, const Tensor& ke
                                          mutable_rows_of(grad_k),
                                          mutable_rows_of(grad_v),
                                          gradient_of(sum_mask),
-                                         q.is_cuda() ? grad_dot_out.mutable_data_ptr() : nullptr};
+                                         q.is_cuda() ? row_sums.mutable_data_ptr() : nullptr};
     serve("scaled_dot_product_attention_backward", kBackward, params, {q, k, v});
   }
   return {wanted[0] ? grad_q : Tensor(), wanted[1] ? grad_k : Tensor(),

@@ -67,8 +67,14 @@ struct AttentionBackwardParams : AttentionShape {
   const void *row_max, *row_scale;  // as the forward left them
   Rows grad_q, grad_k, grad_v;      // as q, k, v; on a GPU null where not wanted
   AttentionMaskGradient grad_mask;
-  void* grad_dot_out;  // (B, H, L) of type acc_t for a kernel's own use; null on the CPU
+  void* row_sums;  // attention_row_sums() of type acc_t for a kernel's own use; null on the CPU
 };
+
+// Two a query, of L rounded up to whole tiles.
+inline constexpr int64_t kRowSumsTile = 128;
+constexpr int64_t attention_row_sums(int64_t batch, int64_t heads, int64_t queries) {
+  return 2 * batch * heads * ((queries + kRowSumsTile - 1) / kRowSumsTile * kRowSumsTile);
+}
 
 void attention_forward_scalar(const AttentionParams& params);
 void attention_forward_avx2(const AttentionParams& params);
@@ -83,6 +89,7 @@ void attention_backward_scalar(const AttentionBackwardParams& params);
 void attention_backward_avx2(const AttentionBackwardParams& params);
 void attention_backward_avx512(const AttentionBackwardParams& params);
 void attention_backward_amx(const AttentionBackwardParams& params);
+cudaError_t attention_backward_sm90(const AttentionBackwardParams& params, cudaStream_t stream);
 cudaError_t attention_backward_cuda(const AttentionBackwardParams& params, cudaStream_t stream);
 bool attention_backward_amx_takes(const AttentionBackwardParams& params);
 

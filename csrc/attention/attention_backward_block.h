@@ -7,7 +7,7 @@
 
 namespace pyops {
 
-// grad_dot_out = rowsum(grad_out ∘ out): 16 threads a row.
+// row_sums = rowsum(grad_out ∘ out): 16 threads a row.
 template <class T>
 struct AttentionRowSums {
   using Acc = acc_t<T>;
@@ -47,7 +47,7 @@ struct AttentionRowSums {
       if (thread >= kSide || row >= p.batch * p.heads * p.queries) return;
       Acc sum = 0;
       PYOPS_UNROLL for (int lane = 0; lane < kSide; ++lane) sum += shared.rows[thread][lane];
-      static_cast<Acc*>(p.grad_dot_out)[row] = sum;
+      static_cast<Acc*>(p.row_sums)[row] = sum;
     });
   }
 };
@@ -112,7 +112,7 @@ struct AttentionGradientTile {
     const Acc max = static_cast<const Acc*>(p.row_max)[row];
     const Acc scale = static_cast<const Acc*>(p.row_scale)[row];
     const Acc dot =
-        kOf == GradientOf::kValue ? Acc(0) : static_cast<const Acc*>(p.grad_dot_out)[row];
+        kOf == GradientOf::kValue ? Acc(0) : static_cast<const Acc*>(p.row_sums)[row];
     Acc kept[kPiece];
     PYOPS_UNROLL for (int y = 0; y < kPiece; ++y) kept[y] = 1;
     if (p.dropout_p != 0) dropout.factors_apart(row, first, kept);

@@ -130,23 +130,16 @@ __global__ void __launch_bounds__((1 + Algorithm::kConsumers) * kWarpgroup, 1)
       arguments, *reinterpret_cast<ForwardShared<Algorithm>*>(storage));
 }
 
-MappedTensor mapped(const AttentionParams& p, const ConstRows& t, int64_t heads, int64_t rows,
-                    int64_t columns) {
-  return {p.dtype, t.data, p.batch, heads, rows, columns, t.b, t.h, t.row};
-}
-
 template <class T, int kD>
 cudaError_t run(const AttentionParams& p, cudaStream_t stream) {
   using Algorithm = AttentionWarpgroupForward<T, kD>;
   ForwardArguments arguments{p, {}, {}, {}};
-  cudaError_t status = encode_tensor_map(mapped(p, p.q, p.heads, p.queries, p.dim), kWarpgroupRows,
-                                         &arguments.q);
+  cudaError_t status =
+      map_rows(p, p.q, p.heads, p.queries, p.dim, kWarpgroupRows, &arguments.q);
   if (status != cudaSuccess) return status;
-  status = encode_tensor_map(mapped(p, p.k, p.kv_heads, p.keys, p.dim), Algorithm::kKeys,
-                             &arguments.k);
+  status = map_rows(p, p.k, p.kv_heads, p.keys, p.dim, Algorithm::kKeys, &arguments.k);
   if (status != cudaSuccess) return status;
-  status = encode_tensor_map(mapped(p, p.v, p.kv_heads, p.keys, p.value_dim), Algorithm::kKeys,
-                             &arguments.v);
+  status = map_rows(p, p.v, p.kv_heads, p.keys, p.value_dim, Algorithm::kKeys, &arguments.v);
   if (status != cudaSuccess) return status;
   return launch_warpgroups<Algorithm, ForwardShared<Algorithm>>(
       attention_forward_sm90_kernel<Algorithm>, arguments, stream);

@@ -93,11 +93,24 @@ struct AttentionWarpgroupForward {
     }
   }
 
-  // Products of the i-th key tile become weights.
+  // Products of the i-th key tile become weights. Two copies of the code, that with a mask and that
+  // without, meet behind it: the end of a branch is what keeps the compiler from first waiting for
+  // the sum that runs meanwhile.
   template <class Team>
   PYOPS_DEVICE void soften(int64_t l0, int i, Team& team) const {
-    team.alone([&](int thread, State& state) {
-      hide_keys<kKeys>(p, l0, int64_t{i} * kKeys, thread, state.scores);
+    const int64_t s0 = int64_t{i} * kKeys;
+    if (hides_keys<kKeys>(p, l0, s0)) {
+      team.alone([&](int thread, State& state) {
+        hide_keys<kKeys>(p, l0, s0, thread, state.scores);
+      });
+      soften(team);
+    } else {
+      soften(team);
+    }
+  }
+  template <class Team>
+  PYOPS_DEVICE void soften(Team& team) const {
+    team.alone([](int, State& state) {
       PYOPS_UNROLL for (int r = 0; r < 2; ++r) {
         float most = -INFINITY;
         PYOPS_UNROLL for (int n = 0; n < kKeys / 8; ++n) {

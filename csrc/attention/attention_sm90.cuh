@@ -53,6 +53,12 @@ struct WarpgroupTeam {
   }
 };
 
+inline cudaError_t map_rows(const AttentionShape& p, const ConstRows& t, int64_t heads,
+                            int64_t rows, int64_t columns, int box_rows, CUtensorMap* map) {
+  return encode_tensor_map({p.dtype, t.data, p.batch, heads, rows, columns, t.b, t.h, t.row},
+                           box_rows, map);
+}
+
 // Loads a tile of kRows rows and kD columns in boxes of kBoxRows.
 template <class T, int kRows, int kD, int kBoxRows>
 PYOPS_DEVICE void load_boxes(const CUtensorMap& map, int64_t b, int64_t h, int64_t row, T* tile,

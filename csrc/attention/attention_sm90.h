@@ -34,6 +34,17 @@ inline bool suits_attention_sm90(const AttentionParams& p) {
          suits_tma(p.v, p.batch, p.kv_heads, p.keys) &&
          suits_tma(p.out, p.batch, p.heads, p.queries);
 }
+inline bool suits_attention_sm90(const AttentionBackwardParams& p) {
+  const auto suits_queries = [&](const auto& t) {
+    return t.data == nullptr || suits_tma(t, p.batch, p.heads, p.queries);
+  };
+  const auto suits_keys = [&](const auto& t) {
+    return t.data == nullptr || suits_tma(t, p.batch, p.kv_heads, p.keys);
+  };
+  return suits_attention_sm90(p, p.mask) && suits_queries(p.q) && suits_queries(p.out) &&
+         suits_queries(p.grad_out) && suits_queries(p.grad_q) && suits_keys(p.k) &&
+         suits_keys(p.v) && suits_keys(p.grad_k) && suits_keys(p.grad_v);
+}
 inline constexpr const char* kSuitsAttentionSm90 =
     "D and E in multiples of 8 up to 128, no mask, no dropout, a positive scale, strides in "
     "multiples of 16 bytes";

@@ -32,12 +32,16 @@ struct WarpgroupTile {
   }
 };
 
-// Scores of queries from `l0` on with keys from `s0` on: -inf where there is no key, or none that
-// the query may see.
+// Whether some of the queries from `l0` on may not see some of the kKeys keys from `s0` on.
+template <int kKeys>
+PYOPS_DEVICE bool hides_keys(const AttentionShape& p, int64_t l0, int64_t s0) {
+  return s0 + kKeys > p.keys || (p.is_causal && s0 + kKeys - 1 > l0);
+}
+
+// Their scores become -inf.
 template <int kKeys>
 PYOPS_DEVICE void hide_keys(const AttentionShape& p, int64_t l0, int64_t s0, int thread,
                             float (&scores)[kKeys / 2]) {
-  if (s0 + kKeys <= p.keys && !(p.is_causal && s0 + kKeys - 1 > l0)) return;
   PYOPS_UNROLL for (int r = 0; r < 2; ++r) {
     const int64_t l = l0 + row_of(thread) + 8 * r, exist = p.keys - s0;
     const int64_t seen = baseline::visible_keys(p.is_causal, l, s0, exist < kKeys ? exist : kKeys);
@@ -51,11 +55,10 @@ PYOPS_DEVICE void hide_keys(const AttentionShape& p, int64_t l0, int64_t s0, int
   }
 }
 
-// The same of keys from `s0` on with queries from `l0` on.
+// The same under a causal mask, of keys from `s0` on as rows with queries from `l0` on.
 template <int kQueries>
-PYOPS_DEVICE void hide_queries(const AttentionShape& p, int64_t s0, int64_t l0, int thread,
+PYOPS_DEVICE void hide_queries(int64_t s0, int64_t l0, int thread,
                                float (&scores)[kQueries / 2]) {
-  if (!p.is_causal || s0 + kWarpgroupRows - 1 <= l0) return;
   PYOPS_UNROLL for (int r = 0; r < 2; ++r) {
     const int begin = static_cast<int>(s0 - l0) + row_of(thread) + 8 * r - column_of(thread);
     PYOPS_UNROLL for (int n = 0; n < kQueries / 8; ++n) {
