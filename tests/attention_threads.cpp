@@ -5,6 +5,7 @@
 #include "attention/attention_backward_block.h"
 #include "attention/attention_forward_block.h"
 #include "attention/attention_tensorop_block.h"
+#include "attention_call.h"
 #include "threads.h"
 
 using namespace pyops;
@@ -41,37 +42,6 @@ void run(const Params& p) {
   }
 }
 
-// A tensor: its address, its strides.
-ConstRows rows(const int64_t* t) { return {reinterpret_cast<const void*>(t[0]), t[1], t[2], t[3]}; }
-Rows mutable_rows(const int64_t* t) { return {reinterpret_cast<void*>(t[0]), t[1], t[2], t[3]}; }
-
-AttentionMask mask_of(const int64_t* m) {
-  return {static_cast<MaskKind>(m[0]),
-          static_cast<Dtype>(m[1]),
-          reinterpret_cast<const void*>(m[2]),
-          m[3],
-          m[4],
-          m[5],
-          m[6]};
-}
-
-// sizes: dtype, B, H, G, L, S, D, E, is_causal
-AttentionShape shape_of(const int64_t* n, double scale, double dropout_p, const int64_t* seed) {
-  return {static_cast<Dtype>(n[0]),
-          n[1],
-          n[2],
-          n[3],
-          n[4],
-          n[5],
-          n[6],
-          n[7],
-          scale,
-          n[8] != 0,
-          dropout_p,
-          0,
-          seed};
-}
-
 template <class T, int kD>
 void forward_tensorop(const AttentionParams& p) {
   using Algorithm = AttentionTensorForward<T, kD>;
@@ -95,14 +65,8 @@ extern "C" {
 void forward(int wide, const int64_t* sizes, double scale, double dropout_p, const int64_t* seed,
              const int64_t* mask, const int64_t* q, const int64_t* k, const int64_t* v,
              const int64_t* out, void* row_max, void* row_scale) {
-  const AttentionParams p{{shape_of(sizes, scale, dropout_p, seed)},
-                          mask_of(mask),
-                          rows(q),
-                          rows(k),
-                          rows(v),
-                          mutable_rows(out),
-                          row_max,
-                          row_scale};
+  const AttentionParams p =
+      forward_params(sizes, scale, dropout_p, seed, mask, q, k, v, out, row_max, row_scale);
   if (wide == 0) {
     return dispatch_dtype<kHalfTypes>(p.dtype, [&]<class T>(T) {
       p.dim <= 64 && p.value_dim <= 64 ? forward_tensorop<T, 64>(p) : forward_tensorop<T, 128>(p);
@@ -117,22 +81,10 @@ void backward(int wide, const int64_t* sizes, double scale, double dropout_p, co
               const int64_t* mask, const int64_t* q, const int64_t* k, const int64_t* v,
               const int64_t* out, const int64_t* grad_out, const void* row_max,
               const void* row_scale, const int64_t* grad_q, const int64_t* grad_k,
-              const int64_t* grad_v, const int64_t* grad_mask, void* grad_dot_out) {
-  const AttentionBackwardParams p{{shape_of(sizes, scale, dropout_p, seed)},
-                                  mask_of(mask),
-                                  rows(q),
-                                  rows(k),
-                                  rows(v),
-                                  rows(out),
-                                  rows(grad_out),
-                                  row_max,
-                                  row_scale,
-                                  mutable_rows(grad_q),
-                                  mutable_rows(grad_k),
-                                  mutable_rows(grad_v),
-                                  {reinterpret_cast<void*>(grad_mask[0]), grad_mask[1],
-                                   grad_mask[2], grad_mask[3], grad_mask[4]},
-                                  grad_dot_out};
+              const int64_t* grad_v, const int64_t* grad_mask, void* row_sums) {
+  const AttentionBackwardParams p =
+      backward_params(sizes, scale, dropout_p, seed, mask, q, k, v, out, grad_out, row_max,
+                      row_scale, grad_q, grad_k, grad_v, grad_mask, row_sums);
   dispatch_dtype(p.dtype, [&]<class T>(T) { wide <= 1 ? backward<T, 1>(p) : backward<T, 2>(p); });
 }
 }

@@ -3,6 +3,7 @@
 import ctypes
 import functools
 import hashlib
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -13,21 +14,33 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 
+def cuda_includes():
+    """Flags for the headers of CUDA and CUTLASS, as the build finds them; skips without."""
+    toolkit = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda")) / "include"
+    cutlass = importlib.util.find_spec("cutlass_library")
+    places = [*([Path(cutlass.origin).parent] if cutlass and cutlass.origin else [])]
+    places += ROOT.glob(".venv_cuda/lib/python3*/site-packages/cutlass_library")
+    if not (toolkit / "cuda.h").exists() or not places:
+        pytest.skip("no CUDA toolkit or no nvidia-cutlass")
+    return tuple(f"-isystem{folder}" for folder in (toolkit, places[0] / "source" / "include"))
+
+
 @functools.cache
-def library(source):
+def library(source, *more_flags):
     """A file of this folder as a C library, rebuilt when it or a header of csrc has changed."""
     compiler = os.environ.get("CXX") or shutil.which("g++")
     if compiler is None:
         pytest.skip("no C++ compiler")
     path = Path(__file__).parent / source
-    texts = [path, path.parent / "threads.h", *sorted((ROOT / "csrc").rglob("*.h"))]
+    texts = [path, *sorted(path.parent.glob("*.h")), *sorted((ROOT / "csrc").rglob("*.h"))]
     digest = hashlib.sha256(b"".join(p.read_bytes() for p in texts)).hexdigest()[:16]
     built = ROOT / "build" / "host" / f"{path.stem}-{digest}.so"
     if not built.exists():
         built.parent.mkdir(parents=True, exist_ok=True)
         fresh = built.with_suffix(f".{os.getpid()}")  # moved in one step: tests run side by side
         flags = ["-std=c++20", "-O1", "-shared", "-fPIC", "-Wall", "-Wextra", "-Werror"]
-        command = [compiler, *flags, f"-I{ROOT / 'csrc'}", str(path), "-o", str(fresh)]
+        flags += [f"-I{ROOT / 'csrc'}", *more_flags]
+        command = [compiler, *flags, str(path), "-o", str(fresh)]
         subprocess.run(command, check=True)
         fresh.replace(built)
     return ctypes.CDLL(str(built))

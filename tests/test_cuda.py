@@ -207,6 +207,10 @@ def test_long_sequences_on_all_processors(kind, h, batch):
         assert (a.double() - b).norm() <= 0.05 * b.norm()
 
 
+def on_hopper():
+    return torch.cuda.get_device_capability() == (9, 0)
+
+
 ATTENTION_MASKS = ["none", "causal", "bool", "float", "row", "row, no gradient", "dropout"]
 
 
@@ -262,11 +266,13 @@ def test_attention_is_the_scalar_kernels(d, kind, dtype):
     grad_out = torch.randn(2, 4, 70, d, device="cuda", dtype=dtype)
     with pyops.explain() as log:
         mine = run(*inputs, None if seed is None else seed.cuda(), grad_out)
-    on_tensor_cores = d == 40 and dtype in (torch.bfloat16, torch.float16)
-    way = "_tensorop" if on_tensor_cores else ""
+    is_half = dtype in (torch.bfloat16, torch.float16)
+    ways = "tensorop_cuda" if d == 40 and is_half else "cuda", "cuda"
+    if on_hopper() and is_half and d != 130 and kind in ("none", "causal"):
+        ways = "sm90", "sm90"
     assert [c.kernel for c in log.calls] == [
-        f"attention_forward{way}_cuda",
-        "attention_backward_cuda",
+        f"attention_forward_{ways[0]}",
+        f"attention_backward_{ways[1]}",
     ]
 
     def widen(t):
@@ -292,6 +298,32 @@ def test_attention_gives_the_same_bits_again(kind):
         out = attend(kind, *inputs)
         for a, b in zip(first, (out, *gradients(out, inputs)), strict=True):
             assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("is_causal", [False, True])
+@pytest.mark.parametrize("d", [64, 128])
+@pytest.mark.parametrize("lengths", [(1, 300), (64, 192), (449, 65), (1000, 1100), (4096, 4096)])
+def test_attention_by_warpgroups(lengths, d, is_causal, dtype):
+    """Several tiles a block of the grid; each query head's own keys, or shared by three."""
+    if not on_hopper():
+        pytest.skip("not a Hopper GPU")
+    torch.manual_seed(0)
+    sizes = ((2, 6, lengths[0]), (2, 2, lengths[1]), (2, 2, lengths[1]))
+    q, k, v = (torch.randn(*n, d, device="cuda", dtype=dtype, requires_grad=True) for n in sizes)
+    with pyops.explain() as log:
+        out = f.scaled_dot_product_attention(q, k, v, is_causal=is_causal, enable_gqa=True)
+        mine = out, *gradients(out, (q, k, v))
+    kernels = [f"attention_{direction}_sm90" for direction in ("forward", "backward")]
+    assert [c.kernel for c in log.calls] == kernels
+    wide = [t.detach().double().requires_grad_() for t in (q, k, v)]
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        out = F.scaled_dot_product_attention(*wide, is_causal=is_causal, enable_gqa=True)
+    torch.manual_seed(1)
+    grad_out = torch.randn_like(mine[0]).double()
+    right = out, *torch.autograd.grad(out, wide, grad_out)
+    for ours, theirs in zip(mine, right, strict=True):
+        assert (ours.double() - theirs).norm() <= 0.02 * theirs.norm()
 
 
 def test_attention_dropout_is_the_cpus():

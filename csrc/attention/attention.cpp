@@ -160,8 +160,9 @@ Gradients backward(const Tensor& grad_out, const Tensor& query, const Tensor& ke
     return wanted[i] || !q.is_cuda() ? empty_like_rows(like) : Tensor();
   };
   Tensor grad_q = make(0, q), grad_k = make(1, k), grad_v = make(2, v);
-  const Tensor row_sums = q.is_cuda() ? at::empty(attention_row_sums(q.size(0), q.size(1), q.size(2)), max.options())
-                                      : Tensor();
+  const Tensor row_sums =
+      q.is_cuda() ? at::empty(attention_row_sums(q.size(0), q.size(1), q.size(2)), max.options())
+                  : Tensor();
   const Tensor sum_mask = wanted[3] ? at::zeros(mask->sizes(), accumulator_options(q)) : Tensor();
   if (row_max.numel() == 0 || k.size(2) == 0) {
     for (const Tensor& t : {grad_q, grad_k, grad_v}) {

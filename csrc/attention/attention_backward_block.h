@@ -111,8 +111,7 @@ struct AttentionGradientTile {
     const int64_t row = (b * p.heads + h) * p.queries + (l < p.queries ? l : 0);
     const Acc max = static_cast<const Acc*>(p.row_max)[row];
     const Acc scale = static_cast<const Acc*>(p.row_scale)[row];
-    const Acc dot =
-        kOf == GradientOf::kValue ? Acc(0) : static_cast<const Acc*>(p.row_sums)[row];
+    const Acc dot = kOf == GradientOf::kValue ? Acc(0) : static_cast<const Acc*>(p.row_sums)[row];
     Acc kept[kPiece];
     PYOPS_UNROLL for (int y = 0; y < kPiece; ++y) kept[y] = 1;
     if (p.dropout_p != 0) dropout.factors_apart(row, first, kept);

@@ -51,8 +51,7 @@ struct BackwardLoader {
 
   __device__ BackwardLoader(const BackwardArguments& arguments_, Shared& shared_)
       : arguments(arguments_), shared(shared_) {
-    for (const CUtensorMap* map :
-         {&arguments.q, &arguments.k, &arguments.v, &arguments.grad_out}) {
+    for (const CUtensorMap* map : {&arguments.q, &arguments.k, &arguments.v, &arguments.grad_out}) {
       cute::prefetch_tma_descriptor(map);
     }
   }
@@ -72,16 +71,14 @@ struct BackwardLoader {
     auto& statistics = shared.statistics[other.buffer];
     uint64_t* const full =
         shared.other_ring.begin_load(other, sizeof to + (kKeysOwn ? sizeof statistics : 0));
-    load<kOthers>(kKeysOwn ? arguments.q : arguments.k,
-                  kKeysOwn ? arguments.grad_out : arguments.v, b, h, row, to.first, to.second,
-                  full);
+    load<kOthers>(kKeysOwn ? arguments.q : arguments.k, kKeysOwn ? arguments.grad_out : arguments.v,
+                  b, h, row, to.first, to.second, full);
     if constexpr (kKeysOwn) {
       const AttentionRowStatistics<T> from(arguments.params);
       const int64_t at = from.row(b, h, row);
       cute::SM90_BULK_COPY_G2S::copy(from.exponents + at, full, statistics.exponents,
                                      sizeof statistics.exponents);
-      cute::SM90_BULK_COPY_G2S::copy(from.dots + at, full, statistics.dots,
-                                     sizeof statistics.dots);
+      cute::SM90_BULK_COPY_G2S::copy(from.dots + at, full, statistics.dots, sizeof statistics.dots);
     }
     other.advance();
   }
@@ -89,8 +86,7 @@ struct BackwardLoader {
  private:
   template <int kRows>
   PYOPS_DEVICE static void load(const CUtensorMap& first, const CUtensorMap& second, int64_t b,
-                                int64_t h, int64_t row, T* to_first, T* to_second,
-                                uint64_t* full) {
+                                int64_t h, int64_t row, T* to_first, T* to_second, uint64_t* full) {
     load_boxes<T, kRows, kD, kWarpgroupRows>(first, b, h, row, to_first, full);
     load_boxes<T, kRows, kD, kWarpgroupRows>(second, b, h, row, to_second, full);
   }
@@ -201,8 +197,8 @@ cudaError_t run(const AttentionBackwardParams& p, cudaStream_t stream) {
   cudaError_t status = map_tensors(p, &arguments);
   if (status != cudaSuccess) return status;
   const AttentionRowStatistics<T> statistics(p);
-  status = launch(attention_backward_rows_kernel<T>, statistics.rows() * statistics.kThreads,
-                  stream, p);
+  status =
+      launch(attention_backward_rows_kernel<T>, statistics.rows() * statistics.kThreads, stream, p);
   if (status != cudaSuccess) return status;
   if (p.grad_q.data != nullptr) status = run<T, kD, /*kKeysOwn=*/false>(arguments, stream);
   if (status != cudaSuccess) return status;

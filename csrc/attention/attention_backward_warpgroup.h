@@ -67,7 +67,8 @@ struct AttentionWarpgroupBackward {
   using Params = AttentionBackwardParams;
   static constexpr bool kKeysOwn = kKeysOwn_;
   static constexpr int kD = kD_, kConsumers = 2, kBuffers = 3;
-  static constexpr int kRows = kConsumers * kWarpgroupRows, kOthers = kD == 64 && !kKeysOwn ? 128 : 64;
+  static constexpr int kRows = kConsumers * kWarpgroupRows,
+                       kOthers = kD == 64 && !kKeysOwn ? 128 : 64;
 
   struct State {
     float scores[kOthers / 2], grads[kOthers / 2];  // products; then weights and their gradient
@@ -84,7 +85,9 @@ struct AttentionWarpgroupBackward {
   baseline::ScaledExponents exponents;
 
   PYOPS_HOST_DEVICE static int64_t rows(const Params& p) { return kKeysOwn ? p.keys : p.queries; }
-  PYOPS_HOST_DEVICE static int64_t heads(const Params& p) { return kKeysOwn ? p.kv_heads : p.heads; }
+  PYOPS_HOST_DEVICE static int64_t heads(const Params& p) {
+    return kKeysOwn ? p.kv_heads : p.heads;
+  }
   PYOPS_HOST_DEVICE static int64_t blocks(const Params& p) {
     return p.batch * heads(p) * WarpgroupTile::tiles(rows(p), kRows);
   }

@@ -51,8 +51,8 @@ struct ForwardLoader {
   PYOPS_DEVICE void load_queries(int64_t b, int64_t h, int64_t row) {
     uint64_t* const full = shared.queries.begin_load(query, sizeof shared.q);
     PYOPS_UNROLL for (int i = 0; i < Algorithm::kConsumers; ++i) {
-      load_boxes<T, kWarpgroupRows, kD, kWarpgroupRows>(
-          arguments.q, b, h, row + i * kWarpgroupRows, shared.q[i], full);
+      load_boxes<T, kWarpgroupRows, kD, kWarpgroupRows>(arguments.q, b, h, row + i * kWarpgroupRows,
+                                                        shared.q[i], full);
     }
     query.advance();
   }
@@ -134,8 +134,7 @@ template <class T, int kD>
 cudaError_t run(const AttentionParams& p, cudaStream_t stream) {
   using Algorithm = AttentionWarpgroupForward<T, kD>;
   ForwardArguments arguments{p, {}, {}, {}};
-  cudaError_t status =
-      map_rows(p, p.q, p.heads, p.queries, p.dim, kWarpgroupRows, &arguments.q);
+  cudaError_t status = map_rows(p, p.q, p.heads, p.queries, p.dim, kWarpgroupRows, &arguments.q);
   if (status != cudaSuccess) return status;
   status = map_rows(p, p.k, p.kv_heads, p.keys, p.dim, Algorithm::kKeys, &arguments.k);
   if (status != cudaSuccess) return status;

@@ -35,9 +35,7 @@ struct AttentionWarpgroupForward {
     return p.batch * p.heads * WarpgroupTile::tiles(p.queries, kRows);
   }
   PYOPS_HOST_DEVICE AttentionWarpgroupForward(const Params& params, int64_t block)
-      : p(params),
-        tile(block, p.heads, p.queries, kRows, /*last_first=*/true),
-        exponents(p.scale) {
+      : p(params), tile(block, p.heads, p.queries, kRows, /*last_first=*/true), exponents(p.scale) {
     const int64_t seen = baseline::visible_keys(p.is_causal, tile.row + kRows - 1, 0, p.keys);
     key_tiles = static_cast<int>(WarpgroupTile::tiles(seen, kKeys));
   }
@@ -100,9 +98,8 @@ struct AttentionWarpgroupForward {
   PYOPS_DEVICE void soften(int64_t l0, int i, Team& team) const {
     const int64_t s0 = int64_t{i} * kKeys;
     if (hides_keys<kKeys>(p, l0, s0)) {
-      team.alone([&](int thread, State& state) {
-        hide_keys<kKeys>(p, l0, s0, thread, state.scores);
-      });
+      team.alone(
+          [&](int thread, State& state) { hide_keys<kKeys>(p, l0, s0, thread, state.scores); });
       soften(team);
     } else {
       soften(team);

@@ -1,10 +1,11 @@
 // A block of warpgroups on Hopper: the first loads for the others, and gives them its registers.
 #pragma once
 
+#include <cutlass/arch/reg_reconfig.h>
+
 #include <cute/arch/cluster_sm90.hpp>
 #include <cute/arch/copy_sm90_desc.hpp>
 #include <cute/arch/copy_sm90_tma.hpp>
-#include <cutlass/arch/reg_reconfig.h>
 
 #include "attention/attention_warpgroup.h"
 #include "core/cuda.cuh"
@@ -65,10 +66,10 @@ PYOPS_DEVICE void load_boxes(const CUtensorMap& map, int64_t b, int64_t h, int64
                              uint64_t* full) {
   PYOPS_UNROLL for (int j = 0; j < kD; j += kBoxColumns) {
     PYOPS_UNROLL for (int i = 0; i < kRows; i += kBoxRows) {
-      cute::SM90_TMA_LOAD_4D::copy(
-          &map, full, static_cast<uint64_t>(cute::TMA::CacheHintSm90::EVICT_NORMAL),
-          tile + box_offset<kRows>(i, j), j, static_cast<int32_t>(row + i),
-          static_cast<int32_t>(h), static_cast<int32_t>(b));
+      cute::SM90_TMA_LOAD_4D::copy(&map, full,
+                                   static_cast<uint64_t>(cute::TMA::CacheHintSm90::EVICT_NORMAL),
+                                   tile + box_offset<kRows>(i, j), j, static_cast<int32_t>(row + i),
+                                   static_cast<int32_t>(h), static_cast<int32_t>(b));
     }
   }
 }

@@ -57,8 +57,7 @@ PYOPS_DEVICE void hide_keys(const AttentionShape& p, int64_t l0, int64_t s0, int
 
 // The same under a causal mask, of keys from `s0` on as rows with queries from `l0` on.
 template <int kQueries>
-PYOPS_DEVICE void hide_queries(int64_t s0, int64_t l0, int thread,
-                               float (&scores)[kQueries / 2]) {
+PYOPS_DEVICE void hide_queries(int64_t s0, int64_t l0, int thread, float (&scores)[kQueries / 2]) {
   PYOPS_UNROLL for (int r = 0; r < 2; ++r) {
     const int begin = static_cast<int>(s0 - l0) + row_of(thread) + 8 * r - column_of(thread);
     PYOPS_UNROLL for (int n = 0; n < kQueries / 8; ++n) {

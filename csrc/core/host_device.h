@@ -12,7 +12,7 @@
 #ifdef __CUDACC__
 #define PYOPS_DEVICE __device__ __forceinline__
 #else
-#define PYOPS_DEVICE __attribute__((always_inline))
+#define PYOPS_DEVICE inline
 #endif
 
 #ifdef __CUDA_ARCH__

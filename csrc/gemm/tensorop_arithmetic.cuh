@@ -8,29 +8,17 @@
 #include <cutlass/numeric_types.h>
 
 #include "core/dtype.h"
+#include "gemm/cutlass_type.h"
 #include "gemm/split_float32.cuh"
 
 namespace pyops {
-
-template <class T>
-struct CutlassType {
-  using type = T;
-};
-template <>
-struct CutlassType<BFloat16> {
-  using type = cutlass::bfloat16_t;
-};
-template <>
-struct CutlassType<Float16> {
-  using type = cutlass::half_t;
-};
 
 // f(T{}) with CUTLASS's name of the element type.
 template <class F>
 cudaError_t with_half_type(Dtype dtype, F&& f) {
   cudaError_t status = cudaErrorInvalidValue;
   dispatch_dtype<kHalfTypes>(dtype,
-                             [&]<class T>(T) { status = f(typename CutlassType<T>::type{}); });
+                             [&]<class T>(T) { status = f(cutlass_t<T>{}); });
   return status;
 }
 

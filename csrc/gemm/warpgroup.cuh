@@ -3,9 +3,10 @@
 // who multiply. Results and register operands lie as CLayout_64xN says (warpgroup_tile.h).
 #pragma once
 
-#include <cute/tensor.hpp>
-#include <cute/atom/mma_atom.hpp>
 #include <cutlass/arch/barrier.h>
+
+#include <cute/atom/mma_atom.hpp>
+#include <cute/tensor.hpp>
 
 #include "core/ring.h"
 #include "gemm/warpgroup_tile.h"
