@@ -14,15 +14,16 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 
-def cuda_includes():
-    """Flags for the headers of CUDA and CUTLASS, as the build finds them; skips without."""
+def cuda_flags():
+    """What code with headers of CUDA and CUTLASS is compiled with; skips where they are not."""
     toolkit = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda")) / "include"
     cutlass = importlib.util.find_spec("cutlass_library")
     places = [*([Path(cutlass.origin).parent] if cutlass and cutlass.origin else [])]
     places += ROOT.glob(".venv_cuda/lib/python3*/site-packages/cutlass_library")
     if not (toolkit / "cuda.h").exists() or not places:
         pytest.skip("no CUDA toolkit or no nvidia-cutlass")
-    return tuple(f"-isystem{folder}" for folder in (toolkit, places[0] / "source" / "include"))
+    folders = toolkit, toolkit / "cccl", places[0] / "source" / "include"
+    return "-DPYOPS_CUDA", *(f"-isystem{folder}" for folder in folders)
 
 
 @functools.cache

@@ -17,9 +17,10 @@ int place_by_tma(int row, int column, int box_rows) {
   return box_offset<kRows>(box_row, box_column) + r * 64 + ((c / 8) ^ (r % 8)) * 8 + c % 8;
 }
 
+// CuTe swizzles bytes of an address; here elements of a tile that begins where a pattern does.
 template <class Layout>
 int place_by_cute(int i, int j) {
-  const auto layout = Layout{};
+  const auto layout = cute::as_position_independent_swizzle_layout(Layout{});
   return static_cast<int>(layout(i, j));
 }
 

@@ -67,8 +67,9 @@ struct AttentionWarpgroupBackward {
   using Params = AttentionBackwardParams;
   static constexpr bool kKeysOwn = kKeysOwn_;
   static constexpr int kD = kD_, kConsumers = 2, kBuffers = 3;
-  static constexpr int kRows = kConsumers * kWarpgroupRows,
-                       kOthers = kD == 64 && !kKeysOwn ? 128 : 64;
+  static constexpr int kRows = kConsumers * kWarpgroupRows;
+  static constexpr int kOthers = kD == 64 && !kKeysOwn ? 128 : 64;
+  static_assert(kRowSumsTile % kRows == 0 && kRowSumsTile % kOthers == 0);
 
   struct State {
     float scores[kOthers / 2], grads[kOthers / 2];  // products; then weights and their gradient
