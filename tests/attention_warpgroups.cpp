@@ -1,6 +1,6 @@
 // What the warpgroups of the Hopper kernels of attention compute: a thread of the CPU for the
-// producer and for each consumer, with barriers that tell laps by one bit as mbarriers do. Products
-// run as late as they may, when somebody waits for them: nothing that they read may have changed.
+// producer and one for each consumer, whose products run when somebody waits for them, and no
+// sooner: nothing that they read may have changed.
 #include <memory>
 #include <thread>
 #include <vector>

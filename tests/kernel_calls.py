@@ -132,6 +132,12 @@ CALLS = [
         HEADS | dict(d=40, kv_heads=2, is_causal=True),
         _both("attention", "tensorop_cuda", "cuda"),
     ),
+    Call(
+        ATTENTION,
+        HEADS | dict(d=64, kv_heads=2, is_causal=True),
+        _both("attention", "sm90"),
+        arch="sm_90",
+    ),
     Call("lstm", SEQUENCES, _both("rnn", "resident_tensorop_cuda")),
     Call("gru", PACKED, _both("rnn", "resident_tensorop_cuda", "resident_sm90"), arch="sm_90"),
     Call("gru", PACKED, _both("rnn", "resident_cuda"), FLOAT),

@@ -207,10 +207,6 @@ def test_long_sequences_on_all_processors(kind, h, batch):
         assert (a.double() - b).norm() <= 0.05 * b.norm()
 
 
-def on_hopper():
-    return torch.cuda.get_device_capability() == (9, 0)
-
-
 ATTENTION_MASKS = ["none", "causal", "bool", "float", "row", "row, no gradient", "dropout"]
 
 
@@ -268,7 +264,7 @@ def test_attention_is_the_scalar_kernels(d, kind, dtype):
         mine = run(*inputs, None if seed is None else seed.cuda(), grad_out)
     is_half = dtype in (torch.bfloat16, torch.float16)
     ways = "tensorop_cuda" if d == 40 and is_half else "cuda", "cuda"
-    if on_hopper() and is_half and d != 130 and kind in ("none", "causal"):
+    if HOPPER and is_half and d != 130 and kind in ("none", "causal"):
         ways = "sm90", "sm90"
     assert [c.kernel for c in log.calls] == [
         f"attention_forward_{ways[0]}",
@@ -300,14 +296,13 @@ def test_attention_gives_the_same_bits_again(kind):
             assert torch.equal(a, b)
 
 
+@pytest.mark.skipif(not HOPPER, reason="no Hopper GPU")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("is_causal", [False, True])
 @pytest.mark.parametrize("d", [64, 128])
 @pytest.mark.parametrize("lengths", [(1, 300), (64, 192), (449, 65), (1000, 1100), (4096, 4096)])
 def test_attention_by_warpgroups(lengths, d, is_causal, dtype):
     """Several tiles a block of the grid; each query head's own keys, or shared by three."""
-    if not on_hopper():
-        pytest.skip("not a Hopper GPU")
     torch.manual_seed(0)
     sizes = ((2, 6, lengths[0]), (2, 2, lengths[1]), (2, 2, lengths[1]))
     q, k, v = (torch.randn(*n, d, device="cuda", dtype=dtype, requires_grad=True) for n in sizes)

@@ -17,8 +17,7 @@ namespace pyops {
 template <class F>
 cudaError_t with_half_type(Dtype dtype, F&& f) {
   cudaError_t status = cudaErrorInvalidValue;
-  dispatch_dtype<kHalfTypes>(dtype,
-                             [&]<class T>(T) { status = f(cutlass_t<T>{}); });
+  dispatch_dtype<kHalfTypes>(dtype, [&]<class T>(T) { status = f(cutlass_t<T>{}); });
   return status;
 }
 
