@@ -84,13 +84,21 @@ class Call:
         return list(dict.fromkeys(call.kernel for call in log.calls))
 
 
+HALF, FLOAT = torch.bfloat16, torch.float32
+POOL, LINEAR, CONV = "max_pool2d", "linear_relu", "conv2d_relu"
+CONV_POOL, ATTENTION = "conv2d_relu_max_pool2d", "scaled_dot_product_attention"
+ROWS = dict(n=37, i=72, o=40)
 IMAGES = dict(n=2, c=16, o=24, hw=(13, 15), k=3, padding=1)
+WIDE = IMAGES | dict(c=40)
 DEPTHWISE = dict(n=2, c=16, o=16, hw=(13, 15), k=3, padding=1, groups=16)
 POOLED = dict(n=2, c=16, hw=(33, 35))
 SQUARE, ODD = (dict(k=3, stride=2, padding=1), dict(k=(5, 3), stride=3, padding=1))
 SEQUENCES = dict(t=5, b=3, i=16, h=24)
 PACKED, STACKED = SEQUENCES | dict(lengths=(5, 3, 2)), SEQUENCES | dict(t=130, layers=2)
+# More than kernels of all steps at once take.
+CROWD = SEQUENCES | dict(b=130, lengths=(5, *64 * (3,), *65 * (2,)))
 HEADS = dict(b=2, h=4, l=70, s=131)
+GROUPED = HEADS | dict(d=40, kv_heads=2, is_causal=True)
 
 
 def _both(stem: str, *ways: str) -> tuple[str, ...]:
@@ -99,10 +107,6 @@ def _both(stem: str, *ways: str) -> tuple[str, ...]:
     return f"{stem}_forward_{forward}", f"{stem}_backward_{backward}"
 
 
-HALF, FLOAT = torch.bfloat16, torch.float32
-POOL, LINEAR, CONV = "max_pool2d", "linear_relu", "conv2d_relu"
-CONV_POOL, ATTENTION = "conv2d_relu_max_pool2d", "scaled_dot_product_attention"
-ROWS, WIDE = dict(n=37, i=72, o=40), IMAGES | dict(c=40)
 CALLS = [
     Call(POOL, POOLED | ODD, _both("max_pool2d", "cuda")),
     Call(POOL, POOLED | SQUARE, _both("max_pool2d", "strips_cuda")),
@@ -127,24 +131,15 @@ CALLS = [
     Call(CONV_POOL, IMAGES, _both("conv2d_pool", "3xtf32_cuda", "cuda"), FLOAT, LAST),
     Call(CONV_POOL, WIDE, _both("conv2d_pool", "sm90", "cuda"), HALF, LAST, arch="sm_90"),
     Call(ATTENTION, HEADS | dict(d=24, mask=True), _both("attention", "cuda")),
-    Call(
-        ATTENTION,
-        HEADS | dict(d=40, kv_heads=2, is_causal=True),
-        _both("attention", "tensorop_cuda", "cuda"),
-    ),
-    Call(
-        ATTENTION,
-        HEADS | dict(d=64, kv_heads=2, is_causal=True),
-        _both("attention", "sm90"),
-        arch="sm_90",
-    ),
+    Call(ATTENTION, GROUPED, _both("attention", "tensorop_cuda", "cuda")),
+    Call(ATTENTION, GROUPED, _both("attention", "sm90"), arch="sm_90"),
     Call("lstm", SEQUENCES, _both("rnn", "resident_tensorop_cuda")),
     Call("gru", PACKED, _both("rnn", "resident_tensorop_cuda", "resident_sm90"), arch="sm_90"),
     Call("gru", PACKED, _both("rnn", "resident_cuda"), FLOAT),
     Call("lstm", STACKED, _both("rnn", "wavefront_cuda", "resident_cuda"), FLOAT),
-    Call("gru", SEQUENCES | dict(b=129), _both("rnn", "tensorop_cuda")),
-    Call("lstm", SEQUENCES | dict(b=129, i=15), _both("rnn", "cuda")),
-]  # fmt: skip
+    Call("gru", CROWD, _both("rnn", "tensorop_cuda")),
+    Call("lstm", CROWD | dict(i=15), _both("rnn", "cuda")),
+]
 
 
 def reachable() -> list[Call]:
