@@ -32,7 +32,8 @@ bool is_ours(const Tensor& x, const RnnLayer& layer) {
          native_reason({x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr}, Devices::kCpuAndGpu) == nullptr;
 }
 
-bool needs_grad(const RnnLayer& layer) {
+// Whether autograd must record the layer.
+bool is_recorded(const RnnLayer& layer) {
   const auto& [input, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, batch_sizes, reverse, save] = layer;
   return needs_grad({input, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr});
 }
@@ -58,8 +59,7 @@ std::vector<RnnOutputs> rnn_stack_forward(std::vector<RnnLayer> layers) {
   const auto ours = [&](const RnnLayer& layer) { return is_ours(x, layer); };
   if (is_watched() || !std::all_of(layers.begin(), layers.end(), ours)) return {};
   if (!is_taken(layers)) return {};
-  const bool save = std::any_of(layers.begin(), layers.end(),
-                                [](const RnnLayer& layer) { return needs_grad(layer); });
+  const bool save = std::any_of(layers.begin(), layers.end(), is_recorded);
   const at::AutoDispatchBelowADInplaceOrView below;
   std::deque<RnnForwardCall> calls;
   std::vector<RnnParams> params;
