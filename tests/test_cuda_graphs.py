@@ -5,8 +5,8 @@ import torch
 
 import pyops
 from kernel_calls import CALLS
-from test_cuda import network
 from test_cuda_kernels import here
+from test_cuda_rnn import network
 
 f = pyops.functional
 pytestmark = pytest.mark.cuda

@@ -1,0 +1,139 @@
+"""What only a GPU can show of recurrent layers: which kernel serves, and that it is close."""
+
+import pytest
+import torch
+
+import pyops
+
+pytestmark = pytest.mark.cuda
+
+
+def network(kind, dtype):
+    """A stacked network both ways, its packed input, and a call for results and all gradients."""
+    module = getattr(pyops.nn, kind)(16, 24, num_layers=2, bidirectional=True)
+    module = module.to("cuda", dtype)
+    sequences = [torch.randn(n, 16, device="cuda", dtype=dtype) for n in (9, 7, 7, 2)]
+    packed = torch.nn.utils.rnn.pack_sequence(sequences)
+
+    def run(data):
+        y, state = module(packed._replace(data=data))
+        states = state if kind == "LSTM" else (state,)
+        outputs = (y.data, *states)
+        total = sum(t.square().sum() for t in outputs)
+        return *outputs, *torch.autograd.grad(total, [data, *module.parameters()])
+
+    return packed.data.requires_grad_(), run, module
+
+
+def resident(direction, dtype):
+    """The kernel of all steps of a layer that fits the GPU."""
+    if dtype != torch.bfloat16:
+        return f"rnn_{direction}_resident_cuda"
+    hopper = torch.cuda.get_device_capability() == (9, 0) and direction == "backward"
+    return f"rnn_{direction}_resident_" + ("sm90" if hopper else "tensorop_cuda")
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_recurrent_layers_on_packed_sequences(kind, dtype):
+    data, run, module = network(kind, dtype)
+    with pyops.explain() as log:
+        mine = run(data)
+    assert [c.kernel for c in log.calls] == [
+        resident(direction, dtype) for direction in ("forward", "backward") for _ in range(4)
+    ]
+    module.double()
+    right = run(data.detach().double().requires_grad_())
+    tolerance = 0.05 if dtype == torch.bfloat16 else 1e-4
+    for a, b in zip(mine, right, strict=True):
+        assert (a.double() - b).norm() <= tolerance * b.norm()
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_one_launch_for_all_steps(kind, dtype):
+    """As the layer in float64 gives it; twice the same; replayed in a graph."""
+    module = getattr(pyops.nn, kind)(40, 200, bidirectional=True).to("cuda", dtype)
+    x = torch.randn(12, 9, 40, device="cuda", dtype=dtype, requires_grad=True)
+
+    def run():
+        y, _ = module(x)
+        return y.detach(), *torch.autograd.grad(y.square().sum(), [x, *module.parameters()])
+
+    with pyops.explain() as log:
+        mine = run()
+    assert [c.kernel for c in log.calls] == [
+        resident(direction, dtype) for direction in ("forward", "backward") for _ in range(2)
+    ]
+    for again, first in zip(run(), mine, strict=True):
+        assert torch.equal(again, first)
+    with torch.no_grad():
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            replayed, _ = module(x)
+        graph.replay()
+    assert torch.equal(replayed, mine[0])
+    native = getattr(torch.nn, kind)(40, 200, bidirectional=True).to("cuda", torch.float64)
+    native.load_state_dict(module.state_dict())
+    wide = x.detach().double().requires_grad_()
+    with torch.backends.cudnn.flags(enabled=False):
+        y, _ = native(wide)
+    right = (y, *torch.autograd.grad(y.square().sum(), [wide, *native.parameters()]))
+    tolerance = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 0.05}[dtype]
+    for a, b in zip(mine, right, strict=True):
+        assert (a.double() - b).norm() <= tolerance * b.norm()
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU"])
+def test_stacked_layers_are_a_wavefront(kind):
+    """The same as layer by layer, to the last bit; in another stream, and replayed in a graph."""
+    module = getattr(pyops.nn, kind)(40, 64, num_layers=3, dropout=0.5).to("cuda").eval()
+    x = torch.randn(150, 9, 40, device="cuda", requires_grad=True)
+
+    def run():
+        y, _ = module(x)
+        return y.detach(), *torch.autograd.grad(y.square().sum(), [x, *module.parameters()])
+
+    with pyops.explain() as log:
+        mine = run()
+    backwards = ["rnn_backward_resident_cuda"] * 3
+    assert [c.kernel for c in log.calls] == ["rnn_forward_wavefront_cuda", *backwards]
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        again = run()
+    torch.cuda.current_stream().wait_stream(stream)
+    for a, b in zip(again, mine, strict=True):
+        assert torch.equal(a, b)
+    with torch.no_grad():
+        y = x
+        for layer in range(3):
+            one = getattr(pyops.nn, kind)(y.shape[-1], 64).to("cuda")
+            weights = {k: v for k, v in module.state_dict().items() if k.endswith(f"_l{layer}")}
+            one.load_state_dict({k.replace(f"_l{layer}", "_l0"): v for k, v in weights.items()})
+            y, _ = one(y)
+        assert torch.equal(y, mine[0])
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            replayed, _ = module(x)
+        graph.replay()
+    assert torch.equal(replayed, mine[0])
+
+
+# Hidden features and sequences, one of each tiling there and back, and beyond them.
+@pytest.mark.parametrize("h, batch", [(768, 16), (768, 32), (768, 64), (2048, 16), (512, 100)])
+@pytest.mark.parametrize("kind", ["LSTM", "GRU"])
+def test_long_sequences_on_all_processors(kind, h, batch):
+    """Blocks that miss each other's states would show: the last step depends on every other."""
+    torch.manual_seed(0)
+    module = getattr(pyops.nn, kind)(64, h).to("cuda", torch.bfloat16)
+    native = getattr(torch.nn, kind)(64, h).to("cuda", torch.float64)
+    native.load_state_dict(module.state_dict())
+    x = torch.randn(300, batch, 64, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+    wide = x.detach().double().requires_grad_()
+    results = []
+    for m, data in ((module, x), (native, wide)):
+        y, _ = m(data)
+        results.append((y[-1], *torch.autograd.grad(y[-1].square().sum(), [data, *m.parameters()])))
+    for a, b in zip(*results, strict=True):
+        assert (a.double() - b).norm() <= 0.05 * b.norm()
