@@ -1,4 +1,4 @@
-"""What only a GPU can show of attention: its kernels beside the scalar one and beside themselves."""
+"""What only a GPU can show of attention: its kernels beside the scalar one and themselves."""
 
 import pytest
 import torch
