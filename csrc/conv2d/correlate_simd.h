@@ -29,17 +29,24 @@ auto with_vectors(int64_t channels, const F& f) {
                                        : f(std::integral_constant<int, 1>{});
 }
 
+// sums[kRows, kVecs vectors] (+)= Σ_p from[offsets[p] + row] · panel[p, column]
+template <int kRows, int kVecs>
+void multiply_at(int64_t depth, const float* from, const int64_t* offsets, const float* panel,
+                 float* sums, int64_t ld, bool add) {
+  const auto columns = [=](int64_t p) { return from + offsets[p]; };
+  const auto rows = [=](int64_t p) { return panel + p * kVecs * Vec<float>::kWidth; };
+  multiply_rows<float, kRows, kVecs>(depth, columns, rows, sums, ld, add);
+}
+
 // sums[position, channel] (+)= the image at the offsets of `depth` taps · a panel of weights, for
 // kPositions positions; between(part, parts) goes before each part of the products.
 template <int kVecs, class Between>
 void multiply_taps(int64_t depth, const float* image, const int64_t* offsets, const float* weight,
                    float* sums, bool add, const Between& between) {
   constexpr int kRows = TapTile::kSums / kVecs, kParts = TapTile::kPositions / kRows;
-  const auto channels = [=](int64_t t) { return weight + t * kVecs * Vec<float>::kWidth; };
   for (int part = 0; part < kParts; ++part, image += kRows, sums += kRows * TapTile::kCols) {
-    const auto positions = [=](int64_t t) { return image + offsets[t]; };
     between(part, kParts);
-    multiply_rows<float, kRows, kVecs>(depth, positions, channels, sums, TapTile::kCols, add);
+    multiply_at<kRows, kVecs>(depth, image, offsets, weight, sums, TapTile::kCols, add);
   }
 }
 

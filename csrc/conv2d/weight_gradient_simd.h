@@ -196,11 +196,9 @@ class VectorWeightGradient {
       for (int64_t line = 0; line < job_.lines_; ++line) {
         for (int64_t j = 0; j < job_.line_panels_; ++j) {
           const float* from = pixels_.get() + job_.line_offset(line) + j * kRows;
-          const auto taps = [=](int64_t q) { return from + offsets[q]; };
           for (int64_t k = 0; k < job_.out_panels_; ++k, tile += kTileSums) {
             const float* panel = panels_.get() + k * kBlock * kCols;
-            const auto channels = [=](int64_t q) { return panel + q * kCols; };
-            multiply_rows<float, kRows, kVecs>(count, taps, channels, tile, kCols, add);
+            multiply_at<kRows, kVecs>(count, from, offsets, panel, tile, kCols, add);
           }
         }
       }
