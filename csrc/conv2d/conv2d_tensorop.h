@@ -42,9 +42,8 @@ inline bool suits_tensorop(const Conv2dPoolParams& p) {
   return suits_tensorop(static_cast<const Conv2dParams&>(p));
 }
 inline constexpr const char* kSuitsTensorop =
-    "channels last, one group, C and O in multiples of 16 bytes, aligned to them, kernels up to "
-    "32, "
-    "below 2 GiB";
+    "channels last, one group, C and O in multiples of 16 bytes, aligned to them, kernels up "
+    "to 32, below 2 GiB";
 
 // The product for grad_x with a stride knows no dilation.
 inline bool suits_tensorop(const Conv2dBackwardParams& p) {
@@ -53,9 +52,8 @@ inline bool suits_tensorop(const Conv2dBackwardParams& p) {
   return (unit_stride || undilated) && suits_tensorop(p, p.dtype, {p.x, p.weight, p.grad_y, p.y});
 }
 inline constexpr const char* kSuitsTensoropBackward =
-    "channels last, one group, C and O in multiples of 16 bytes, aligned to them, kernels up to "
-    "32, "
-    "below 2 GiB, a stride or a dilation but not both";
+    "channels last, one group, C and O in multiples of 16 bytes, aligned to them, kernels up "
+    "to 32, below 2 GiB, a stride or a dilation but not both";
 
 template <class Params>
 bool suits_tf32(const Params& p) {
@@ -63,12 +61,10 @@ bool suits_tf32(const Params& p) {
 }
 inline constexpr const char* kSuitsTf32 =
     "TF32 allowed, channels last, one group, C and O in multiples of 4, aligned to 16 bytes, "
-    "kernels "
-    "up to 32, below 2 GiB";
+    "kernels up to 32, below 2 GiB";
 inline constexpr const char* kSuitsTf32Backward =
     "TF32 allowed, channels last, one group, C and O in multiples of 4, aligned to 16 bytes, "
-    "kernels "
-    "up to 32, below 2 GiB, a stride or a dilation but not both";
+    "kernels up to 32, below 2 GiB, a stride or a dilation but not both";
 
 // Bytes of the gradient where the ReLU let it through, first of the workspace.
 inline int64_t masked_bytes(const Conv2dBackwardParams& p) {

@@ -17,9 +17,8 @@ PositionMap grid_map(const Correlation<T>& c) {
 
 // Flat positions [p, p + count) of a grid, the first of them in row y at column x.
 struct GridStretch {
-  int64_t p = 0, count = 0, y = 0, x = 0;
+  int64_t p, count, y, x;
 
-  GridStretch() = default;
   GridStretch(const PaddedGrid& grid, int64_t first, int64_t number)
       : p(first), count(number), y(first / grid.pitch()), x(first % grid.pitch()) {}
 

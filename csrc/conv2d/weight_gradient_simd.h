@@ -10,18 +10,17 @@
 
 namespace pyops::PYOPS_ISA_NAMESPACE {
 
-// `length` pixels from `offset` on: out[i * pitch + c] for c < width, zero from the images'
-// channels on.
+// `length` pixels from `offset` on: out[i * width + c] for c < width, zero from `channels` on.
 template <bool kMasked, class T>
 void copy_pixels(const Images<T>& images, bool channels_last, int64_t offset, int64_t length,
-                 int64_t channels, float* out, int64_t pitch, int64_t width) {
+                 int64_t channels, float* out, int64_t width) {
   using V = Vec<float>;
   const int64_t plane = images.y.size * images.x.size;
   for (int64_t c = 0; c < width; c += V::kWidth) {
     const int have = static_cast<int>(std::clamp<int64_t>(channels - c, 0, V::kWidth));
     const int room = static_cast<int>(std::min<int64_t>(V::kWidth, width - c));
     const auto store = [&](V pixel, int64_t i) {
-      float* to = out + i * pitch + c;
+      float* to = out + i * width + c;
       room == V::kWidth ? pixel.store(to) : pixel.store(to, room);
     };
     if (channels_last) {
@@ -56,8 +55,9 @@ class VectorWeightGradient {
         lines_(x.taps() / line_),
         line_panels_(ceil_div(line_, kRows)),
         out_panels_(ceil_div(g.channels, kCols)),
-        bands_(cut_rows(x.y.positions, batch, kBandBytes,
-                        [this](int64_t rows) { return 4 * pixel_elements(rows); })),
+        bands_(cut_rows(
+            x.y.positions, batch, kBandBytes,
+            [this](int64_t rows) { return pixel_elements(rows) * int64_t{sizeof(float)}; })),
         units_(batch * bands_.count),
         slices_(std::min<int64_t>(num_threads(), units_)) {}
 
@@ -172,7 +172,7 @@ class VectorWeightGradient {
         } else {
           copy_pixels<false>(job_.x_, job_.channels_last_,
                              image + (iy * x.size + x.origin + begin) * pixel, end - begin,
-                             channels, out + begin * channels, channels, channels);
+                             channels, out + begin * channels, channels);
         }
       }
     }
@@ -186,7 +186,7 @@ class VectorWeightGradient {
         copy_pixels<kMasked>(g, job_.channels_last_,
                              image + channel_offset(job_.channels_last_, o, plane) + first * pixel,
                              count, std::min<int64_t>(kCols, g.channels - o),
-                             panels_.get() + k * kBlock * kCols, kCols, kCols);
+                             panels_.get() + k * kBlock * kCols, kCols);
       }
     }
 

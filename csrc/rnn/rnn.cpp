@@ -88,10 +88,13 @@ Tensor stack_states(std::vector<Tensor>& states) {
   return states.size() == 1 ? states[0].unsqueeze(0) : at::stack(states);
 }
 
-// Of all layers, or of none: dropout between them wants each layer's y as a whole.
+// Of all layers, or of none: dropout between them wants each layer's y as a whole, and only GPUs
+// have such a kernel.
 std::vector<RnnOutputs> run_at_once(const Network& n) {
   const bool drops = n.dropout != 0 && n.train;
-  if (n.num_layers < 2 || n.bidirectional || n.batch_sizes || drops) return {};
+  if (!n.input.is_cuda() || n.num_layers < 2 || n.bidirectional || n.batch_sizes || drops) {
+    return {};
+  }
   std::vector<RnnLayer> layers;
   for (int64_t layer = 0; layer < n.num_layers; ++layer) {
     layers.push_back(layer_of(n, layer == 0 ? n.input : Tensor(), layer));

@@ -133,9 +133,7 @@ RnnOutputs rnn_layer_autocast(const RnnLayer& layer) {
 }  // namespace
 
 RnnOutputs record_rnn_layer(const RnnLayer& layer, const RnnOutputs& results) {
-  const auto& [input, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, batch_sizes, reverse, save] = layer;
-  const bool grad = needs_grad({input, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr});
-  return grad ? recorded(layer, &results) : results;
+  return is_recorded(layer) ? recorded(layer, &results) : results;
 }
 
 TORCH_LIBRARY_IMPL(pyops, Autograd, m) {

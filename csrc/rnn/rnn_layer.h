@@ -29,6 +29,12 @@ struct RnnLayer {
   int64_t hidden() const { return w_hh.size(0) / gates(); }
 };
 
+// Whether autograd must record the layer.
+inline bool is_recorded(const RnnLayer& layer) {
+  const auto& [input, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, batch_sizes, reverse, save] = layer;
+  return needs_grad({input, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr});
+}
+
 // output, hn, cn (empty for a GRU), and what the backward reads (empty unless `save`)
 using RnnOutputs = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 

@@ -28,14 +28,8 @@ bool is_watched() {
 
 bool is_ours(const Tensor& x, const RnnLayer& layer) {
   const auto& [input, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, batch_sizes, reverse, save] = layer;
-  return x.is_cuda() && !batch_sizes &&
+  return !batch_sizes &&
          native_reason({x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr}, Devices::kCpuAndGpu) == nullptr;
-}
-
-// Whether autograd must record the layer.
-bool is_recorded(const RnnLayer& layer) {
-  const auto& [input, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, batch_sizes, reverse, save] = layer;
-  return needs_grad({input, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr});
 }
 
 // Shapes alone, as if every layer's x were the first's: what the table asks about.
