@@ -125,32 +125,55 @@ struct VecPair {
   Vec<A> first, second;
 };
 
-// The elements 0, 2, 4, … and 1, 3, 5, … of a followed by b.
-template <class A>
-VecPair<A> deinterleave(Vec<A> a, Vec<A> b) {
+// The elements 0, 2, 4, … and 1, 3, 5, … of a followed by b, which were loaded from a T's memory.
+// Both come in the one order of the lanes that costs least; `in_order` restores it, and is its own
+// inverse.
+template <class T, class A>
+VecPair<A> split(Vec<A> a, Vec<A> b) {
+#if !defined(__AVX512F__)
+  if constexpr (std::is_same_v<A, float> && !std::is_same_v<T, BFloat16>) {
+    return {{_mm256_shuffle_ps(a.v, b.v, 0x88)}, {_mm256_shuffle_ps(a.v, b.v, 0xdd)}};
+  } else if constexpr (std::is_same_v<A, double>) {
+    return {{_mm256_unpacklo_pd(a.v, b.v)}, {_mm256_unpackhi_pd(a.v, b.v)}};
+  }
+#endif
   return [&]<int... i>(std::integer_sequence<int, i...>) {
     return VecPair<A>{{__builtin_shufflevector(a.v, b.v, (2 * i)...)},
                       {__builtin_shufflevector(a.v, b.v, (2 * i + 1)...)}};
   }(std::make_integer_sequence<int, Vec<A>::kWidth>{});
 }
 
+template <class T, class L>
+L in_order(L x) {
+#if !defined(__AVX512F__)
+  if constexpr (!std::is_same_v<T, BFloat16>) return (L)_mm256_permute4x64_pd((__m256d)x, 0xd8);
+#endif
+  return x;
+}
+
 // p[0], p[2], … and p[1], p[3], …
 template <class T>
-auto load_deinterleaved(const T* p) {
+auto load_split(const T* p) {
   using V = Vec<acc_t<T>>;
-  return deinterleave(V::load(p), V::load(p + V::kWidth));
+  return split<T>(V::load(p), V::load(p + V::kWidth));
 }
 // Two bfloat16 make one lane: the odd one is its upper half as it is, the even one a shift away.
-inline VecPair<float> load_deinterleaved(const BFloat16* p) {
+inline VecPair<float> load_split(const BFloat16* p) {
   Lanes<float> pairs;
   std::memcpy(&pairs, p, sizeof pairs);
   const Lanes<float> even = pairs << 16, odd = pairs & static_cast<int>(0xffff0000);
   return {{(decltype(Vec<float>::v))even}, {(decltype(Vec<float>::v))odd}};
 }
 
-// a0, b0, a1, b1, …: the inverse.
+// a0, b0, a1, b1, …
 template <class A>
 VecPair<A> interleave(Vec<A> a, Vec<A> b) {
+#if !defined(__AVX512F__)
+  if constexpr (std::is_same_v<A, float>) {
+    const __m256 low = _mm256_unpacklo_ps(a.v, b.v), high = _mm256_unpackhi_ps(a.v, b.v);
+    return {{_mm256_permute2f128_ps(low, high, 0x20)}, {_mm256_permute2f128_ps(low, high, 0x31)}};
+  }
+#endif
   constexpr int kV = Vec<A>::kWidth;
   return [&]<int... i>(std::integer_sequence<int, i...>) {
     return VecPair<A>{{__builtin_shufflevector(a.v, b.v, (i / 2 + i % 2 * kV)...)},

@@ -16,8 +16,11 @@ inline constexpr DtypeSet kKernelTypes = kTileTypes;
 inline constexpr DtypeSet kKernelTypes = kAnyFloat;
 #endif
 
-// Asks for the line of memory of p, to write it. As assembly: the compiler drops a call that has no
-// effect but a prefetch. Processors without the instruction take it for no operation.
+// Ask for the line of memory of p, to read or to write it. As assembly: the compiler drops a call
+// that has no effect but a prefetch. Processors without prefetchw take it for no operation.
+inline void prefetch_to_read(const void* p) {
+  asm volatile("prefetcht0 %0" : : "m"(*static_cast<const char*>(p)));
+}
 inline void prefetch_to_write(const void* p) {
   asm volatile("prefetchw %0" : : "m"(*static_cast<const char*>(p)));
 }

@@ -10,6 +10,7 @@
 #include "core/parallel.h"
 #include "core/scratch.h"
 #include "max_pool2d/max_pool2d.h"
+#include "max_pool2d/max_pool2d_square_backward_simd.h"
 
 namespace pyops::PYOPS_ISA_NAMESPACE {
 
@@ -181,69 +182,102 @@ class ChannelsBackward {
   static constexpr int kV = V::kWidth;
   static constexpr bool kIndex = std::is_same_v<Where, int64_t>;
 
-  // An output pixel that covers the input pixel, and the code by which it means it.
-  struct CoveringPixel {
+  // An output row, or a pixel of one, that covers the input's, and its share of the code.
+  struct Covering {
     int64_t offset, code;
   };
 
  public:
   explicit ChannelsBackward(const MaxPool2dBackwardParams& params)
-      : p(params), pixels_(p.h.max_covering() * p.w.max_covering()) {}
+      : p(params),
+        rows_(p.h.max_covering()),
+        columns_(p.w.size * p.w.max_covering()),
+        columns_end_(p.w.size + 1) {
+    int64_t count = columns_end_[0] = 0;
+    for (int64_t iw = 0; iw < p.w.size; ++iw) {
+      count += cover(p.w, iw, p.ow, columns_.get() + count, p.c, kIndex ? 0 : 1);
+      columns_end_[iw + 1] = count;
+    }
+  }
 
   // Input rows of all images.
   void run(int64_t begin, int64_t end) const {
+    const int64_t out_row = p.ow * p.c;
     for (int64_t row = begin; row < end; ++row) {
+      const int64_t image = row / p.h.size, ih = row % p.h.size;
+      const int64_t count = cover(p.h, ih, p.oh, rows_.get(), out_row, kIndex ? 0 : p.w.kernel);
+      for (int64_t r = 0; r < count; ++r) rows_[r].offset += image * p.oh * out_row;
       for (int64_t iw = 0; iw < p.w.size; ++iw) {
-        const int64_t count = cover(row / p.h.size, row % p.h.size, iw);
         T* grad_x = static_cast<T*>(p.grad_x) + (row * p.w.size + iw) * p.c;
+        const int64_t index = kIndex ? ih * p.w.size + iw : 0;
         int64_t c = 0;
-        for (; c + kV <= p.c; c += kV) gather<true>(c, kV, count).store(grad_x + c);
+        for (; c + kV <= p.c; c += kV) gather<true>(c, kV, count, iw, index).store(grad_x + c);
         const int n = static_cast<int>(p.c - c);
-        if (n > 0) gather<false>(c, n, count).store(grad_x + c, n);
+        if (n > 0) gather<false>(c, n, count, iw, index).store(grad_x + c, n);
       }
     }
   }
 
  private:
-  int64_t cover(int64_t image, int64_t ih, int64_t iw) const {
-    const PoolCovering rows = p.h.covering(ih, p.oh), cols = p.w.covering(iw, p.ow);
+  // The outputs along one axis that cover position i: how many.
+  static int64_t cover(const PoolAxis& axis, int64_t i, int64_t outputs, Covering* to, int64_t step,
+                       int64_t tap_code) {
+    const PoolCovering cover = axis.covering(i, outputs);
     int64_t count = 0;
-    for (int64_t oh = rows.begin; oh < rows.end; ++oh) {
-      const int64_t row_tap = p.h.tap_at(oh, ih);
-      if (row_tap < 0) continue;
-      for (int64_t ow = cols.begin; ow < cols.end; ++ow) {
-        const int64_t col_tap = p.w.tap_at(ow, iw);
-        if (col_tap < 0) continue;
-        pixels_[count++] = {((image * p.oh + oh) * p.ow + ow) * p.c,
-                            kIndex ? ih * p.w.size + iw : row_tap * p.w.kernel + col_tap};
-      }
+    for (int64_t o = cover.begin; o < cover.end; ++o) {
+      const int64_t tap = axis.tap_at(o, i);
+      if (tap >= 0) to[count++] = {o * step, tap * tap_code};
     }
     return count;
   }
 
   template <bool kWhole>
-  V gather(int64_t c, int n, int64_t count) const {
+  V gather(int64_t c, int n, int64_t rows, int64_t iw, int64_t index) const {
     V sum = V::zero();
-    for (int64_t i = 0; i < count; ++i) {
-      const auto [offset, code] = pixels_[i];
-      const T* grad = static_cast<const T*>(p.grad_y) + offset + c;
-      const V g = kWhole ? V::load(grad) : V::load(grad, n);
-      const auto where = load_lanes<A>(static_cast<const Where*>(p.where) + offset + c, n);
-      sum = sum + V{where == Lanes<A>{} + static_cast<Code>(code) ? g.v : V::zero().v};
+    for (int64_t r = 0; r < rows; ++r) {
+      for (int64_t s = columns_end_[iw]; s < columns_end_[iw + 1]; ++s) {
+        const int64_t offset = rows_[r].offset + columns_[s].offset + c;
+        const auto code = static_cast<Code>(rows_[r].code + columns_[s].code + index);
+        const T* grad = static_cast<const T*>(p.grad_y) + offset;
+        const V g = kWhole ? V::load(grad) : V::load(grad, n);
+        const auto where = load_lanes<A>(static_cast<const Where*>(p.where) + offset, n);
+        sum = sum + V{where == Lanes<A>{} + code ? g.v : V::zero().v};
+      }
     }
     return sum;
   }
 
   const MaxPool2dBackwardParams& p;
-  Scratch<CoveringPixel> pixels_;
+  Scratch<Covering> rows_;
+  Scratch<Covering> columns_;     // of all input columns, one after the other
+  Scratch<int64_t> columns_end_;  // of each
 };
+
+// Enough elements per thread to pay for waking it.
+inline int64_t grain(int64_t row_elements) { return std::max<int64_t>(1, 16384 / row_elements); }
+
+// Whether the call's windows are square ones that are unrolled; if so, computes them.
+template <class T>
+bool unrolled_backward(const MaxPool2dBackwardParams& p) {
+  const auto run = [&]<int kKernel, int kStride, int kPadding>() {
+    using Backward = SquareBackward<T, kKernel, kStride, kPadding>;
+    if (p.channels_last || !Backward::suits(p)) return false;
+    parallel_for(0, p.n * p.c * Backward::rows(p), grain(kStride * p.w.size),
+                 [&](int64_t begin, int64_t end) { Backward(p).run(begin, end); });
+    return true;
+  };
+  return run.template operator()<2, 2, 0>() || run.template operator()<3, 2, 0>() ||
+         run.template operator()<3, 2, 1>() || run.template operator()<3, 1, 1>();
+}
 
 template <class T, class Where>
 void max_pool2d_backward(const MaxPool2dBackwardParams& p) {
+  if constexpr (sizeof(T) < 8) {
+    if (unrolled_backward<T>(p)) return;
+  }
   const int64_t planes = p.channels_last ? p.n : p.n * p.c;
   const int64_t row = p.w.size * (p.channels_last ? p.c : 1);
-  const int64_t grain = std::max<int64_t>(1, 16384 / row);  // pays for waking a thread
-  parallel_for(0, planes * p.h.size, grain, [&](int64_t begin, int64_t end) {
+  parallel_for(0, planes * p.h.size, grain(row), [&](int64_t begin, int64_t end) {
     if (p.channels_last) return ChannelsBackward<T, Where>(p).run(begin, end);
     if (p.w.stride == 1) return PlanarBackward<T, Where, 1>(p).run(begin, end);
     if (p.w.stride == 2) return PlanarBackward<T, Where, 2>(p).run(begin, end);

@@ -76,7 +76,7 @@ int64_t first_column_code(const PoolWindow& columns) {
 }
 
 // Neighbouring outputs of a row are the lanes. kStride and kKernel are the width's; 0 stands for
-// any other, and for stride 2 with dilation.
+// any other, and for stride 2 with dilation or a kernel of 1.
 template <class T, Argmax kArgmax, int kStride, int kKernel>
 class PlanarForward {
   using A = acc_t<T>;
@@ -85,18 +85,27 @@ class PlanarForward {
   static constexpr int kV = V::kWidth;
   static constexpr bool kCodes = kArgmax != Argmax::kNone, kIndex = kArgmax == Argmax::kIndex;
   static constexpr A kLowest = -std::numeric_limits<A>::infinity();
+  static constexpr int64_t kAhead = 4096;  // bytes
+
+  // The last output whose window ends inside the input, or -1.
+  static int64_t last_window_inside(const PoolAxis& axis) {
+    const int64_t room = axis.size + axis.padding - axis.extent();
+    return room < 0 ? -1 : room / axis.stride;
+  }
 
   // How the taps of kV outputs are loaded.
   enum class Reach {
-    kInside,  // none of them meets the padding
+    kInside,  // none of them meets the padding: what is beyond the last output is not looked at
     kEdge,    // some do: what lies beside the row is loaded and replaced by -inf
     kSparse,  // one by one: another stride, the tensor's first and last rows, NaNs
   };
 
-  // kV outputs from j on, the first of them at `out`, over the input rows [x, end).
+  // kV outputs from j on over the input rows [x, end).
   struct Block {
     const T *x, *end;
-    int64_t first_row_code, j, out;
+    int64_t first_row_code, j;
+    int64_t out, out_end;   // the first output, and the end of the outputs of this call
+    int64_t before, after;  // elements of the tensor before `x`, and from its last row's start on
   };
 
  public:
@@ -104,7 +113,9 @@ class PlanarForward {
       : p(params),
         steps_(code_steps<kArgmax>(p)),
         width_((p.ow + kV - 1) / kV * kV),
-        reach_(kStride == 2 ? 2 * kV + (p.w.kernel - 1) / 2 * 2 : kV + p.w.extent() - 1),
+        reach_(p.w.stride * (kV - 1) + p.w.extent()),
+        first_inside_((p.w.padding + p.w.stride - 1) / p.w.stride),
+        last_inside_(last_window_inside(p.w) - std::min<int64_t>(kV, p.ow) + 1),
         first_columns_(width_),
         inside_(kStride * width_ + reach_) {
     for (int64_t j = 0; j < width_; ++j) {
@@ -117,28 +128,22 @@ class PlanarForward {
 
   // Output rows of all planes.
   void run(int64_t begin, int64_t end) const {
-    const int64_t all_rows = p.n * p.c * p.h.size;
+    const int64_t last_block = std::max<int64_t>(0, p.ow - kV);
     int64_t plane = begin / p.oh, oh = begin % p.oh;
     for (int64_t out_row = begin; out_row < end; ++out_row) {
       const PoolWindow window = p.h.window(oh);
-      const int64_t row = plane * p.h.size + window.begin;
-      const T* x = static_cast<const T*>(p.x) + row * p.w.size;
-      Block block{x, x + (window.end - window.begin) * p.w.size, first_row_code<kArgmax>(p, window),
-                  0, out_row * p.ow};
-      const int64_t room = (all_rows - plane * p.h.size - window.end + 1) * p.w.size;
-      for (; block.j < p.ow; block.j += kV, block.out += kV) {
-        const int64_t start = p.w.start(block.j);
-        const bool own = row * p.w.size + start >= 0 && start + reach_ <= room;
-        const int64_t last = p.w.start(std::min(block.j + kV, p.ow) - 1);
-        bool done = false;
-        if constexpr (kStride == 0) {
-          done = pool<Reach::kSparse, true>(block);
-        } else if (own) {
-          const bool inside = start >= 0 && last + p.w.extent() <= p.w.size;
-          done = inside ? pool<Reach::kInside, true>(block) : pool<Reach::kEdge, true>(block);
-        }
-        if (!done) [[unlikely]]
-          pool_exactly(block);
+      const int64_t before = (plane * p.h.size + window.begin) * p.w.size;
+      const int64_t after = ((p.n * p.c - plane) * p.h.size - window.end + 1) * p.w.size;
+      const T* x = static_cast<const T*>(p.x) + before;
+      const T* x_end = x + (window.end - window.begin) * p.w.size;
+      const int64_t code = first_row_code<kArgmax>(p, window);
+      for (int64_t next = 0; next < p.ow; next += kV) {
+        // The last block of a row reaches back over the one before rather than beyond the row.
+        const int64_t j = std::min(next, last_block);
+        const Block block{x, x_end, code, j, out_row * p.ow + j, end * p.ow, before, after};
+        const bool inside =
+            j >= first_inside_ && j <= last_inside_ && p.w.start(j) + reach_ <= after;
+        if (kStride == 0 || !inside || !pool<Reach::kInside, true>(block)) pool_apart(block);
       }
       if (++oh == p.oh) {
         oh = 0;
@@ -149,8 +154,12 @@ class PlanarForward {
 
  private:
   // Apart, so that the registers of the usual path stay free.
-  [[gnu::noinline]] void pool_exactly(const Block& block) const {
-    pool<Reach::kSparse, false>(block);
+  [[gnu::noinline]] void pool_apart(const Block& block) const {
+    const int64_t start = p.w.start(block.j);
+    const bool own = block.before + start >= 0 && start + reach_ <= block.after;
+    const bool done =
+        kStride == 0 ? pool<Reach::kSparse, true>(block) : own && pool<Reach::kEdge, true>(block);
+    if (!done) pool<Reach::kSparse, false>(block);
   }
 
   // False when the quick form met what may be a NaN.
@@ -160,47 +169,71 @@ class PlanarForward {
     const int64_t start = p.w.start(block.j);
     Lanes<A> row_code = Lanes<A>{} + static_cast<Code>(block.first_row_code);
     Best<A, kCodes, kQuick> best;
-    if constexpr (kCodes) best.code = row_code + load_lanes<A>(first_columns_.get() + block.j);
+    if constexpr (kCodes) {
+      best.code = arrange<kReach>(row_code + load_lanes<A>(first_columns_.get() + block.j));
+    }
     if constexpr (kIndex) {
-      row_code += lane_numbers<A>() * static_cast<Code>(p.w.stride) + static_cast<Code>(start);
+      row_code += arrange<kReach>(lane_numbers<A>() * static_cast<Code>(p.w.stride));
+      row_code += static_cast<Code>(start);
     }
     const int64_t row_step = p.h.dilation * p.w.size, kernel = kKernel ? kKernel : p.w.kernel;
     for (const T* x = block.x; x < block.end; x += row_step, row_code += step) {
+      // A plane is one stream, of which the processor's own prefetching keeps too few lines ahead.
+      if constexpr (kReach == Reach::kInside) prefetch_to_read(x + start + kAhead / sizeof(T));
       Lanes<A> code = row_code;
       int64_t position = start, t = 0;
       if constexpr (kStride == 2) {
         for (; t + 2 <= kernel; t += 2, position += 2, code += 2 * column) {
-          const auto [even, odd] = load_taps<kReach>(x, position);
+          const auto [even, odd] = load_pair<kReach>(x, position);
           best.update(even, code);
           best.update(odd, code + column);
         }
       }
       for (; t < kernel; ++t, position += p.w.dilation, code += column) {
-        best.update(load_taps<kReach>(x, position).first, code);
+        best.update(load_tap<kReach>(x, position), code);
       }
     }
     if (kQuick && best.may_hold_nan()) return false;
-    const int n = static_cast<int>(std::min<int64_t>(kV, p.ow - block.j));
+    const V value{arrange<kReach>(best.value.v)};
+    const Lanes<A> code = arrange<kReach>(best.code);
+    // Of a row shorter than a register more is stored than it has: the next row is written later.
+    const int n = static_cast<int>(std::min<int64_t>(kV, block.out_end - block.out));
     T* y = static_cast<T*>(p.y) + block.out;
-    n == kV ? best.value.store(y) : best.value.store(y, n);
+    n == kV ? value.store(y) : value.store(y, n);
     if constexpr (kCodes) {
-      store_lanes<A>(best.code, static_cast<where_t<kArgmax>*>(p.where) + block.out, n);
+      store_lanes<A>(code, static_cast<where_t<kArgmax>*>(p.where) + block.out, n);
     }
     return true;
   }
 
-  // What a tap of kV neighbouring outputs reads; at stride 2 also what the next tap does.
+  // From the order of the outputs to that of their taps' lanes, and back.
+  template <Reach kReach, class L>
+  static L arrange(L x) {
+    return kStride == 2 && kReach != Reach::kSparse ? in_order<T>(x) : x;
+  }
+
+  // What two neighbouring taps of kV outputs read, at stride 2.
   template <Reach kReach>
-  VecPair<A> load_taps(const T* row, int64_t position) const {
+  VecPair<A> load_pair(const T* row, int64_t position) const {
     if constexpr (kReach == Reach::kSparse) {
       return {load_sparse(row, position), load_sparse(row, position + 1)};
-    } else if constexpr (kStride == 2 && kReach == Reach::kInside) {
-      return load_deinterleaved(row + position);
-    } else if constexpr (kStride == 2) {
-      return deinterleave(load<kReach>(row, position), load<kReach>(row, position + kV));
+    } else if constexpr (kReach == Reach::kInside) {
+      return load_split(row + position);
     } else {
-      const V x = load<kReach>(row, position);
-      return {x, x};
+      return split<T>(load<kReach>(row, position), load<kReach>(row, position + kV));
+    }
+  }
+
+  // What one tap of kV outputs reads.
+  template <Reach kReach>
+  V load_tap(const T* row, int64_t position) const {
+    if constexpr (kReach == Reach::kSparse) {
+      return load_sparse(row, position);
+    } else if constexpr (kStride == 2) {
+      // The second of a pair, so as not to read beyond the last output's last tap.
+      return load_pair<kReach>(row, position - 1).second;
+    } else {
+      return load<kReach>(row, position);
     }
   }
 
@@ -222,10 +255,11 @@ class PlanarForward {
 
   const MaxPool2dParams& p;
   CodeSteps steps_;
-  int64_t width_;                // of an output row in whole registers
-  int64_t reach_;                // elements that kV outputs may load, from the first one's start
-  Scratch<Code> first_columns_;  // column share of each output's first code
-  Scratch<Code> inside_;         // all ones where the padded row has an element
+  int64_t width_;                       // of an output row in whole registers
+  int64_t reach_;                       // elements that kV outputs read, from the first one's start
+  int64_t first_inside_, last_inside_;  // outputs at which kV begin that meet no padding
+  Scratch<Code> first_columns_;         // column share of each output's first code
+  Scratch<Code> inside_;                // all ones where the padded row has an element
 };
 
 template <class T, Argmax kArgmax>
@@ -300,7 +334,9 @@ void max_pool2d_forward(const MaxPool2dParams& p) {
     };
     if (p.w.stride == 1 && three) return pool.template operator()<1, 3>();
     if (p.w.stride == 1) return pool.template operator()<1, 0>();
-    if (p.w.stride > 2 || p.w.dilation > 1) return pool.template operator()<0, 0>();
+    if (p.w.stride > 2 || p.w.dilation > 1 || p.w.kernel == 1) {
+      return pool.template operator()<0, 0>();
+    }
     if (two) return pool.template operator()<2, 2>();
     if (three) return pool.template operator()<2, 3>();
     pool.template operator()<2, 0>();
