@@ -48,6 +48,16 @@ def conv_cases(shift, **fixed):
             padding=(1, 4),
             dilation=(2, 1),
         ),
+        case("depthwise, halved", (2, 11, 9, 45), (11, 1, 3, 3), groups=11, stride=2, padding=1),
+        case(
+            "depthwise, inputs that no tap meets",
+            (2, 7, 4, 20),
+            (7, 1, 2, 3),
+            groups=7,
+            stride=(3, 2),
+            padding=(1, 2),
+            dilation=2,
+        ),
         case("depthwise multiplier", (2, 3, 6, 7), (6, 1, 3, 3), groups=3, padding=1),
         case("pointwise", (3, 17, 6, 5), (35, 17, 1, 1)),
         case("pointwise, strided", (3, 9, 7, 8), (5, 9, 1, 1), stride=2),
@@ -288,6 +298,20 @@ def test_an_image_that_cannot_be_split(value):
     for a, b in zip(*results, strict=True):
         assert torch.equal(a[::2], b[::2])
     torch.testing.assert_close(results[1][0], F.conv2d(odd, w, padding=1), equal_nan=True)
+
+
+@pytest.mark.parametrize("groups", [1, 8])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, LAST])
+@on_devices
+def test_what_no_tap_meets_is_not_read(groups, memory_format, device):
+    """The last column, at stride 2: not even times zero, in any direction."""
+    x = torch.randn(2, 8, 5, 10, device=device).to(memory_format=memory_format)
+    x[..., -1] = torch.nan
+    x.requires_grad_()
+    weight = torch.randn(8, 8 // groups, 3, 3, device=device, requires_grad=True)
+    y = conv2d(x, weight, stride=2, groups=groups)
+    outputs = [y, *torch.autograd.grad(y.sum(), (x, weight))]
+    assert all(t.isfinite().all() for t in outputs)
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, LAST])

@@ -23,6 +23,25 @@ struct Axis {
   bool is_identity() const { return taps == 1 && stride == 1 && origin == 0 && positions == size; }
 };
 
+// A range of positions, taps or columns: those inside the image.
+struct Inside {
+  int64_t begin, end;
+};
+
+// Positions whose tap number `tap` is inside.
+inline Inside positions_inside(const Axis& axis, int64_t tap) {
+  const int64_t at = axis.at(0, tap);
+  const int64_t begin = std::clamp<int64_t>(ceil_div_signed(-at, axis.stride), 0, axis.positions);
+  return {begin, std::clamp(ceil_div_signed(axis.size - at, axis.stride), begin, axis.positions)};
+}
+
+// Taps of one position inside the image.
+inline Inside taps_inside(const Axis& axis, int64_t position) {
+  const int64_t at = axis.at(position, 0);
+  const int64_t begin = std::clamp<int64_t>(ceil_div_signed(-at, axis.dilation), 0, axis.taps);
+  return {begin, std::clamp(ceil_div_signed(axis.size - at, axis.dilation), begin, axis.taps)};
+}
+
 // A dense batch of images, or one group's channels of it.
 template <class T>
 struct Images {

@@ -241,13 +241,26 @@ struct PlanarSink {
   PositionMap map;
   Epilogue<T> epilogue;
 
+  // n positions of a row, with their bias.
+  void put(Vec<Acc> x, T* to, int n) const {
+    using V = Vec<Acc>;
+    x = epilogue(x);
+    if (map.col_stride == 1) return n == V::kWidth ? x.store(to) : x.store(to, n);
+    T elements[V::kWidth];
+    x.store(elements);
+    for (int e = 0; e < n; ++e) to[e * map.col_stride] = elements[e];
+  }
+
+  Acc bias(int64_t channel) const {
+    return epilogue.bias != nullptr ? static_cast<Acc>(epilogue.bias[channel]) : 0;
+  }
+
   void operator()(int64_t i, int64_t j, int rows, int cols, const Acc* tile, int64_t ld) const {
     for (int q = 0; q < cols;) {
       const int run = static_cast<int>(std::min<int64_t>(cols - q, map.cols - (j + q) % map.cols));
       T* out = y + i * channel_stride + map.offset(j + q);
       for (int r = 0; r < rows; ++r) {
-        const Acc bias = epilogue.bias != nullptr ? static_cast<Acc>(epilogue.bias[i + r]) : 0;
-        store_run(tile + r * ld + q, run, bias, out + r * channel_stride);
+        store_run(tile + r * ld + q, run, bias(i + r), out + r * channel_stride);
       }
       q += run;
     }
@@ -259,14 +272,7 @@ struct PlanarSink {
     const V b = V::set1(bias);
     for (int q = 0; q < run; q += V::kWidth) {
       const int n = std::min(V::kWidth, run - q);
-      const V x = epilogue(V::load(from + q, n) + b);
-      if (map.col_stride == 1) {
-        n == V::kWidth ? x.store(out + q) : x.store(out + q, n);
-      } else {
-        T elements[V::kWidth];
-        x.store(elements);
-        for (int e = 0; e < n; ++e) out[(q + e) * map.col_stride] = elements[e];
-      }
+      put(V::load(from + q, n) + b, out + q * map.col_stride, n);
     }
   }
 };
@@ -278,6 +284,18 @@ struct PixelSink {
   T* y;
   PositionMap map;
   Epilogue<T> epilogue;
+
+  // Of n channels.
+  Vec<Acc> bias(int64_t channel, int n) const {
+    using V = Vec<Acc>;
+    return epilogue.bias != nullptr ? V::load(epilogue.bias + channel, n) : V::zero();
+  }
+
+  // n channels of a position, with their bias.
+  void put(Vec<Acc> x, T* to, int n) const {
+    x = epilogue(x);
+    n == Vec<Acc>::kWidth ? x.store(to) : x.store(to, n);
+  }
 
   void operator()(int64_t i, int64_t j, int rows, int cols, const Acc* tile, int64_t ld) const {
     for (int r = 0; r < rows;) {
@@ -293,11 +311,9 @@ struct PixelSink {
     using V = Vec<Acc>;
     for (int q = 0; q < cols; q += V::kWidth) {
       const int n = std::min(V::kWidth, cols - q);
-      const V bias = epilogue.bias != nullptr ? V::load(epilogue.bias + j + q, n) : V::zero();
+      const V b = bias(j + q, n);
       for (int r = 0; r < run; ++r) {
-        const V x = epilogue(V::load(from + r * ld + q, n) + bias);
-        T* to = out + r * map.col_stride + q;
-        n == V::kWidth ? x.store(to) : x.store(to, n);
+        put(V::load(from + r * ld + q, n) + b, out + r * map.col_stride + q, n);
       }
     }
   }

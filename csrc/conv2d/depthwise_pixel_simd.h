@@ -1,0 +1,213 @@
+// Depthwise convolutions of images with channels last: vectors run along the channels, the images
+// are read in place and in the order in which they lie.
+#pragma once
+
+#include "conv2d/patches_simd.h"
+
+namespace pyops::PYOPS_ISA_NAMESPACE {
+
+// Sums of some positions by some vectors of channels are in registers, as many as hide the latency
+// of a product. `weight` has the channels side by side.
+template <bool kMasked, class T>
+class DepthwisePixels {
+  using Acc = acc_t<T>;
+  using V = Vec<Acc>;
+  static constexpr int kPositions = 4, kVectors = 2;
+
+ public:
+  DepthwisePixels(const Correlation<T>& correlation, const Acc* taps)
+      : c(correlation), weight(taps), sink{c.result, c.map, c.epilogue} {}
+
+  // Row qy of the positions of image n.
+  void run(int64_t n, int64_t qy) const {
+    const Axis& x = c.images.x;
+    const int64_t whole = positions_inside(x, 0).begin;
+    const int64_t edge = std::max(whole, positions_inside(x, x.taps - 1).end);
+    int64_t q = 0;
+    for (; q < whole; ++q) positions<1>(n, qy, q, taps_inside(x, q));
+    for (; q + kPositions <= edge; q += kPositions) positions<kPositions>(n, qy, q, {0, x.taps});
+    for (; q < x.positions; ++q) positions<1>(n, qy, q, taps_inside(x, q));
+  }
+
+ private:
+  template <int kCount>
+  void positions(int64_t n, int64_t qy, int64_t q, const Inside& kx) const {
+    const Axis& y = c.images.y;
+    T* out = c.result + c.map.offset((n * y.positions + qy) * c.images.x.positions + q);
+    int64_t channel = 0;
+    for (; channel + kVectors * V::kWidth <= c.channels; channel += kVectors * V::kWidth) {
+      sum<kCount, kVectors, true>(n, qy, q, kx, channel, V::kWidth, out);
+    }
+    for (; channel + V::kWidth <= c.channels; channel += V::kWidth) {
+      sum<kCount, 1, true>(n, qy, q, kx, channel, V::kWidth, out);
+    }
+    const int rest = static_cast<int>(c.channels - channel);
+    if (rest > 0) sum<kCount, 1, false>(n, qy, q, kx, channel, rest, out);
+  }
+
+  template <int kCount, int kWide, bool kWhole>
+  void sum(int64_t n, int64_t qy, int64_t q, const Inside& kx, int64_t channel, int lanes,
+           T* out) const {
+    const Axis &y = c.images.y, &x = c.images.x;
+    const Inside ky = taps_inside(y, qy);
+    const int64_t step = x.stride * c.channels;
+    if constexpr (kWhole) lanes = V::kWidth;
+    V sums[kCount][kWide];
+#pragma GCC unroll 4
+    for (auto& of_position : sums) {
+#pragma GCC unroll 2
+      for (V& s : of_position) s = V::zero();
+    }
+    for (int64_t j = ky.begin; j < ky.end; ++j) {
+      const int64_t line = (n * y.size + y.at(qy, j)) * x.size;
+      for (int64_t i = kx.begin; i < kx.end; ++i) {
+        const int64_t from = (line + x.at(q, i)) * c.channels + channel;
+#pragma GCC unroll 2
+        for (int v = 0; v < kWide; ++v) {
+          const V w =
+              V::load(weight + (j * x.taps + i) * c.channels + channel + v * V::kWidth, lanes);
+#pragma GCC unroll 4
+          for (int k = 0; k < kCount; ++k) {
+            const V pixel =
+                load_masked<T, kMasked>(c.images, from + k * step + v * V::kWidth, lanes);
+            sums[k][v] = V::fma(w, pixel, sums[k][v]);
+          }
+        }
+      }
+    }
+    V bias[kWide];
+    for (int v = 0; v < kWide; ++v) bias[v] = sink.bias(channel + v * V::kWidth, lanes);
+    const int64_t below = (n * y.size + y.at(qy + 1, y.taps - 1)) * x.size + x.at(q, 0);
+#pragma GCC unroll 4
+    for (int k = 0; k < kCount; ++k) {
+      T* to = out + k * c.map.col_stride + channel;
+      // Rows lie too far apart for the processor to see what comes next.
+      prefetch_to_read(c.images.data + below * c.channels + k * step + channel);
+      prefetch_to_write(to + kCount * c.map.col_stride);
+#pragma GCC unroll 2
+      for (int v = 0; v < kWide; ++v) sink.put(sums[k][v] + bias[v], to + v * V::kWidth, lanes);
+    }
+  }
+
+  const Correlation<T>& c;
+  const Acc* weight;
+  PixelSink<T> sink;
+};
+
+template <bool kMasked, class T>
+void depthwise_pixel(const Correlation<T>& c) {
+  using Acc = acc_t<T>;
+  const Axis& y = c.images.y;
+  const int64_t taps = y.taps * c.images.x.taps;
+  Scratch<Acc> weight(taps * c.channels);
+  for (int64_t i = 0; i < taps * c.channels; ++i) {
+    weight[i % taps * c.channels + i / taps] = static_cast<Acc>(c.weight[i]);
+  }
+  const DepthwisePixels<kMasked, T> pixels(c, weight.get());
+  parallel_for(0, c.batch * y.positions, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) pixels.run(row / y.positions, row % y.positions);
+  });
+}
+
+// The weight gradient of vectors [begin, end) of channels, a row of positions at a time. Images and
+// rows are taken in their order, so that sums do not depend on how the channels were shared out.
+template <bool kMasked, class T>
+class DepthwisePixelWeights {
+  using Acc = acc_t<T>;
+  using V = Vec<Acc>;
+
+ public:
+  DepthwisePixelWeights(const Images<T>& images, const Images<T>& grad)
+      : x(images), gradient(grad), taps_(x.y.taps * x.x.taps) {}
+
+  void run(int64_t batch, int64_t begin, int64_t end, T* grad_weight) const {
+    constexpr int kV = V::kWidth;
+    Scratch<Acc> sums((end - begin) * taps_ * kV);  // (vectors, taps, channels)
+    std::fill(sums.get(), sums.get() + (end - begin) * taps_ * kV, Acc{0});
+    for (int64_t row = 0; row < batch * x.y.positions; ++row) {
+      for (int64_t block = begin; block < end; ++block) {
+        const int64_t c = block * kV;
+        Acc* to = sums.get() + (block - begin) * taps_ * kV;
+        c + kV <= x.channels ? add_row<true>(row, c, kV, to)
+                             : add_row<false>(row, c, static_cast<int>(x.channels - c), to);
+      }
+    }
+    for (int64_t c = begin * kV; c < std::min(end * kV, x.channels); ++c) {
+      const Acc* of_channel = sums.get() + (c / kV - begin) * taps_ * kV + c % kV;
+      for (int64_t t = 0; t < taps_; ++t) {
+        grad_weight[c * taps_ + t] = static_cast<T>(of_channel[t * kV]);
+      }
+    }
+  }
+
+ private:
+  template <bool kWhole>
+  void add_row(int64_t row, int64_t c, int lanes, Acc* sums) const {
+    const int64_t qy = row % x.y.positions, first_line = row / x.y.positions * x.y.size;
+    const Inside ky = taps_inside(x.y, qy);
+    const T* g = gradient.data + row * x.x.positions * x.channels + c;
+    const auto line = [&](int64_t j) { return (first_line + x.y.at(qy, j)) * x.x.size; };
+    if (x.x.taps == 3 && ky.end - ky.begin == 3) {
+      const T* from = x.data + line(ky.begin) * x.channels + c;
+      return add_taps<3, 3, kWhole>(from, g, 0, lanes, sums + ky.begin * 3 * V::kWidth);
+    }
+    for (int64_t j = ky.begin; j < ky.end; ++j) {
+      for (int64_t i = 0; i < x.x.taps; ++i) {
+        const T* from = x.data + line(j) * x.channels + c;
+        add_taps<1, 1, kWhole>(from, g, i, lanes, sums + (j * x.x.taps + i) * V::kWidth);
+      }
+    }
+  }
+
+  // Taps first … first + kColumns - 1 of kRows rows of the kernel; `line` is the first row's image.
+  template <int kRows, int kColumns, bool kWhole>
+  void add_taps(const T* line, const T* g, int64_t first, int lanes, Acc* sums) const {
+    const int64_t row_step = x.y.dilation * x.x.size * x.channels;
+    if constexpr (kWhole) lanes = V::kWidth;
+    const auto product = [&](int64_t q, int row, int64_t tap, V sum) {
+      const T* at = line + row * row_step + x.x.at(q, tap) * x.channels;
+      const T* mask = kMasked ? gradient.mask + (g - gradient.data) + q * x.channels : nullptr;
+      V grad = V::load(g + q * x.channels, lanes);
+      if constexpr (kMasked) grad = V::where_positive(V::load(mask, lanes), grad);
+      return V::fma(grad, V::load(at, lanes), sum);
+    };
+    const int64_t begin = positions_inside(x.x, first).begin;
+    const int64_t end = std::max(begin, positions_inside(x.x, first + kColumns - 1).end);
+    V sum[kRows][kColumns];
+    for (auto& of_row : sum) std::fill(of_row, of_row + kColumns, V::zero());
+    for (int64_t q = begin; q < end; ++q) {
+#pragma GCC unroll 3
+      for (int j = 0; j < kRows; ++j) {
+#pragma GCC unroll 3
+        for (int i = 0; i < kColumns; ++i) sum[j][i] = product(q, j, first + i, sum[j][i]);
+      }
+    }
+    for (int j = 0; j < kRows; ++j) {
+      for (int i = 0; i < kColumns; ++i) {
+        const Inside own = positions_inside(x.x, first + i);
+        for (int64_t q = own.begin; q < std::min(begin, own.end); ++q) {
+          sum[j][i] = product(q, j, first + i, sum[j][i]);
+        }
+        for (int64_t q = std::max(end, own.begin); q < own.end; ++q) {
+          sum[j][i] = product(q, j, first + i, sum[j][i]);
+        }
+        Acc* to = sums + (j * kColumns + i) * V::kWidth;
+        (V::load(to) + sum[j][i]).store(to);
+      }
+    }
+  }
+
+  const Images<T>& x;
+  const Images<T>& gradient;
+  int64_t taps_;
+};
+
+template <bool kMasked, class T>
+void depthwise_weight_pixel(const Images<T>& x, const Images<T>& gradient, int64_t batch,
+                            T* grad_weight) {
+  parallel_for(0, ceil_div(x.channels, Vec<acc_t<T>>::kWidth), 1, [&](int64_t begin, int64_t end) {
+    DepthwisePixelWeights<kMasked, T>(x, gradient).run(batch, begin, end, grad_weight);
+  });
+}
+
+}  // namespace pyops::PYOPS_ISA_NAMESPACE

@@ -1,0 +1,246 @@
+// Depthwise convolutions of planes of rows: vectors run along a row of a plane that was copied with
+// its padding.
+#pragma once
+
+#include "conv2d/patches_simd.h"
+#include "core/lanes_simd.h"
+
+namespace pyops::PYOPS_ISA_NAMESPACE {
+
+// A plane with its padding. The columns of a row are sorted by their residue modulo the stride, so
+// that neighbouring positions find a tap's elements side by side.
+template <class T>
+struct PaddedPlane {
+  using Acc = acc_t<T>;
+  static constexpr int kV = Vec<Acc>::kWidth;  // rows are read in whole vectors
+  Axis y, x;
+  int64_t height, width;  // rows, and columns of one residue
+
+  explicit PaddedPlane(const Images<T>& images)
+      : y(images.y),
+        x(images.x),
+        height((y.positions - 1) * y.stride + reach(y) + 1),
+        width(x.positions + reach(x) / x.stride + kV) {}
+
+  // From the first tap to the last. A phase of an input gradient may have none.
+  static int64_t reach(const Axis& axis) {
+    return std::max<int64_t>(0, axis.taps - 1) * axis.dilation;
+  }
+
+  int64_t row_stride() const { return x.stride * width; }
+  int64_t size() const { return height * row_stride(); }
+  int64_t taps() const { return y.taps * x.taps; }
+
+  // Of tap t, relative to the position's own element.
+  int64_t tap_offset(int64_t t) const {
+    const int64_t column = t % x.taps * x.dilation;
+    return t / x.taps * y.dilation * row_stride() + column % x.stride * width + column / x.stride;
+  }
+
+  // Into memory that was zero before the first plane: the padding stays so.
+  template <bool kMasked>
+  void fill(const Images<T>& images, int64_t plane_offset, Acc* out) const {
+    constexpr int64_t kLine = 64 / sizeof(T);
+    for (int64_t r = std::max<int64_t>(0, -y.origin); r < std::min(height, y.size - y.origin);
+         ++r) {
+      const int64_t row = plane_offset + (r + y.origin) * x.size;
+      for (int64_t i = 0; i < x.size; i += kLine) {
+        prefetch_to_read(images.data + row + y.size * x.size + i);  // of the next plane
+      }
+      Acc* to = out + r * row_stride();
+      if (x.stride == 1) {
+        fill_row<kMasked>(images, row, to);
+      } else if (x.stride == 2) {
+        fill_residues<kMasked>(images, row, to);
+      } else {
+        for (int64_t residue = 0; residue < x.stride; ++residue) {
+          const auto [begin, end] = columns(residue);
+          copy_rows<kMasked>(images, row + x.origin + residue + begin * x.stride, 0, x.stride,
+                             to + residue * width + begin, 0, 1, end - begin);
+        }
+      }
+    }
+  }
+
+ private:
+  // Those of a residue that are in the image.
+  Inside columns(int64_t residue) const {
+    const int64_t ix = x.origin + residue;  // of column 0
+    return {std::max<int64_t>(0, ceil_div_signed(-ix, x.stride)),
+            std::min(width - kV + 1, ceil_div_signed(x.size - ix, x.stride))};
+  }
+
+  // Whole vectors are stored: behind the last column there is room, for zeros.
+  template <bool kMasked>
+  void fill_row(const Images<T>& images, int64_t row, Acc* to) const {
+    const auto [begin, end] = columns(0);
+    for (int64_t i = begin; i < end; i += kV) {
+      const int n = static_cast<int>(std::min<int64_t>(kV, end - i));
+      load_masked<T, kMasked>(images, row + x.origin + i, n).store(to + i);
+    }
+  }
+
+  // Both residues at once: neighbours in the image are the same column of one and of the other.
+  template <bool kMasked>
+  void fill_residues(const Images<T>& images, int64_t row, Acc* to) const {
+    const Inside even = columns(0), odd = columns(1);
+    // An odd padding begins with an element that has no left neighbour.
+    if (odd.begin < even.begin) {
+      to[width + odd.begin] = load_masked<T, kMasked>(images, row, 1).sum();
+    }
+    for (int64_t i = even.begin; i < std::max(even.end, odd.end); i += kV) {
+      const int64_t from = x.origin + 2 * i, left = x.size - from;
+      const auto load = [&](int64_t first) {
+        const int n = static_cast<int>(std::clamp<int64_t>(left - first, 0, kV));
+        return load_masked<T, kMasked>(images, row + from + first, n);
+      };
+      const auto [evens, odds] = split<T>(load(0), load(kV));
+      Vec<Acc>{in_order<T>(evens.v)}.store(to + i);
+      Vec<Acc>{in_order<T>(odds.v)}.store(to + width + i);
+    }
+  }
+};
+
+// One plane of the result. kTaps weights are in registers; 0 stands for any number, in memory.
+template <int kTaps, class T>
+class DepthwisePlane {
+  using Acc = acc_t<T>;
+  using V = Vec<Acc>;
+
+ public:
+  DepthwisePlane(const PaddedPlane<T>& plane, const int64_t* tap_offsets, const PlanarSink<T>& to)
+      : padded(plane), offsets(tap_offsets), sink(to) {}
+
+  void run(const Acc* image, const T* weight, int64_t channel, int64_t first_position) const {
+    V taps[std::max(kTaps, 1)];
+    for (int t = 0; t < kTaps; ++t) taps[t] = V::set1(static_cast<Acc>(weight[t]));
+    const V bias = V::set1(sink.bias(channel));
+    const int64_t positions = padded.x.positions,
+                  last = std::max<int64_t>(0, positions - V::kWidth);
+    const int rest = static_cast<int>(std::min<int64_t>(V::kWidth, positions));
+    for (int64_t qy = 0; qy < padded.y.positions; ++qy) {
+      const Acc* from = image + qy * padded.y.stride * padded.row_stride();
+      T* to =
+          sink.y + channel * sink.channel_stride + sink.map.offset(first_position + qy * positions);
+      int64_t q = 0;
+      for (; q + 4 * V::kWidth <= positions; q += 4 * V::kWidth) {
+        sum<4>(from + q, weight, taps, bias, to + q * sink.map.col_stride, V::kWidth);
+      }
+      for (; q < positions; q += V::kWidth) {
+        // The last vector of a row reaches back over the one before rather than beyond the row.
+        const int64_t at = std::min(q, last);
+        sum<1>(from + at, weight, taps, bias, to + at * sink.map.col_stride, rest);
+      }
+    }
+  }
+
+ private:
+  template <int kVectors>
+  void sum(const Acc* from, const T* weight, const V* taps, V bias, T* to, int n) const {
+    V sums[kVectors];
+    for (V& s : sums) s = V::zero();
+    const int64_t count = kTaps ? kTaps : padded.taps();
+#pragma GCC unroll 9
+    for (int64_t t = 0; t < count; ++t) {
+      const V w = kTaps ? taps[t] : V::set1(static_cast<Acc>(weight[t]));
+      for (int v = 0; v < kVectors; ++v) {
+        sums[v] = V::fma(w, V::load(from + offsets[t] + v * V::kWidth), sums[v]);
+      }
+    }
+    for (int v = 0; v < kVectors; ++v) {
+      T* at = to + v * V::kWidth * sink.map.col_stride;
+      prefetch_to_write(at + kAhead);
+      sink.put(sums[v] + bias, at, n);
+    }
+  }
+
+  static constexpr int64_t kAhead = 1024 / sizeof(T);
+  const PaddedPlane<T>& padded;
+  const int64_t* offsets;
+  const PlanarSink<T>& sink;
+};
+
+template <bool kMasked, class T>
+void depthwise_planar(const Correlation<T>& c) {
+  const PaddedPlane<T> padded(c.images);
+  const int64_t plane = padded.y.size * padded.x.size, taps = padded.taps();
+  Scratch<int64_t> offsets(taps);
+  for (int64_t t = 0; t < taps; ++t) offsets[t] = padded.tap_offset(t);
+  const PlanarSink<T> sink{c.result, c.channel_stride, c.map, c.epilogue};
+  parallel_for(0, c.batch * c.channels, 1, [&](int64_t begin, int64_t end) {
+    Scratch<acc_t<T>> image(padded.size());
+    std::fill(image.get(), image.get() + padded.size(), acc_t<T>{0});
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t n = task / c.channels, channel = task % c.channels;
+      padded.template fill<kMasked>(c.images, task * plane, image.get());
+      const auto run = [&]<int kTaps>() {
+        DepthwisePlane<kTaps, T>(padded, offsets.get(), sink)
+            .run(image.get(), c.weight + channel * taps, channel,
+                 n * c.images.positions_per_image());
+      };
+      taps == 9 ? run.template operator()<9>() : run.template operator()<0>();
+    }
+  });
+}
+
+// sums[t] += Σ g · x at taps [0, kTaps) from `offsets` on, over one plane.
+template <int kTaps, bool kMasked, class T>
+void depthwise_weight_taps(const PaddedPlane<T>& padded, const acc_t<T>* image,
+                           const Images<T>& gradient, int64_t plane_offset, const int64_t* offsets,
+                           acc_t<T>* sums) {
+  using V = Vec<acc_t<T>>;
+  V sum[kTaps];
+  for (V& s : sum) s = V::zero();
+  for (int64_t qy = 0; qy < padded.y.positions; ++qy) {
+    const int64_t row = plane_offset + qy * padded.x.positions;
+    const acc_t<T>* from = image + qy * padded.y.stride * padded.row_stride();
+    const auto add = [&](int64_t qx, int lanes) {
+      const V g = load_masked<T, kMasked>(gradient, row + qx, lanes);
+      for (int t = 0; t < kTaps; ++t) {
+        const acc_t<T>* at = from + offsets[t] + qx;
+        // Beyond the row may lie what a zero does not silence.
+        sum[t] = V::fma(g, lanes == V::kWidth ? V::load(at) : V::load(at, lanes), sum[t]);
+      }
+    };
+    int64_t qx = 0;
+    for (; qx + V::kWidth <= padded.x.positions; qx += V::kWidth) add(qx, V::kWidth);
+    if (qx < padded.x.positions) add(qx, static_cast<int>(padded.x.positions - qx));
+  }
+  for (int t = 0; t < kTaps; ++t) sums[t] += sum[t].sum();
+}
+
+template <bool kMasked, class T>
+void depthwise_weight_planar(const Images<T>& x, const Images<T>& gradient, int64_t batch,
+                             T* grad_weight) {
+  using Acc = acc_t<T>;
+  const PaddedPlane<T> padded(x);
+  const int64_t taps = padded.taps(), channels = x.channels;
+  const int64_t plane = x.y.size * x.x.size, positions = x.positions_per_image();
+  parallel_for(0, channels, 1, [&](int64_t begin, int64_t end) {
+    Scratch<Acc> image(padded.size()), sums(taps);
+    std::fill(image.get(), image.get() + padded.size(), Acc{0});
+    Scratch<int64_t> offsets(taps);
+    for (int64_t t = 0; t < taps; ++t) offsets[t] = padded.tap_offset(t);
+    for (int64_t channel = begin; channel < end; ++channel) {
+      std::fill(sums.get(), sums.get() + taps, Acc{0});
+      for (int64_t n = 0; n < batch; ++n) {
+        const int64_t at = n * channels + channel;
+        padded.template fill<false>(x, at * plane, image.get());
+        int64_t t = 0;
+        for (; t + 9 <= taps; t += 9) {
+          depthwise_weight_taps<9, kMasked>(padded, image.get(), gradient, at * positions,
+                                            offsets.get() + t, sums.get() + t);
+        }
+        for (; t < taps; ++t) {
+          depthwise_weight_taps<1, kMasked>(padded, image.get(), gradient, at * positions,
+                                            offsets.get() + t, sums.get() + t);
+        }
+      }
+      for (int64_t t = 0; t < taps; ++t) {
+        grad_weight[channel * taps + t] = static_cast<T>(sums[t]);
+      }
+    }
+  });
+}
+
+}  // namespace pyops::PYOPS_ISA_NAMESPACE
