@@ -3,7 +3,8 @@
 // for each tap. A tile is positions, broadcast from the planes, times vectors of channels.
 //
 // A task is a band of rows of one image, whose planes stay in L2. A stretch of a panel of weights
-// stays in L1 while a range of positions meets it.
+// stays in L1 while a range of positions meets it. Tiles that fill rows evenly leave out what lies
+// between the rows, others compute it too.
 #pragma once
 
 #include "conv2d/grid_sink_simd.h"
@@ -20,6 +21,7 @@ struct TapTile {
 #endif
   static constexpr int kCols = 2 * Vec<float>::kWidth;
   static constexpr int kPositions = 48;  // a multiple of every tile's rows
+  static constexpr int rows(int vecs) { return kSums / vecs; }
 };
 
 // f(integral_constant of the vectors that so many channels of a panel take).
@@ -38,15 +40,24 @@ void multiply_at(int64_t depth, const float* from, const int64_t* offsets, const
   multiply_rows<float, kRows, kVecs>(depth, columns, rows, sums, ld, add);
 }
 
+// Where a stretch of positions begins in the planes: at column x of rows of `columns`, with `gap`
+// elements between these.
+struct Rows {
+  const float* image;
+  int64_t x, columns, gap;
+};
+
 // sums[position, channel] (+)= the image at the offsets of `depth` taps · a panel of weights, for
-// kPositions positions; between(part, parts) goes before each part of the products.
+// `count` positions; between(part, parts) goes before each part of the products.
 template <int kVecs, class Between>
-void multiply_taps(int64_t depth, const float* image, const int64_t* offsets, const float* weight,
-                   float* sums, bool add, const Between& between) {
-  constexpr int kRows = TapTile::kSums / kVecs, kParts = TapTile::kPositions / kRows;
-  for (int part = 0; part < kParts; ++part, image += kRows, sums += kRows * TapTile::kCols) {
+void multiply_taps(int64_t depth, Rows from, int64_t count, const int64_t* offsets,
+                   const float* weight, float* sums, bool add, const Between& between) {
+  constexpr int kRows = TapTile::rows(kVecs), kParts = TapTile::kPositions / kRows;
+  for (int part = 0; part * kRows < count; ++part, sums += kRows * TapTile::kCols) {
     between(part, kParts);
-    multiply_at<kRows, kVecs>(depth, image, offsets, weight, sums, TapTile::kCols, add);
+    multiply_at<kRows, kVecs>(depth, from.image, offsets, weight, sums, TapTile::kCols, add);
+    from.image += kRows, from.x += kRows;
+    if (from.x >= from.columns) from.image += from.gap, from.x -= from.columns;
   }
 }
 
@@ -80,6 +91,13 @@ class VectorCorrelation {
   static constexpr int64_t kPlaneBytes = 512 << 10;  // half an L2 of 1 MiB
   static constexpr int64_t kRange = 2 * kPositions;  // whose sums share L1 with the weights
   static constexpr int64_t kStretch = 112;           // as VectorEngine's, for the same digits
+
+  // Whether no tile of any panel meets two rows.
+  bool tiles_fit_rows() const {
+    const int64_t last = c_.channels % kCols;
+    const int vecs = last > 0 && last <= V::kWidth ? 1 : 2;
+    return c_.images.x.positions % TapTile::rows(vecs) == 0;
+  }
 
   // Panels of kCols channels, the last one of one vector where that is enough; the depth in the
   // order (channel, ky, kx), in which a stretch meets few planes.
@@ -121,10 +139,13 @@ class VectorCorrelation {
       tap_offsets(band, grid, /*channels_last=*/false, offsets_.get());
       GridPlanes<kMasked, T> planes(band, grid, job_.c_.channels_last, band.channels);
       const float* image = planes.fill(n, 0, band.channels);
-      for (int64_t p = 0; p < grid.span; p += kRange) {
-        const GridStretch range(grid, p, std::min(kRange, grid.span - p));
+      const Numbering all = job_.tiles_fit_rows()
+                                ? Numbering{band.x.positions, band.positions_per_image()}
+                                : grid.flat();
+      for (int64_t p = 0; p < all.span; p += kRange) {
+        const GridStretch range(all, p, std::min(kRange, all.span - p));
         for (int64_t i = 0; i < job_.c_.channels; i += kCols) {
-          multiply(image, grid, range, i, sink_.rows(n, row));
+          multiply(image, grid, all, range, i, sink_.rows(n, row));
         }
       }
     }
@@ -132,8 +153,8 @@ class VectorCorrelation {
    private:
     // A panel of channels from i on; the last taps send the sums on while the next ones' products
     // are computed.
-    void multiply(const float* image, const PaddedGrid& grid, const GridStretch& range, int64_t i,
-                  T* out) {
+    void multiply(const float* image, const PaddedGrid& grid, const Numbering& all,
+                  const GridStretch& range, int64_t i, T* out) {
       const int64_t taps = job_.taps_, length = ceil_div(taps, ceil_div(taps, kStretch));
       const int64_t channels = std::min<int64_t>(kCols, job_.c_.channels - i);
       for (int64_t t = 0; t < taps; t += length) {
@@ -141,16 +162,18 @@ class VectorCorrelation {
         const bool last = t + depth == taps;
         const float* panel = job_.weight_.get() + i * taps;
         for (int64_t q = 0; q < range.count; q += kPositions) {
-          const GridStretch at = range.part(grid, q, q + kPositions);
+          const GridStretch at = range.part(all, q, q + kPositions);
+          const Rows from{image + at.y * grid.pitch() + at.x, at.x, all.pitch,
+                          grid.pitch() - all.pitch};
           float* sums = sums_.get() + q * kCols;
           const auto prefetch = [&](int part, int parts) {
-            if (last) sink_.prefetch(grid, at, i, channels, out, part, parts);
+            if (last) sink_.prefetch(all, at, i, channels, out, part, parts);
           };
           with_vectors(channels, [&]<int kVecs>(std::integral_constant<int, kVecs>) {
-            multiply_taps<kVecs>(depth, image + at.p, offsets_.get() + t,
+            multiply_taps<kVecs>(depth, from, at.count, offsets_.get() + t,
                                  panel + t * kVecs * V::kWidth, sums, t > 0, prefetch);
           });
-          if (last) sink_.store_positions(grid, at, i, channels, {sums, kCols}, out);
+          if (last) sink_.store_positions(all, at, i, channels, {sums, kCols}, out);
         }
       }
     }

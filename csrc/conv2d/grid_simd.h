@@ -36,6 +36,11 @@ struct PhasedAxis {
   }
 };
 
+// How positions are numbered: rows begin `pitch` apart, and `span` is past the last position.
+struct Numbering {
+  int64_t pitch, span;
+};
+
 struct PaddedGrid {
   PhasedAxis y, x;
   int64_t plane;  // elements of a channel, padded to whole panels
@@ -46,6 +51,7 @@ struct PaddedGrid {
     span = (y_axis.positions - 1) * pitch() + x_axis.positions;
   }
   int64_t pitch() const { return x.length; }
+  Numbering flat() const { return {pitch(), span}; }
   int64_t panels() const { return ceil_div(span, kGridStep); }
   int64_t offset(int64_t phase_y, int64_t phase_x, int64_t row) const {
     return ((phase_y * x.phases + phase_x) * y.length + row) * pitch();

@@ -26,14 +26,14 @@ class TileSink {
         lines_(16 * line_stride_) {}
 
   // `rows` channels from i on; the tiles of the stretch follow each other.
-  void operator()(const PaddedGrid& grid, const GridStretch& at, int64_t i, int rows,
+  void operator()(const Numbering& all, const GridStretch& at, int64_t i, int rows,
                   const float* tiles, T* out) const {
     for (int r = 0; r < rows; r += 16) {
       const int some = std::min(16, rows - r);
       for (int64_t p = 0; p < at.count; p += kGridStep) {
         read_tile(some, tiles + p * 32 + r * 32, &lines_[p]);
       }
-      sink_.store_channels(grid, at, i + r, some, {lines_.get(), line_stride_}, out);
+      sink_.store_channels(all, at, i + r, some, {lines_.get(), line_stride_}, out);
     }
   }
 

@@ -1,4 +1,4 @@
-// Where sums go from the flat positions of a grid (grid_simd.h): to a result, with its epilogue.
+// Where sums go from numbered positions (grid_simd.h): to a result, with its epilogue.
 #pragma once
 
 #include "conv2d/grid_simd.h"
@@ -15,19 +15,19 @@ PositionMap grid_map(const Correlation<T>& c) {
           x.positions * pixel, pixel};
 }
 
-// Flat positions [p, p + count) of a grid, the first of them in row y at column x.
+// Positions [p, p + count), the first of them in row y at column x.
 struct GridStretch {
   int64_t p, count, y, x;
 
-  GridStretch(const PaddedGrid& grid, int64_t first, int64_t number)
-      : p(first), count(number), y(first / grid.pitch()), x(first % grid.pitch()) {}
+  GridStretch(const Numbering& all, int64_t first, int64_t number)
+      : p(first), count(number), y(first / all.pitch), x(first % all.pitch) {}
 
   // [begin, end) of these, as far as there are so many; without a division, as they are few.
-  GridStretch part(const PaddedGrid& grid, int64_t begin, int64_t end) const {
+  GridStretch part(const Numbering& all, int64_t begin, int64_t end) const {
     GridStretch some = *this;
     end = std::min(end, count), begin = std::min(begin, end);
     some.p += begin, some.x += begin, some.count = end - begin;
-    for (; some.x >= grid.pitch(); some.x -= grid.pitch()) ++some.y;
+    for (; some.x >= all.pitch; some.x -= all.pitch) ++some.y;
     return some;
   }
 };
@@ -55,18 +55,18 @@ class GridSink {
 
   // Asks for a part of the lines that storing the same will write: they are many, of as many
   // pages, and all at once they would keep the products' loads waiting.
-  void prefetch(const PaddedGrid& grid, GridStretch at, int64_t i, int64_t channels, T* out,
-                int part, int parts) const {
+  void prefetch(const Numbering& all, GridStretch at, int64_t i, int64_t channels, T* out, int part,
+                int parts) const {
     constexpr int64_t kLine = 64 / sizeof(T);
     const auto begin = [&](int64_t all, int k) { return all * k / parts; };
     int64_t first = 0, end = channels;
     if (c_.channels_last) {
-      at = at.part(grid, begin(at.count, part), begin(at.count, part + 1));
+      at = at.part(all, begin(at.count, part), begin(at.count, part + 1));
     } else {
       first = begin(channels, part), end = begin(channels, part + 1);
     }
     out = channel(out, i + first);
-    for_rows(grid, at, [&](int64_t, int64_t run, int64_t offset) {
+    for_rows(all, at, [&](int64_t, int64_t run, int64_t offset) {
       const int64_t lines = c_.channels_last ? run : end - first;
       const int64_t stride = c_.channels_last ? map_.col_stride : c_.channel_stride;
       const int64_t length = c_.channels_last ? channels : run * map_.col_stride;
@@ -78,12 +78,12 @@ class GridSink {
   }
 
   // Up to a vector of channels from i on, a line of positions for each.
-  void store_channels(const PaddedGrid& grid, const GridStretch& at, int64_t i, int channels,
+  void store_channels(const Numbering& all, const GridStretch& at, int64_t i, int channels,
                       GridSums sums, T* out) const {
     out = channel(out, i);
-    if (!c_.channels_last) return store_planes(grid, at, i, channels, sums, out);
+    if (!c_.channels_last) return store_planes(all, at, i, channels, sums, out);
     const V bias = load_bias(i, channels);
-    for_rows(grid, at, [&](int64_t q, int64_t run, int64_t offset) {
+    for_rows(all, at, [&](int64_t q, int64_t run, int64_t offset) {
       for (int64_t v = 0; v < run; v += V::kWidth) {
         V block[V::kWidth];
         for (int k = 0; k < V::kWidth; ++k) {
@@ -100,9 +100,9 @@ class GridSink {
   }
 
   // Up to kMaxPositions positions, for each a line of up to two vectors of channels from i on.
-  void store_positions(const PaddedGrid& grid, const GridStretch& at, int64_t i, int64_t channels,
+  void store_positions(const Numbering& all, const GridStretch& at, int64_t i, int64_t channels,
                        GridSums sums, T* out) const {
-    if (c_.channels_last) return store_pixels(grid, at, i, channels, sums, channel(out, i));
+    if (c_.channels_last) return store_pixels(all, at, i, channels, sums, channel(out, i));
     for (int64_t c = 0; c < channels; c += V::kWidth, sums.data += V::kWidth) {
       const int some = static_cast<int>(std::min<int64_t>(V::kWidth, channels - c));
       alignas(64) float lines[V::kWidth * kMaxPositions];
@@ -112,7 +112,7 @@ class GridSink {
         transpose(block);
         for (int k = 0; k < some; ++k) block[k].store(lines + k * kMaxPositions + q);
       }
-      store_planes(grid, at, i + c, some, {lines, kMaxPositions}, channel(out, i + c));
+      store_planes(all, at, i + c, some, {lines, kMaxPositions}, channel(out, i + c));
     }
   }
 
@@ -121,10 +121,10 @@ class GridSink {
     return out + i * (c_.channels_last ? 1 : c_.channel_stride);
   }
 
-  // f(flat position within the stretch, count, offset of the first in the result) for each row.
+  // f(position within the stretch, count, offset of the first in the result) for each row.
   template <class F>
-  void for_rows(const PaddedGrid& grid, const GridStretch& at, const F& f) const {
-    const int64_t pitch = grid.pitch(), end = std::min(at.p + at.count, grid.span);
+  void for_rows(const Numbering& all, const GridStretch& at, const F& f) const {
+    const int64_t pitch = all.pitch, end = std::min(at.p + at.count, all.span);
     if (pitch == map_.cols && map_.row_stride == pitch * map_.col_stride) {
       return f(0, end - at.p, at.p * map_.col_stride);
     }
@@ -145,12 +145,12 @@ class GridSink {
   V finish(V x) const { return V::max(least_, x); }
 
   // A pixel's line of memory is written in one go.
-  void store_pixels(const PaddedGrid& grid, const GridStretch& at, int64_t i, int64_t channels,
+  void store_pixels(const Numbering& all, const GridStretch& at, int64_t i, int64_t channels,
                     GridSums sums, T* out) const {
     const int first = static_cast<int>(std::min<int64_t>(V::kWidth, channels));
     const int second = static_cast<int>(channels) - first;
     const V bias = load_bias(i, first), more = load_bias(i + first, second);
-    for_rows(grid, at, [&](int64_t q, int64_t run, int64_t offset) {
+    for_rows(all, at, [&](int64_t q, int64_t run, int64_t offset) {
       const float* from = sums.data + q * sums.stride;
       T* to = out + offset;
       for (int64_t v = 0; v < run; ++v, from += sums.stride, to += map_.col_stride) {
@@ -160,9 +160,9 @@ class GridSink {
     });
   }
 
-  void store_planes(const PaddedGrid& grid, const GridStretch& at, int64_t i, int channels,
+  void store_planes(const Numbering& all, const GridStretch& at, int64_t i, int channels,
                     GridSums lines, T* out) const {
-    for_rows(grid, at, [&](int64_t q, int64_t run, int64_t offset) {
+    for_rows(all, at, [&](int64_t q, int64_t run, int64_t offset) {
       const float* line = lines.data + q;
       T* plane = out + offset;
       for (int k = 0; k < channels; ++k, line += lines.stride, plane += c_.channel_stride) {

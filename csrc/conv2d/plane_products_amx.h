@@ -76,9 +76,9 @@ class PlaneProducts {
   void store(const Range& range, const Result& result) const {
     for (int64_t j = range.j0; j < range.j1;) {
       const int64_t p = j % grid_.panels(), panels = std::min(range.j1 - j, grid_.panels() - p);
-      const GridStretch at(grid_, p * kGridStep, panels * kGridStep);
+      const GridStretch at(grid_.flat(), p * kGridStep, panels * kGridStep);
       for (int64_t i = range.i0; i < range.i1; ++i) {
-        sink_(grid_, at, i * kPanel, rows_of_panel(i), sums(range, i, j),
+        sink_(grid_.flat(), at, i * kPanel, rows_of_panel(i), sums(range, i, j),
               result(j / grid_.panels()));
       }
       j += panels;
