@@ -87,7 +87,7 @@ bool vectors_pay(const Correlation<T>& c) {
 #if defined(__AMX_TILE__)
   if (bf16_parts<StridedOperand<T>, StridedOperand<T>>(c.precision) < 3) return false;
 #endif
-  return grid_pays(c.images) && (c.channels >= 8 || c.channels_last);
+  return grid_pays(c) && (c.channels >= 8 || c.channels_last);
 }
 
 template <bool kMasked, class T>
@@ -242,10 +242,16 @@ void sum_over_positions(const Conv2dBackwardParams& p, int64_t pass, int64_t beg
 template <class T, bool kMasked>
 bool backward_weight_on_grid(const Conv2dBackwardParams& p, int64_t pass, T* grad) {
   if constexpr (std::is_same_v<acc_t<T>, float>) {
-    constexpr int64_t kManyWeights = 512 << 10, kManySums = 8 << 20;
+#if defined(__AMX_TILE__)
+    const int64_t many_weights = 512 << 10;
+#else
+    // Patches of planes, the other way, would be transposed for every tap.
+    const int64_t many_weights = p.channels_last ? 1 << 20 : 4 << 20;
+#endif
+    constexpr int64_t kManySums = 8 << 20;
     const auto x = input_images<T>(p, p.x, pass);
     const int64_t weights = p.group_o() * x.taps();
-    if (weights > kManyWeights || weights * num_threads() > kManySums) return false;
+    if (weights > many_weights || weights * num_threads() > kManySums) return false;
     if (p.group_o() < 8 || x.taps() < 8) return false;
     const Axis y_points{p.oh, p.oh, 1, 1, 0, 1}, x_points{p.ow, p.ow, 1, 1, 0, 1};
     const auto g = gradient_images<T>(p, pass, y_points, x_points);

@@ -3,8 +3,7 @@
 // for each tap. A tile is positions, broadcast from the planes, times vectors of channels.
 //
 // A task is a band of rows of one image, whose planes stay in L2. A stretch of a panel of weights
-// stays in L1 while a range of positions meets it. Tiles that fill rows evenly leave out what lies
-// between the rows, others compute it too.
+// stays in L1 while a range of positions meets it.
 #pragma once
 
 #include "conv2d/grid_sink_simd.h"
@@ -22,6 +21,8 @@ struct TapTile {
   static constexpr int kCols = 2 * Vec<float>::kWidth;
   static constexpr int kPositions = 48;  // a multiple of every tile's rows
   static constexpr int rows(int vecs) { return kSums / vecs; }
+  // Whether registers suffice for a pointer for each row.
+  static constexpr bool crosses_rows(int vecs) { return rows(vecs) <= 6; }
 };
 
 // f(integral_constant of the vectors that so many channels of a panel take).
@@ -40,11 +41,31 @@ void multiply_at(int64_t depth, const float* from, const int64_t* offsets, const
   multiply_rows<float, kRows, kVecs>(depth, columns, rows, sums, ld, add);
 }
 
-// Where a stretch of positions begins in the planes: at column x of rows of `columns`, with `gap`
-// elements between these.
+// The same with from[row][offsets[p]].
+template <int kRows, int kVecs>
+void multiply_at(int64_t depth, const float* const (&from)[kRows], const int64_t* offsets,
+                 const float* panel, float* sums, int64_t ld, bool add) {
+  struct Column {
+    const float* const* from;
+    int64_t offset;
+    float operator[](int row) const { return from[row][offset]; }
+  };
+  const auto columns = [&](int64_t p) { return Column{from, offsets[p]}; };
+  const auto rows = [=](int64_t p) { return panel + p * kVecs * Vec<float>::kWidth; };
+  multiply_rows<float, kRows, kVecs>(depth, columns, rows, sums, ld, add);
+}
+
+// Where positions begin in the planes: at column x of rows of `columns`, with `gap` elements that
+// are no positions between these.
 struct Rows {
   const float* image;
   int64_t x, columns, gap;
+
+  bool hold(int count) const { return gap == 0 || x + count <= columns; }
+  void advance(int count) {
+    image += count, x += count;
+    for (; x >= columns; x -= columns) image += gap;
+  }
 };
 
 // sums[position, channel] (+)= the image at the offsets of `depth` taps · a panel of weights, for
@@ -55,10 +76,25 @@ void multiply_taps(int64_t depth, Rows from, int64_t count, const int64_t* offse
   constexpr int kRows = TapTile::rows(kVecs), kParts = TapTile::kPositions / kRows;
   for (int part = 0; part * kRows < count; ++part, sums += kRows * TapTile::kCols) {
     between(part, kParts);
-    multiply_at<kRows, kVecs>(depth, from.image, offsets, weight, sums, TapTile::kCols, add);
-    from.image += kRows, from.x += kRows;
-    if (from.x >= from.columns) from.image += from.gap, from.x -= from.columns;
+    constexpr int64_t kLine = TapTile::kCols;
+    if (from.hold(kRows)) {
+      multiply_at<kRows, kVecs>(depth, from.image, offsets, weight, sums, kLine, add);
+      from.advance(kRows);
+    } else if constexpr (TapTile::crosses_rows(kVecs)) {
+      const float* images[kRows];
+      for (const float*& image : images) image = from.image, from.advance(1);
+      multiply_at<kRows, kVecs>(depth, images, offsets, weight, sums, kLine, add);
+    }
   }
+}
+
+// What lies between the rows is computed too, but where the tiles of all panels can do without.
+template <class T>
+Numbering numbering(const Correlation<T>& c, const Axis& y, const Axis& x) {
+  const int64_t last = c.channels % TapTile::kCols;
+  const int vecs = last > 0 && last <= Vec<float>::kWidth ? 1 : 2;
+  const bool dense = TapTile::crosses_rows(vecs) || x.positions % TapTile::rows(vecs) == 0;
+  return dense ? Numbering{x.positions, y.positions * x.positions} : PaddedGrid(y, x).flat();
 }
 
 template <bool kMasked, class T>
@@ -91,13 +127,6 @@ class VectorCorrelation {
   static constexpr int64_t kPlaneBytes = 512 << 10;  // half an L2 of 1 MiB
   static constexpr int64_t kRange = 2 * kPositions;  // whose sums share L1 with the weights
   static constexpr int64_t kStretch = 112;           // as VectorEngine's, for the same digits
-
-  // Whether no tile of any panel meets two rows.
-  bool tiles_fit_rows() const {
-    const int64_t last = c_.channels % kCols;
-    const int vecs = last > 0 && last <= V::kWidth ? 1 : 2;
-    return c_.images.x.positions % TapTile::rows(vecs) == 0;
-  }
 
   // Panels of kCols channels, the last one of one vector where that is enough; the depth in the
   // order (channel, ky, kx), in which a stretch meets few planes.
@@ -139,9 +168,7 @@ class VectorCorrelation {
       tap_offsets(band, grid, /*channels_last=*/false, offsets_.get());
       GridPlanes<kMasked, T> planes(band, grid, job_.c_.channels_last, band.channels);
       const float* image = planes.fill(n, 0, band.channels);
-      const Numbering all = job_.tiles_fit_rows()
-                                ? Numbering{band.x.positions, band.positions_per_image()}
-                                : grid.flat();
+      const Numbering all = numbering(job_.c_, band.y, band.x);
       for (int64_t p = 0; p < all.span; p += kRange) {
         const GridStretch range(all, p, std::min(kRange, all.span - p));
         for (int64_t i = 0; i < job_.c_.channels; i += kCols) {
@@ -190,13 +217,15 @@ class VectorCorrelation {
   const Scratch<float> weight_;
 };
 
-// Most positions of the tiles are no row's end, and an element meets several taps.
+// Most positions of the tiles are no row's end, an element meets several taps, and an image has
+// positions enough for weights that are read anew for each.
 template <class T>
-bool grid_pays(const Images<T>& images) {
-  constexpr int64_t kPositions = TapTile::kPositions;
-  const int64_t tiles = ceil_div(PaddedGrid(images.y, images.x).span, kPositions);
-  return images.y.taps * images.x.taps > 1 &&
-         5 * images.positions_per_image() >= 4 * tiles * kPositions;
+bool grid_pays(const Correlation<T>& c) {
+  const Axis &y = c.images.y, &x = c.images.x;
+  const int64_t span = numbering(c, y, x).span, positions = c.images.positions_per_image();
+  const int64_t computed = ceil_div(span, TapTile::rows(2)) * TapTile::rows(2);
+  return y.taps * x.taps > 1 && positions >= 2 * TapTile::kPositions &&
+         5 * positions >= 4 * computed;
 }
 
 }  // namespace pyops::PYOPS_ISA_NAMESPACE

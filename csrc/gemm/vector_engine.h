@@ -48,7 +48,8 @@ void multiply_rows(int64_t depth, const ColumnsOfA& a, const RowsOfB& b, Acc* c,
   }
 #pragma GCC unroll 4
   for (int64_t p = 0; p < depth; ++p) {
-    const Acc *column = a(p), *row = b(p);
+    const auto column = a(p);
+    const Acc* row = b(p);
     V bv[kVecs];
 #pragma GCC unroll 4
     for (int v = 0; v < kVecs; ++v) bv[v] = V::load(row + v * V::kWidth);
