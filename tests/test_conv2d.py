@@ -234,7 +234,7 @@ def test_tails(place, memory_format, hw, c, o):
     assert_exact(place, memory_format, (3, c, *hw), (o, c, 3, 3), padding=1)
 
 
-@pytest.mark.parametrize("place", ["avx512", "amx", *ON_GPU])
+@pytest.mark.parametrize("place", ["avx2", "avx512", "amx", *ON_GPU])
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, LAST])
 @pytest.mark.parametrize(
     ("x", "w", "options"),
@@ -250,6 +250,8 @@ def test_tails(place, memory_format, hw, c, o):
         ((2, 64, 21, 30), (32, 64, 3, 3), {"padding": 1, "stride": (2, 3)}),
         ((2, 128, 9, 10), (40, 64, 1, 1), {"groups": 2}),
         ((3, 96, 7, 7), (72, 96, 3, 3), {"padding": 1}),
+        ((2, 20, 12, 24), (48, 20, 3, 3), {"padding": 1}),
+        ((2, 12, 40, 5), (32, 12, 3, 3), {"padding": (0, 7), "dilation": (1, 7)}),
         ((2, 20, 23, 19), (48, 20, 3, 3), {"padding": (2, 1), "dilation": (3, 2), "stride": 2}),
     ],
 )

@@ -73,17 +73,20 @@ struct Rows {
 template <int kVecs, class Between>
 void multiply_taps(int64_t depth, Rows from, int64_t count, const int64_t* offsets,
                    const float* weight, float* sums, bool add, const Between& between) {
-  constexpr int kRows = TapTile::rows(kVecs), kParts = TapTile::kPositions / kRows;
-  for (int part = 0; part * kRows < count; ++part, sums += kRows * TapTile::kCols) {
-    between(part, kParts);
-    constexpr int64_t kLine = TapTile::kCols;
+  constexpr int kRows = TapTile::rows(kVecs);
+  const int parts = static_cast<int>(ceil_div(count, kRows));
+  for (int part = 0; part < parts; ++part, sums += kRows * TapTile::kCols) {
+    between(part, parts);
     if (from.hold(kRows)) {
-      multiply_at<kRows, kVecs>(depth, from.image, offsets, weight, sums, kLine, add);
+      multiply_at<kRows, kVecs>(depth, from.image, offsets, weight, sums, TapTile::kCols, add);
       from.advance(kRows);
     } else if constexpr (TapTile::crosses_rows(kVecs)) {
       const float* images[kRows];
-      for (const float*& image : images) image = from.image, from.advance(1);
-      multiply_at<kRows, kVecs>(depth, images, offsets, weight, sums, kLine, add);
+      for (int64_t r = 0, p = part * kRows; r < kRows; ++r) {
+        images[r] = from.image;
+        if (++p < count) from.advance(1);  // behind the last row there may be no memory
+      }
+      multiply_at<kRows, kVecs>(depth, images, offsets, weight, sums, TapTile::kCols, add);
     }
   }
 }
