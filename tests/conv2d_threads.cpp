@@ -127,7 +127,7 @@ void backward(int depthwise, int dtype, const int64_t* shape, const void* grad_y
                          grad_x,
                          grad_weight,
                          grad_bias};
-  std::vector<double> workspace(conv2d_workspace_bytes(p) / 8 + 1, __builtin_nan(""));
+  std::vector<double> workspace(conv2d_backward_workspace(p) / 8 + 1, __builtin_nan(""));
   p.workspace = workspace.data();
   with_layout(p, [&]<class T, bool kLast>() {
     if (depthwise != 0) {

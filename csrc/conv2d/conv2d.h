@@ -52,7 +52,7 @@ struct Conv2dBackwardParams : Conv2dShape {
   void* grad_x;
   void* grad_weight;
   void* grad_bias;            // (O)
-  void* workspace = nullptr;  // what conv2d_workspace_bytes() asks for; null on the CPU
+  void* workspace = nullptr;  // of the bytes that the table's row asks for; null on the CPU
 };
 
 // max_pool2d(relu(conv2d(x))). The pooled tensors are (N, O, pool_h.out, pool_w.out) in the order
@@ -63,7 +63,7 @@ struct Conv2dPoolParams : Conv2dParams {  // y: the pooled result
   int64_t pooled_h, pooled_w;
   bool wide_offsets;          // int32 rather than uint8
   void* offsets;              // null when not wanted
-  void* workspace = nullptr;  // room for y, of which kernels of a GPU may pool; null on the CPU
+  void* workspace = nullptr;  // room for y, which most kernels of a GPU pool; null on the CPU
 };
 
 // Gradient of y for the gradient of the pooled result.

@@ -4,6 +4,7 @@
 // products of matrices; grad_x with a stride is sm_80's.
 #include "conv2d/conv2d_backward.cuh"
 #include "conv2d/conv2d_sm90.cuh"
+#include "conv2d/conv2d_workspace.h"
 #include "gemm/gemm_sm90.h"
 
 namespace pyops {
@@ -120,10 +121,12 @@ cudaError_t conv2d_backward_sm90(const Conv2dBackwardParams& given, cudaStream_t
 }
 
 int64_t conv2d_backward_workspace_sm90(const Conv2dBackwardParams& p) {
-  if (p.grad_weight == nullptr) return 0;
-  if (is_product(p)) return gemm_tn_workspace_sm90(weight_product(p));
-  return with_half_type(
-      p.dtype, [&]<class T>(T) { return workspace_bytes<Wgrad<T>>(weight_arguments<T>(p)); });
+  const int64_t general = conv2d_backward_workspace(p);
+  if (p.grad_weight == nullptr) return general;
+  if (is_product(p)) return general + gemm_tn_workspace_sm90(weight_product(p));
+  return general + with_half_type(p.dtype, [&]<class T>(T) {
+           return workspace_bytes<Wgrad<T>>(weight_arguments<T>(p));
+         });
 }
 
 }  // namespace pyops

@@ -1,4 +1,4 @@
-// Memory that kernels of a GPU need besides the results of a call.
+// Bytes that kernels of a GPU keep besides the results of a call.
 #pragma once
 
 #include "conv2d/conv2d_problem.h"
@@ -6,8 +6,8 @@
 
 namespace pyops {
 
-// What a kernel of the GPU keeps of a backward: the masked gradient, sums in parts.
-inline int64_t conv2d_workspace_bytes(const Conv2dBackwardParams& p) {
+// The masked gradient, sums in parts.
+inline int64_t conv2d_backward_workspace(const Conv2dBackwardParams& p) {
   int64_t parts = position_sums(p, false, true).threads();
   if (p.grad_weight != nullptr) {
     const int64_t elements = p.o * p.group_c() * p.kh * p.kw;
@@ -17,8 +17,7 @@ inline int64_t conv2d_workspace_bytes(const Conv2dBackwardParams& p) {
   return masked_bytes(p) + parts * acc_bytes(p.dtype);
 }
 // The result of a convolution that is not pooled at once.
-inline int64_t conv2d_workspace_bytes(const Conv2dPoolParams& p) {
-  if (is_pooled_by_fours(p) && !suits_tensorop(p)) return 0;
+inline int64_t conv2d_pool_workspace(const Conv2dPoolParams& p) {
   const int64_t element = p.dtype == Dtype::kFloat64 ? 8 : p.dtype == Dtype::kFloat32 ? 4 : 2;
   return p.n * p.o * p.oh * p.ow * element;
 }
