@@ -29,6 +29,7 @@ struct Conv2dShape {
 
   PYOPS_HOST_DEVICE int64_t group_c() const { return c / groups; }
   PYOPS_HOST_DEVICE int64_t group_o() const { return o / groups; }
+  PYOPS_HOST_DEVICE int64_t weights() const { return o * group_c() * kh * kw; }
 };
 
 struct Conv2dParams : Conv2dShape {
@@ -91,9 +92,6 @@ void conv2d_backward_avx512(const Conv2dBackwardParams& params);
 void conv2d_backward_amx(const Conv2dBackwardParams& params);
 cudaError_t conv2d_backward_depthwise_cuda(const Conv2dBackwardParams& params, cudaStream_t stream);
 cudaError_t conv2d_backward_cuda(const Conv2dBackwardParams& params, cudaStream_t stream);
-// Adds what the workspace has of grad_weight, in float32 or float64: (splits, elements of it).
-cudaError_t conv2d_backward_reduce_cuda(const Conv2dBackwardParams& params, int64_t splits,
-                                        cudaStream_t stream);
 
 void conv2d_pool_forward_scalar(const Conv2dPoolParams& params);
 void conv2d_pool_forward_avx2(const Conv2dPoolParams& params);

@@ -15,8 +15,10 @@
 #include <cmath>
 #include <type_traits>
 
-#include "conv2d/conv2d_backward.cuh"
 #include "conv2d/conv2d_problem.h"
+#include "conv2d/conv2d_tensorop.h"
+#include "core/cuda.cuh"
+#include "gemm/backward_by_products.cuh"
 #include "gemm/tensorop_arithmetic.cuh"
 
 namespace pyops::tensorop {
@@ -155,7 +157,8 @@ cudaError_t backward_weight(const Conv2dBackwardParams& p, cudaStream_t stream) 
       parts, parts, {1.0f, 0.0f}, cutlass::conv::SplitKMode::kParallel);
   const cudaError_t status =
       launch<Kernel>(conv2d_backward_tensorop_kernel<Kernel>, arguments, stream);
-  return status == cudaSuccess ? conv2d_backward_reduce_cuda(p, slices, stream) : status;
+  if (status != cudaSuccess) return status;
+  return add_parts_cuda(p.dtype, p.grad_weight, p.workspace, slices, p.weights(), stream);
 }
 
 // What a gradient with a stride is computed by: its addresses leave no room for TF32's warps.

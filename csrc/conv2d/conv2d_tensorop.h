@@ -6,6 +6,7 @@
 
 #include "conv2d/conv2d.h"
 #include "core/pack.h"
+#include "gemm/gradient_matrix.h"
 
 namespace pyops {
 
@@ -15,8 +16,6 @@ cudaError_t conv2d_forward_tf32_cuda(const Conv2dParams& params, cudaStream_t st
 cudaError_t conv2d_forward_3xtf32_cuda(const Conv2dParams& params, cudaStream_t stream);
 cudaError_t conv2d_backward_tf32_cuda(const Conv2dBackwardParams& params, cudaStream_t stream);
 cudaError_t conv2d_backward_3xtf32_cuda(const Conv2dBackwardParams& params, cudaStream_t stream);
-// Only masks grad_y, whose channels are a multiple of 16 bytes, into the workspace.
-cudaError_t conv2d_backward_mask_cuda(const Conv2dBackwardParams& params, cudaStream_t stream);
 cudaError_t conv2d_pool_forward_tensorop_cuda(const Conv2dPoolParams& params, cudaStream_t stream);
 cudaError_t conv2d_pool_forward_tf32_cuda(const Conv2dPoolParams& params, cudaStream_t stream);
 cudaError_t conv2d_pool_forward_3xtf32_cuda(const Conv2dPoolParams& params, cudaStream_t stream);
@@ -66,12 +65,9 @@ inline constexpr const char* kSuitsTf32Backward =
     "TF32 allowed, channels last, one group, C and O in multiples of 4, aligned to 16 bytes, "
     "kernels up to 32, below 2 GiB, a stride or a dilation but not both";
 
-// Bytes of the gradient where the ReLU let it through, first of the workspace.
-inline int64_t masked_bytes(const Conv2dBackwardParams& p) {
-  constexpr int64_t kLine = 256;
-  if (p.y == nullptr || !suits_tensorop(p)) return 0;
-  const int64_t packs = p.n * p.o * p.oh * p.ow / pack_width(p.dtype);
-  return (packs * kPackBytes + kLine - 1) / kLine * kLine;
+// Where channels come last.
+inline GradientMatrix gradient_of(const Conv2dBackwardParams& p) {
+  return {p.dtype, p.n * p.oh * p.ow, p.o};
 }
 
 }  // namespace pyops

@@ -28,11 +28,11 @@ constexpr Candidate<LinearBackwardParams> kBackward[] = {
     {"linear_backward_sm90", Arch::kSm90, kHalfTypes, linear_backward_sm90, suits_tensorop,
      kSuitsTensorop, linear_backward_workspace_sm90},
     {"linear_backward_tensorop_cuda", Arch::kSm80, kHalfTypes, linear_backward_tensorop_cuda,
-     suits_tensorop, kSuitsTensorop},
+     suits_tensorop, kSuitsTensorop, linear_backward_workspace},
     {"linear_backward_tf32_cuda", Arch::kSm80, kFloat32, linear_backward_tf32_cuda,
-     suits_tf32<LinearBackwardParams>, kSuitsTf32},
+     suits_tf32<LinearBackwardParams>, kSuitsTf32, linear_backward_workspace},
     {"linear_backward_3xtf32_cuda", Arch::kSm80, kFloat32, linear_backward_3xtf32_cuda,
-     suits_tensorop, kSuitsTensorop},
+     suits_tensorop, kSuitsTensorop, linear_backward_workspace},
     {"linear_backward_cuda", Arch::kSm80, kAnyFloat, linear_backward_cuda},
 #endif
     {"linear_backward_amx", Isa::kAmx, kTileTypes, linear_backward_amx},
@@ -126,7 +126,6 @@ Gradients linear_backward(const Tensor& grad, const Tensor& x, const Tensor& w,
   };
   const Tensor grad_x = make(wanted[0], x.sizes(), x), grad_w = make(wanted[1], w.sizes(), w);
   const Tensor grad_bias = make(wanted[2], {w.size(0)}, w);
-  const Tensor masked = make(y.defined() && g.is_cuda(), g.sizes(), g);
   const auto data = [](const Tensor& t) { return t.defined() ? t.mutable_data_ptr() : nullptr; };
   const LinearBackwardParams params{.dtype = dtype_of(x),
                                     .precision = float32_precision(at::Float32Op::MATMUL, x),
@@ -139,8 +138,7 @@ Gradients linear_backward(const Tensor& grad, const Tensor& x, const Tensor& w,
                                     .w = wc.const_data_ptr(),
                                     .grad_x = data(grad_x),
                                     .grad_w = data(grad_w),
-                                    .grad_bias = data(grad_bias),
-                                    .masked = data(masked)};
+                                    .grad_bias = data(grad_bias)};
   serve("linear_backward", kBackward, params, {grad, x, w});
   return {grad_x, grad_w, grad_bias};
 }

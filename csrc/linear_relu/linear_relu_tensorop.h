@@ -1,4 +1,4 @@
-// Which linear layers the tensor cores of a GPU take.
+// Which linear layers the tensor cores of a GPU take, and what their kernels keep.
 #pragma once
 
 #include <algorithm>
@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "core/pack.h"
+#include "gemm/gradient_matrix.h"
 #include "linear_relu/linear_relu.h"
 
 namespace pyops {
@@ -31,5 +32,10 @@ bool suits_tf32(const Params& p) {
 }
 inline constexpr const char* kSuitsTf32 =
     "TF32 allowed, K and N in multiples of 16 bytes, aligned to them";
+
+inline GradientMatrix gradient_of(const LinearBackwardParams& p) { return {p.dtype, p.m, p.n}; }
+inline int64_t linear_backward_workspace(const LinearBackwardParams& p) {
+  return backward_workspace(p, 0);
+}
 
 }  // namespace pyops
