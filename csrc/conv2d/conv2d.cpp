@@ -80,7 +80,7 @@ Tensor conv2d_kernel(const Tensor& x, const Tensor& w, const OptionalTensor& bia
   }
   const auto arguments = conv2d_arguments(kName<kRelu>, stride, padding, dilation, groups);
   const Conv2dShape shape = conv2d_shape(kName<kRelu>, x, w, b, arguments);
-  const auto format = conv2d_memory_format(x, w);
+  const auto format = kernel_format(shape);
   const Tensor xc = x.contiguous(format), wc = w.contiguous(format);
   const Tensor bc = b.defined() ? b.contiguous() : b;
   Tensor y = at::empty({shape.n, shape.o, shape.oh, shape.ow}, x.options(), format);
@@ -93,7 +93,7 @@ Tensor conv2d_kernel(const Tensor& x, const Tensor& w, const OptionalTensor& bia
                             b.defined() ? bc.const_data_ptr() : nullptr,
                             y.mutable_data_ptr()};
   serve(kName<kRelu>, kForward, params, {x, w, b});
-  return y;
+  return from_kernel(y, shape, conv2d_memory_format(x, w));
 }
 
 Gradients conv2d_backward_kernel(const Tensor& grad, const Tensor& x, const Tensor& w,
@@ -106,7 +106,7 @@ Gradients conv2d_backward_kernel(const Tensor& grad, const Tensor& x, const Tens
   TORCH_CHECK(grad.sizes() == IntArrayRef({shape.n, shape.o, shape.oh, shape.ow}), op,
               ": grad must have the output's shape ",
               IntArrayRef({shape.n, shape.o, shape.oh, shape.ow}), ", got ", grad.sizes());
-  const auto format = conv2d_memory_format(x, w);
+  const auto format = kernel_format(shape);
   const Tensor g = grad.contiguous(format), xc = x.contiguous(format), wc = w.contiguous(format);
   const Tensor y = relu_output ? relu_output->contiguous(format) : Tensor();
   const auto make = [&](bool want, const Tensor& like) {
@@ -126,7 +126,8 @@ Gradients conv2d_backward_kernel(const Tensor& grad, const Tensor& x, const Tens
                                     data(grad_w),
                                     data(grad_bias)};
   serve(op, kBackward, params, {grad, x, w});
-  return {grad_x, grad_w, grad_bias};
+  const auto like = conv2d_memory_format(x, w);
+  return {from_kernel(grad_x, shape, like), from_kernel(grad_w, shape, like), grad_bias};
 }
 
 }  // namespace

@@ -54,7 +54,7 @@ Pooled forward_kernel(const Tensor& x, const Tensor& w, const OptionalTensor& bi
   const Tensor b = value_or_undefined(bias);
   const Conv2dShape shape = conv2d_shape(kPooledName, x, w, b, s.convolution());
   const Pool pool = make_pool(s, shape);
-  const auto format = conv2d_memory_format(x, w);
+  const auto format = kernel_format(shape);
   const Tensor xc = x.contiguous(format), wc = w.contiguous(format);
   const Tensor bc = b.defined() ? b.contiguous() : b;
   const auto make = [&](at::ScalarType type) {
@@ -73,7 +73,8 @@ Pooled forward_kernel(const Tensor& x, const Tensor& w, const OptionalTensor& bi
                                 pool.wide_offsets(),
                                 with_offsets ? offsets.mutable_data_ptr() : nullptr};
   serve(kPooledName, kForward, params, {x, w, b});
-  return {y, offsets};
+  const auto like = conv2d_memory_format(x, w);
+  return {from_kernel(y, shape, like), from_kernel(offsets, shape, like)};
 }
 
 Tensor pooled_kernel(const Tensor& x, const Tensor& w, const OptionalTensor& bias,
@@ -102,7 +103,8 @@ Pooled with_offsets_kernel(const Tensor& x, const Tensor& w, const OptionalTenso
 
 // Gradient of the convolution's output.
 Tensor unpool_kernel(const Tensor& grad, const Tensor& y, const Tensor& offsets, const Tensor& x,
-                     const Conv2dShape& shape, const Pool& pool, at::MemoryFormat format) {
+                     const Conv2dShape& shape, const Pool& pool) {
+  const auto format = kernel_format(shape);
   const Tensor g = grad.contiguous(format), yc = y.contiguous(format);
   const Tensor oc = offsets.contiguous(format);
   Tensor grad_y = at::empty({shape.n, shape.o, shape.oh, shape.ow}, x.options(), format);
@@ -135,8 +137,7 @@ Gradients backward_kernel(const Tensor& grad, const Tensor& y, const Tensor& off
   TORCH_CHECK(grad.sizes() == sizes && y.sizes() == sizes && offsets.sizes() == sizes, kPooledName,
               "_backward: grad, output and offsets must be ", sizes, ", got ", grad.sizes(), ", ",
               y.sizes(), " and ", offsets.sizes());
-  const auto format = conv2d_memory_format(x, w);
-  const Tensor grad_y = unpool_kernel(grad, y, offsets, x, shape, pool, format);
+  const Tensor grad_y = unpool_kernel(grad, y, offsets, x, shape, pool);
   return conv2d_backward(grad_y, x, w, std::nullopt, stride, padding, dilation, groups, wanted);
 }
 
