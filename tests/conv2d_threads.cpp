@@ -103,6 +103,10 @@ int gathered_by_tma(const int64_t* a) {
   return is_gathered_by_tma({a[0], a[1], a[2], a[3], a[4], a[5]});
 }
 
+int takes_tensorop(int dtype, const int64_t* shape) {
+  return suits_tensorop(shape_of(shape), static_cast<Dtype>(dtype), {});
+}
+
 int takes_depthwise(const int64_t* shape) { return is_depthwise(shape_of(shape)); }
 
 void forward(int depthwise, int dtype, const int64_t* shape, int relu, const void* x, const void* w,
