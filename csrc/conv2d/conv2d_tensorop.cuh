@@ -8,8 +8,6 @@
 #include <cutlass/conv/kernel/default_conv2d_dgrad.h>
 #include <cutlass/conv/kernel/default_conv2d_fprop.h>
 #include <cutlass/conv/kernel/default_conv2d_wgrad.h>
-#include <cutlass/epilogue/thread/linear_combination.h>
-#include <cutlass/epilogue/thread/linear_combination_relu.h>
 #include <cutlass/gemm/threadblock/threadblock_swizzle.h>
 
 #include <cmath>
@@ -72,12 +70,6 @@ cudaError_t launch(void (*kernel)(typename Kernel::Params),
   return cudaLaunchKernelEx(&config, kernel, params);
 }
 
-// Raised to at least zero, or as they are: one kernel for both.
-template <class T>
-using StoreRelu = cutlass::epilogue::thread::LinearCombinationRelu<T, 16 / sizeof(T), float, float>;
-template <class T>
-using Store = cutlass::epilogue::thread::LinearCombination<T, 16 / sizeof(T), float, float>;
-
 template <class A, class T = typename A::Element>
 using Fprop = typename cutlass::conv::kernel::DefaultConv2dFprop<
     T, Nhwc, T, Nhwc, T, Nhwc, float, cutlass::arch::OpClassTensorOp, cutlass::arch::Sm80,
@@ -87,7 +79,7 @@ using Fprop = typename cutlass::conv::kernel::DefaultConv2dFprop<
 template <class A, StrideSupport kStride, class T = typename A::Element>
 using Dgrad = typename cutlass::conv::kernel::DefaultConv2dDgrad<
     T, Nhwc, T, Nhwc, T, Nhwc, float, cutlass::arch::OpClassTensorOp, cutlass::arch::Sm80,
-    typename A::Tile, typename A::Warp, typename A::Instruction, Store<T>,
+    typename A::Tile, typename A::Warp, typename A::Instruction, StoreSums<T>,
     std::conditional_t<kStride == StrideSupport::kUnity, Swizzle,
                        cutlass::conv::threadblock::StridedDgradIdentityThreadblockSwizzle<1>>,
     A::kStages, typename A::Operator, kAlgorithm, kStride>::Kernel;
@@ -95,8 +87,8 @@ using Dgrad = typename cutlass::conv::kernel::DefaultConv2dDgrad<
 template <class A, class T = typename A::Element>
 using Wgrad = typename cutlass::conv::kernel::DefaultConv2dWgrad<
     T, Nhwc, T, Nhwc, float, Nhwc, float, cutlass::arch::OpClassTensorOp, cutlass::arch::Sm80,
-    typename A::Tile, typename A::Warp, typename A::Instruction, Store<float>, Swizzle, A::kStages,
-    typename A::Operator, kAlgorithm>::Kernel;
+    typename A::Tile, typename A::Warp, typename A::Instruction, StoreSums<float>, Swizzle,
+    A::kStages, typename A::Operator, kAlgorithm>::Kernel;
 
 }  // namespace pyops::tensorop
 
