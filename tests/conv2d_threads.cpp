@@ -103,6 +103,10 @@ int gathered_by_tma(const int64_t* a) {
   return is_gathered_by_tma({a[0], a[1], a[2], a[3], a[4], a[5]});
 }
 
+int takes_tensorop(int dtype, const int64_t* shape) {
+  return suits_tensorop(shape_of(shape), static_cast<Dtype>(dtype), {});
+}
+
 int takes_depthwise(const int64_t* shape) { return is_depthwise(shape_of(shape)); }
 
 void forward(int depthwise, int dtype, const int64_t* shape, int relu, const void* x, const void* w,
@@ -127,7 +131,9 @@ void backward(int depthwise, int dtype, const int64_t* shape, const void* grad_y
                          grad_x,
                          grad_weight,
                          grad_bias};
-  std::vector<double> workspace(conv2d_workspace_bytes(p) / 8 + 1, __builtin_nan(""));
+  const int64_t bytes =
+      depthwise != 0 ? conv2d_backward_workspace_depthwise(p) : conv2d_backward_workspace(p);
+  std::vector<double> workspace(bytes / 8 + 1, __builtin_nan(""));
   p.workspace = workspace.data();
   with_layout(p, [&]<class T, bool kLast>() {
     if (depthwise != 0) {
@@ -140,10 +146,10 @@ void backward(int depthwise, int dtype, const int64_t* shape, const void* grad_y
     if (grad_weight != nullptr) {
       const BackwardWeightProblem<T, kLast> weight{p, weight_splits(p)};
       multiply(weight);
-      const int64_t count = p.o * p.group_c() * p.kh * p.kw;
+      const int64_t count = p.weights();
       for (int64_t e = 0; e < count; ++e) {
         static_cast<T*>(grad_weight)[e] =
-            static_cast<T>(sum_of_splits<acc_t<T>>(p.workspace, weight.splits, count, e));
+            static_cast<T>(sum_of_parts<acc_t<T>>(p.workspace, weight.splits, count, e));
       }
     }
     if (grad_bias != nullptr) sum_all(p, false, true);

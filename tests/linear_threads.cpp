@@ -1,4 +1,5 @@
 // What the threads of the general CUDA kernels of linear layers compute, phase by phase on the CPU.
+#include "gemm/gradient_matrix.h"
 #include "linear_relu/linear_relu_product.h"
 #include "threads.h"
 
@@ -34,11 +35,31 @@ void backward(int dtype, const int64_t* mnk, const void* grad_y, const void* y, 
                                w,
                                grad_x,
                                grad_w,
-                               grad_bias,
-                               nullptr};
+                               grad_bias};
   dispatch_dtype(p.dtype, [&]<class T>(T) {
     if (grad_x != nullptr) multiply(LinearBackwardX<T>{p});
     multiply(LinearBackwardW<T>{p});
   });
+}
+
+// The gradient of a bias, and in how many parts it was summed.
+int64_t sum_columns(int dtype, int64_t rows, int64_t columns, const void* grad, void* to) {
+  const GradientMatrix matrix{static_cast<Dtype>(dtype), rows, columns};
+  const int64_t parts = matrix.parts();
+  std::vector<float> sums(parts * columns, __builtin_nanf(""));
+  dispatch_dtype<kTileTypes>(matrix.dtype, [&]<class T>(T) {
+    using Sums = ColumnSums<T, float>;
+    const Sums whole{static_cast<const T*>(grad), sums.data(), rows, columns};
+    typename Sums::Shared shared;
+    for (int64_t i = 0; i < parts * whole.blocks(); ++i) {
+      const Sums part = whole.part(i / whole.blocks(), parts);
+      for (int t = 0; t < Sums::kThreads; ++t) part.accumulate(i % whole.blocks(), t, shared);
+      for (int t = 0; t < Sums::kThreads; ++t) part.finish(i % whole.blocks(), t, shared);
+    }
+    for (int64_t e = 0; e < columns; ++e) {
+      static_cast<T*>(to)[e] = static_cast<T>(sum_of_parts<float>(sums.data(), parts, columns, e));
+    }
+  });
+  return parts;
 }
 }

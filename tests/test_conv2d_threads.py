@@ -2,7 +2,7 @@
 
 import ctypes
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 import pytest
@@ -163,6 +163,39 @@ def test_what_tma_cannot_gather(size, taps, stride, padding, dilation, fits):
     outputs = (size + 2 * padding - dilation * (taps - 1) - 1) // stride + 1
     axis = int64s(size, outputs, taps, stride, padding, dilation)
     assert bool(threads().gathered_by_tma(axis)) == fits
+
+
+FITTING = Shape(2, 64, (40, 40), 64, (3, 3))
+
+
+@pytest.mark.parametrize(
+    ("changes", "last", "fits"),
+    [
+        ({}, True, True),
+        ({}, False, False),
+        ({"c": 60}, True, False),
+        ({"o": 60}, True, False),
+        ({"groups": 2}, True, False),
+        ({"k": (32, 3)}, True, True),
+        ({"k": (33, 3)}, True, False),
+        ({"stride": (1, 32)}, True, True),
+        ({"stride": (33, 1)}, True, False),
+        ({"k": (1, 1), "stride": (2**32 + 1, 1)}, True, False),
+        ({"k": (1, 1), "dilation": (1, 2**32 + 1)}, True, False),
+        ({"padding": (2**15, 1), "n": 1, "hw": (1, 1)}, True, True),
+        ({"padding": (2**15 + 1, 1), "n": 1, "hw": (1, 1)}, True, False),
+        ({"n": 1, "hw": (1, 1), "k": (1, 1), "c": 8, "o": 2**22}, True, True),
+        ({"n": 1, "hw": (1, 1), "k": (1, 1), "c": 8, "o": 2**22 + 8}, True, False),
+        ({"n": 2**13}, True, True),
+        ({"n": 2**14}, True, False),
+    ],
+    ids=str,
+)
+def test_what_tensor_cores_take(changes, last, fits):
+    """Numbers that CUTLASS keeps in 32 bits, and tiles that a grid counts in 16."""
+    shape = replace(FITTING, **changes)
+    code = DTYPES.index(torch.bfloat16)
+    assert bool(threads().takes_tensorop(code, shape.numbers(last))) == fits
 
 
 @functools.cache

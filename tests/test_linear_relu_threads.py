@@ -66,3 +66,20 @@ def test_nan_passes_the_relu_and_its_mask():
     grad_x = torch.zeros(1, 1)
     call("backward", torch.float32, (1, 1, 1), one, y, one, one, grad_x, None, None)
     assert torch.equal(grad_x, one)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    ("rows", "columns", "parts"),
+    [(1, 8, 1), (1023, 72, 1), (1024, 72, 2), (5000, 136, 9), (5131, 16, 10), (1100, 40000, 1)],
+)
+def test_the_columns_of_a_gradient_are_summed(rows, columns, parts, dtype):
+    """In parts where they are few and tall, each row once: sums of small integers are exact."""
+    torch.manual_seed(0)
+    grad, sums = integers(rows, columns, dtype=dtype), unwritten(columns, dtype=dtype)
+    threads = library("linear_threads.cpp")
+    threads.sum_columns.restype = ctypes.c_int64
+    sizes = (ctypes.c_int64(rows), ctypes.c_int64(columns))
+    found = threads.sum_columns(DTYPES.index(dtype), *sizes, pointer(grad), pointer(sums))
+    assert found == parts
+    assert torch.equal(sums, grad.double().sum(0).to(dtype))

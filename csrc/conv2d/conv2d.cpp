@@ -1,6 +1,8 @@
 #include "conv2d/conv2d.h"
 
 #include "conv2d/conv2d_arguments.h"
+#include "conv2d/conv2d_sm90.h"
+#include "conv2d/conv2d_workspace.h"
 #include "core/torch.h"
 
 namespace pyops {
@@ -26,16 +28,18 @@ constexpr Candidate<Conv2dParams> kForward[] = {
 };
 constexpr Candidate<Conv2dBackwardParams> kBackward[] = {
 #ifdef PYOPS_CUDA
-    {"conv2d_backward_sm90", Arch::kSm90, kHalfTypes, conv2d_backward_sm90, suits_sm90, kSuitsSm90},
+    {"conv2d_backward_sm90", Arch::kSm90, kHalfTypes, conv2d_backward_sm90, suits_sm90, kSuitsSm90,
+     conv2d_backward_workspace_sm90},
     {"conv2d_backward_tensorop_cuda", Arch::kSm80, kHalfTypes, conv2d_backward_tensorop_cuda,
-     suits_tensorop, kSuitsTensoropBackward},
+     suits_tensorop, kSuitsTensoropBackward, conv2d_backward_workspace_tensorop},
     {"conv2d_backward_tf32_cuda", Arch::kSm80, kFloat32, conv2d_backward_tf32_cuda,
-     suits_tf32<Conv2dBackwardParams>, kSuitsTf32Backward},
+     suits_tf32<Conv2dBackwardParams>, kSuitsTf32Backward, conv2d_backward_workspace_tensorop},
     {"conv2d_backward_3xtf32_cuda", Arch::kSm80, kFloat32, conv2d_backward_3xtf32_cuda,
-     suits_tensorop, kSuitsTensoropBackward},
+     suits_tensorop, kSuitsTensoropBackward, conv2d_backward_workspace_tensorop},
     {"conv2d_backward_depthwise_cuda", Arch::kSm80, kAnyFloat, conv2d_backward_depthwise_cuda,
-     is_depthwise, kIsDepthwise},
-    {"conv2d_backward_cuda", Arch::kSm80, kAnyFloat, conv2d_backward_cuda},
+     is_depthwise, kIsDepthwise, conv2d_backward_workspace_depthwise},
+    {"conv2d_backward_cuda", Arch::kSm80, kAnyFloat, conv2d_backward_cuda, nullptr, "",
+     conv2d_backward_workspace},
 #endif
     {"conv2d_backward_amx", Isa::kAmx, kTileTypes, conv2d_backward_amx},
     {"conv2d_backward_avx512", Isa::kAvx512, kAnyFloat, conv2d_backward_avx512},
@@ -76,7 +80,7 @@ Tensor conv2d_kernel(const Tensor& x, const Tensor& w, const OptionalTensor& bia
   }
   const auto arguments = conv2d_arguments(kName<kRelu>, stride, padding, dilation, groups);
   const Conv2dShape shape = conv2d_shape(kName<kRelu>, x, w, b, arguments);
-  const auto format = conv2d_memory_format(x, w);
+  const auto format = kernel_format(shape);
   const Tensor xc = x.contiguous(format), wc = w.contiguous(format);
   const Tensor bc = b.defined() ? b.contiguous() : b;
   Tensor y = at::empty({shape.n, shape.o, shape.oh, shape.ow}, x.options(), format);
@@ -89,7 +93,7 @@ Tensor conv2d_kernel(const Tensor& x, const Tensor& w, const OptionalTensor& bia
                             b.defined() ? bc.const_data_ptr() : nullptr,
                             y.mutable_data_ptr()};
   serve(kName<kRelu>, kForward, params, {x, w, b});
-  return y;
+  return from_kernel(y, shape, conv2d_memory_format(x, w));
 }
 
 Gradients conv2d_backward_kernel(const Tensor& grad, const Tensor& x, const Tensor& w,
@@ -102,7 +106,7 @@ Gradients conv2d_backward_kernel(const Tensor& grad, const Tensor& x, const Tens
   TORCH_CHECK(grad.sizes() == IntArrayRef({shape.n, shape.o, shape.oh, shape.ow}), op,
               ": grad must have the output's shape ",
               IntArrayRef({shape.n, shape.o, shape.oh, shape.ow}), ", got ", grad.sizes());
-  const auto format = conv2d_memory_format(x, w);
+  const auto format = kernel_format(shape);
   const Tensor g = grad.contiguous(format), xc = x.contiguous(format), wc = w.contiguous(format);
   const Tensor y = relu_output ? relu_output->contiguous(format) : Tensor();
   const auto make = [&](bool want, const Tensor& like) {
@@ -111,19 +115,19 @@ Gradients conv2d_backward_kernel(const Tensor& grad, const Tensor& x, const Tens
   const Tensor grad_x = make(wanted[0], x), grad_w = make(wanted[1], w);
   const Tensor grad_bias = wanted[2] ? at::empty({shape.o}, w.options()) : Tensor();
   const auto data = [](const Tensor& t) { return t.defined() ? t.mutable_data_ptr() : nullptr; };
-  Conv2dBackwardParams params{shape,
-                              dtype_of(x),
-                              float32_precision(at::Float32Op::CONV, x),
-                              g.const_data_ptr(),
-                              y.defined() ? y.const_data_ptr() : nullptr,
-                              xc.const_data_ptr(),
-                              wc.const_data_ptr(),
-                              data(grad_x),
-                              data(grad_w),
-                              data(grad_bias)};
-  const Tensor workspace = give_workspace(params, x);
+  const Conv2dBackwardParams params{shape,
+                                    dtype_of(x),
+                                    float32_precision(at::Float32Op::CONV, x),
+                                    g.const_data_ptr(),
+                                    y.defined() ? y.const_data_ptr() : nullptr,
+                                    xc.const_data_ptr(),
+                                    wc.const_data_ptr(),
+                                    data(grad_x),
+                                    data(grad_w),
+                                    data(grad_bias)};
   serve(op, kBackward, params, {grad, x, w});
-  return {grad_x, grad_w, grad_bias};
+  const auto like = conv2d_memory_format(x, w);
+  return {from_kernel(grad_x, shape, like), from_kernel(grad_w, shape, like), grad_bias};
 }
 
 }  // namespace

@@ -29,6 +29,7 @@ struct Conv2dShape {
 
   PYOPS_HOST_DEVICE int64_t group_c() const { return c / groups; }
   PYOPS_HOST_DEVICE int64_t group_o() const { return o / groups; }
+  PYOPS_HOST_DEVICE int64_t weights() const { return o * group_c() * kh * kw; }
 };
 
 struct Conv2dParams : Conv2dShape {
@@ -52,7 +53,7 @@ struct Conv2dBackwardParams : Conv2dShape {
   void* grad_x;
   void* grad_weight;
   void* grad_bias;            // (O)
-  void* workspace = nullptr;  // what conv2d_workspace_bytes() asks for; null on the CPU
+  void* workspace = nullptr;  // of the bytes that the table's row asks for; null on the CPU
 };
 
 // max_pool2d(relu(conv2d(x))). The pooled tensors are (N, O, pool_h.out, pool_w.out) in the order
@@ -63,7 +64,7 @@ struct Conv2dPoolParams : Conv2dParams {  // y: the pooled result
   int64_t pooled_h, pooled_w;
   bool wide_offsets;          // int32 rather than uint8
   void* offsets;              // null when not wanted
-  void* workspace = nullptr;  // room for y, of which kernels of a GPU may pool; null on the CPU
+  void* workspace = nullptr;  // room for y, which most kernels of a GPU pool; null on the CPU
 };
 
 // Gradient of y for the gradient of the pooled result.
@@ -91,9 +92,6 @@ void conv2d_backward_avx512(const Conv2dBackwardParams& params);
 void conv2d_backward_amx(const Conv2dBackwardParams& params);
 cudaError_t conv2d_backward_depthwise_cuda(const Conv2dBackwardParams& params, cudaStream_t stream);
 cudaError_t conv2d_backward_cuda(const Conv2dBackwardParams& params, cudaStream_t stream);
-// Adds what the workspace has of grad_weight, in float32 or float64: (splits, elements of it).
-cudaError_t conv2d_backward_reduce_cuda(const Conv2dBackwardParams& params, int64_t splits,
-                                        cudaStream_t stream);
 
 void conv2d_pool_forward_scalar(const Conv2dPoolParams& params);
 void conv2d_pool_forward_avx2(const Conv2dPoolParams& params);

@@ -1,5 +1,7 @@
 #include "conv2d/conv2d_arguments.h"
 
+#include "conv2d/conv2d_tensorop.h"
+
 namespace pyops {
 namespace {
 
@@ -59,23 +61,26 @@ Conv2dShape conv2d_shape(const char* op, const Tensor& x, const Tensor& w, const
               op, ": weight with dilation covers ", extent_h, "x", extent_w,
               ", more than the padded input of ", x.size(2) + 2 * a.padding.h, "x",
               x.size(3) + 2 * a.padding.w);
-  return {.n = x.size(0),
-          .c = x.size(1),
-          .h = x.size(2),
-          .w = x.size(3),
-          .o = w.size(0),
-          .kh = w.size(2),
-          .kw = w.size(3),
-          .oh = output_size(x.size(2), w.size(2), a.stride.h, a.padding.h, a.dilation.h),
-          .ow = output_size(x.size(3), w.size(3), a.stride.w, a.padding.w, a.dilation.w),
-          .groups = a.groups,
-          .stride_h = a.stride.h,
-          .stride_w = a.stride.w,
-          .padding_h = a.padding.h,
-          .padding_w = a.padding.w,
-          .dilation_h = a.dilation.h,
-          .dilation_w = a.dilation.w,
-          .channels_last = conv2d_memory_format(x, w) == at::MemoryFormat::ChannelsLast};
+  Conv2dShape shape{.n = x.size(0),
+                    .c = x.size(1),
+                    .h = x.size(2),
+                    .w = x.size(3),
+                    .o = w.size(0),
+                    .kh = w.size(2),
+                    .kw = w.size(3),
+                    .oh = output_size(x.size(2), w.size(2), a.stride.h, a.padding.h, a.dilation.h),
+                    .ow = output_size(x.size(3), w.size(3), a.stride.w, a.padding.w, a.dilation.w),
+                    .groups = a.groups,
+                    .stride_h = a.stride.h,
+                    .stride_w = a.stride.w,
+                    .padding_h = a.padding.h,
+                    .padding_w = a.padding.w,
+                    .dilation_h = a.dilation.h,
+                    .dilation_w = a.dilation.w,
+                    .channels_last = true};
+  shape.channels_last = conv2d_memory_format(x, w) == at::MemoryFormat::ChannelsLast ||
+                        (x.is_cuda() && suits_tensorop(shape, dtype_of(x), {}));
+  return shape;
 }
 
 bool is_empty(const char* op, const Tensor& x, const Tensor& w) {

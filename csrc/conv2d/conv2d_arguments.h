@@ -3,12 +3,9 @@
 
 #include <array>
 #include <string_view>
-#include <type_traits>
 #include <utility>
 
 #include "conv2d/conv2d.h"
-#include "conv2d/conv2d_sm90.h"
-#include "conv2d/conv2d_workspace.h"
 #include "core/torch.h"
 
 namespace pyops {
@@ -44,30 +41,24 @@ Conv2dArguments conv2d_arguments(const char* op, at::IntArrayRef stride, at::Int
 // RuntimeError unless t, called `name`, has x's dtype and device.
 void check_same_kind(const char* op, const char* name, const Tensor& t, const Tensor& x);
 
-// Checks the call and describes it; x is (N, C, H, W), bias may be undefined.
+// Checks the call and describes it; x is (N, C, H, W), bias may be undefined. On a GPU channels
+// come last wherever its tensor cores then take the call: copies cost less than doing without.
 Conv2dShape conv2d_shape(const char* op, const Tensor& x, const Tensor& w, const Tensor& bias,
                          const Conv2dArguments& arguments);
 
 // Of the result and of both gradients, as native has it.
 at::MemoryFormat conv2d_memory_format(const Tensor& x, const Tensor& w);
+// As kernels read and write it.
+inline at::MemoryFormat kernel_format(const Conv2dShape& shape) {
+  return shape.channels_last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
+}
+// What kernels wrote, as native has it.
+inline Tensor from_kernel(const Tensor& t, const Conv2dShape& shape, at::MemoryFormat format) {
+  return t.defined() && format != kernel_format(shape) ? t.clone(format) : t;
+}
 
 // Whether the call belongs to PyTorch because there is nothing to compute; noted for explain().
 bool is_empty(const char* op, const Tensor& x, const Tensor& w);
-
-// What a kernel of the GPU that `x` is on keeps besides its results; undefined on the CPU.
-template <class Params>
-Tensor give_workspace(Params& params, const Tensor& x) {
-  if (!x.is_cuda()) return {};
-  int64_t bytes = conv2d_workspace_bytes(params);
-  if constexpr (kBuiltWithCuda && std::is_same_v<Params, Conv2dBackwardParams>) {
-    const bool on_hopper = target_of_gpu(x.device()).capability == 90;
-    const bool suits = (dtype_bit(params.dtype) & kHalfTypes) != 0 && suits_sm90(params);
-    if (on_hopper && suits) bytes += conv2d_backward_workspace_sm90(params);
-  }
-  Tensor workspace = at::empty({bytes}, x.options().dtype(at::kByte));
-  params.workspace = workspace.mutable_data_ptr();
-  return workspace;
-}
 
 // Gradients of the input, the weight and the bias, through the dispatcher: differentiable when grad
 // or a tensor needs it.

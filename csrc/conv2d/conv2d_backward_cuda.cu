@@ -3,7 +3,6 @@
 // reach; grad_weight is summed over stretches of the positions, and these in their order. No
 // atomics, no zeroing, the same sum in every run.
 #include "conv2d/conv2d_block.cuh"
-#include "core/relu_mask.cuh"
 
 namespace pyops {
 namespace {
@@ -40,21 +39,6 @@ __global__ void __launch_bounds__(kBlock)
   }
 }
 
-template <class T>
-__global__ void __launch_bounds__(kBlock)
-    conv2d_backward_reduce_kernel(T* grad_weight, const void* parts, int64_t splits,
-                                  int64_t count) {
-  for (int64_t e = thread_of_grid(); e < count; e += stride_of_grid()) {
-    grad_weight[e] = static_cast<T>(sum_of_splits<acc_t<T>>(parts, splits, count, e));
-  }
-}
-
-template <class T>
-__global__ void __launch_bounds__(kBlock)
-    conv2d_backward_mask_kernel(const __grid_constant__ Conv2dBackwardParams p, int64_t packs) {
-  mask_packs<T>(p.grad_y, p.y, p.workspace, packs);
-}
-
 cudaError_t launch_sums(const Conv2dBackwardParams& p, bool weight, bool bias,
                         cudaStream_t stream) {
   const PositionSums sums = position_sums(p, weight, bias);
@@ -70,26 +54,6 @@ cudaError_t launch_sums(const Conv2dBackwardParams& p, bool weight, bool bias,
 
 }  // namespace
 
-cudaError_t conv2d_backward_mask_cuda(const Conv2dBackwardParams& p, cudaStream_t stream) {
-  cudaError_t status = cudaErrorInvalidValue;
-  const int64_t packs = p.n * p.o * p.oh * p.ow / pack_width(p.dtype);
-  dispatch_dtype<kTileTypes>(p.dtype, [&]<class T>(T) {
-    status = launch(conv2d_backward_mask_kernel<T>, packs, stream, p, packs);
-  });
-  return status;
-}
-
-cudaError_t conv2d_backward_reduce_cuda(const Conv2dBackwardParams& p, int64_t splits,
-                                        cudaStream_t stream) {
-  cudaError_t status = cudaErrorInvalidValue;
-  const int64_t count = p.o * p.group_c() * p.kh * p.kw;
-  dispatch_dtype(p.dtype, [&]<class T>(T) {
-    status = launch(conv2d_backward_reduce_kernel<T>, count, stream, static_cast<T*>(p.grad_weight),
-                    p.workspace, splits, count);
-  });
-  return status;
-}
-
 cudaError_t conv2d_backward_cuda(const Conv2dBackwardParams& p, cudaStream_t stream) {
   cudaError_t status = cudaSuccess;
   with_layout(p, [&]<class T, bool kLast>() {
@@ -99,7 +63,9 @@ cudaError_t conv2d_backward_cuda(const Conv2dBackwardParams& p, cudaStream_t str
     if (status != cudaSuccess || p.grad_weight == nullptr) return;
     const Weight weight{p, weight_splits(p)};
     status = launch_problem(conv2d_backward_kernel<Weight>, weight, stream);
-    if (status == cudaSuccess) status = conv2d_backward_reduce_cuda(p, weight.splits, stream);
+    if (status != cudaSuccess) return;
+    status =
+        add_parts_cuda(p.dtype, p.grad_weight, p.workspace, weight.splits, p.weights(), stream);
   });
   if (status != cudaSuccess || p.grad_bias == nullptr) return status;
   return launch_sums(p, false, true, stream);

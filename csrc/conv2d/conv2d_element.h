@@ -3,6 +3,7 @@
 #pragma once
 
 #include "conv2d/conv2d_coordinates.h"
+#include "gemm/parts.h"
 
 namespace pyops {
 
@@ -102,22 +103,11 @@ PYOPS_HOST_DEVICE inline void sum_positions(const Conv2dBackwardParams& p, const
   static_cast<acc_t<T>*>(p.workspace)[split * count + o * columns + column - sums.first] = sum;
 }
 
-// Element `e` of what was summed in parts: (splits, count) of them in the workspace.
-template <class Acc>
-PYOPS_HOST_DEVICE inline Acc sum_of_splits(const void* workspace, int64_t splits, int64_t count,
-                                           int64_t e) {
-  Acc sum = 0;
-  for (int64_t s = 0; s < splits; ++s) {
-    sum += static_cast<const Acc*>(workspace)[s * count + e];
-  }
-  return sum;
-}
-
 template <class T>
 PYOPS_HOST_DEVICE inline void finish_positions(const Conv2dBackwardParams& p,
                                                const PositionSums& sums, int64_t e) {
   const int64_t columns = sums.end - sums.first, column = sums.first + e % columns;
-  const T sum = static_cast<T>(sum_of_splits<acc_t<T>>(p.workspace, sums.splits, sums.count(), e));
+  const T sum = static_cast<T>(sum_of_parts<acc_t<T>>(p.workspace, sums.splits, sums.count(), e));
   if (column == p.kh * p.kw) {
     static_cast<T*>(p.grad_bias)[e / columns] = sum;
   } else {

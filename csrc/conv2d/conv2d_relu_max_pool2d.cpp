@@ -1,5 +1,7 @@
 #include "conv2d/conv2d.h"
 #include "conv2d/conv2d_pool_arguments.h"
+#include "conv2d/conv2d_sm90.h"
+#include "conv2d/conv2d_workspace.h"
 #include "core/torch.h"
 
 namespace pyops {
@@ -8,16 +10,17 @@ namespace {
 constexpr Candidate<Conv2dPoolParams> kForward[] = {
 #ifdef PYOPS_CUDA
     {"conv2d_pool_forward_sm90", Arch::kSm90, kHalfTypes, conv2d_pool_forward_sm90, suits_sm90,
-     kSuitsSm90},
+     kSuitsSm90, conv2d_pool_workspace},
     {"conv2d_pool_forward_tensorop_cuda", Arch::kSm80, kHalfTypes,
-     conv2d_pool_forward_tensorop_cuda, suits_tensorop, kSuitsTensorop},
+     conv2d_pool_forward_tensorop_cuda, suits_tensorop, kSuitsTensorop, conv2d_pool_workspace},
     {"conv2d_pool_forward_tf32_cuda", Arch::kSm80, kFloat32, conv2d_pool_forward_tf32_cuda,
-     suits_tf32<Conv2dPoolParams>, kSuitsTf32},
+     suits_tf32<Conv2dPoolParams>, kSuitsTf32, conv2d_pool_workspace},
     {"conv2d_pool_forward_3xtf32_cuda", Arch::kSm80, kFloat32, conv2d_pool_forward_3xtf32_cuda,
-     suits_tensorop, kSuitsTensorop},
+     suits_tensorop, kSuitsTensorop, conv2d_pool_workspace},
     {"conv2d_pool_forward_fused_cuda", Arch::kSm80, kAnyFloat, conv2d_pool_forward_fused_cuda,
      is_pooled_by_fours, kIsPooledByFours},
-    {"conv2d_pool_forward_cuda", Arch::kSm80, kAnyFloat, conv2d_pool_forward_cuda},
+    {"conv2d_pool_forward_cuda", Arch::kSm80, kAnyFloat, conv2d_pool_forward_cuda, nullptr, "",
+     conv2d_pool_workspace},
 #endif
     {"conv2d_pool_forward_amx", Isa::kAmx, kTileTypes, conv2d_pool_forward_amx},
     {"conv2d_pool_forward_avx512", Isa::kAvx512, kAnyFloat, conv2d_pool_forward_avx512},
@@ -51,7 +54,7 @@ Pooled forward_kernel(const Tensor& x, const Tensor& w, const OptionalTensor& bi
   const Tensor b = value_or_undefined(bias);
   const Conv2dShape shape = conv2d_shape(kPooledName, x, w, b, s.convolution());
   const Pool pool = make_pool(s, shape);
-  const auto format = conv2d_memory_format(x, w);
+  const auto format = kernel_format(shape);
   const Tensor xc = x.contiguous(format), wc = w.contiguous(format);
   const Tensor bc = b.defined() ? b.contiguous() : b;
   const auto make = [&](at::ScalarType type) {
@@ -60,18 +63,18 @@ Pooled forward_kernel(const Tensor& x, const Tensor& w, const OptionalTensor& bi
   };
   const Tensor y = make(x.scalar_type());
   const Tensor offsets = with_offsets ? make(pool.wide_offsets() ? at::kInt : at::kByte) : Tensor();
-  Conv2dPoolParams params{{shape, dtype_of(x), float32_precision(at::Float32Op::CONV, x),
-                           /*relu=*/true, xc.const_data_ptr(), wc.const_data_ptr(),
-                           b.defined() ? bc.const_data_ptr() : nullptr, y.mutable_data_ptr()},
-                          pool.h,
-                          pool.w,
-                          pool.pooled_h,
-                          pool.pooled_w,
-                          pool.wide_offsets(),
-                          with_offsets ? offsets.mutable_data_ptr() : nullptr};
-  const Tensor workspace = give_workspace(params, x);
+  const Conv2dPoolParams params{{shape, dtype_of(x), float32_precision(at::Float32Op::CONV, x),
+                                 /*relu=*/true, xc.const_data_ptr(), wc.const_data_ptr(),
+                                 b.defined() ? bc.const_data_ptr() : nullptr, y.mutable_data_ptr()},
+                                pool.h,
+                                pool.w,
+                                pool.pooled_h,
+                                pool.pooled_w,
+                                pool.wide_offsets(),
+                                with_offsets ? offsets.mutable_data_ptr() : nullptr};
   serve(kPooledName, kForward, params, {x, w, b});
-  return {y, offsets};
+  const auto like = conv2d_memory_format(x, w);
+  return {from_kernel(y, shape, like), from_kernel(offsets, shape, like)};
 }
 
 Tensor pooled_kernel(const Tensor& x, const Tensor& w, const OptionalTensor& bias,
@@ -100,7 +103,8 @@ Pooled with_offsets_kernel(const Tensor& x, const Tensor& w, const OptionalTenso
 
 // Gradient of the convolution's output.
 Tensor unpool_kernel(const Tensor& grad, const Tensor& y, const Tensor& offsets, const Tensor& x,
-                     const Conv2dShape& shape, const Pool& pool, at::MemoryFormat format) {
+                     const Conv2dShape& shape, const Pool& pool) {
+  const auto format = kernel_format(shape);
   const Tensor g = grad.contiguous(format), yc = y.contiguous(format);
   const Tensor oc = offsets.contiguous(format);
   Tensor grad_y = at::empty({shape.n, shape.o, shape.oh, shape.ow}, x.options(), format);
@@ -133,8 +137,7 @@ Gradients backward_kernel(const Tensor& grad, const Tensor& y, const Tensor& off
   TORCH_CHECK(grad.sizes() == sizes && y.sizes() == sizes && offsets.sizes() == sizes, kPooledName,
               "_backward: grad, output and offsets must be ", sizes, ", got ", grad.sizes(), ", ",
               y.sizes(), " and ", offsets.sizes());
-  const auto format = conv2d_memory_format(x, w);
-  const Tensor grad_y = unpool_kernel(grad, y, offsets, x, shape, pool, format);
+  const Tensor grad_y = unpool_kernel(grad, y, offsets, x, shape, pool);
   return conv2d_backward(grad_y, x, w, std::nullopt, stride, padding, dilation, groups, wanted);
 }
 

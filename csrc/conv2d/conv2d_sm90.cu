@@ -2,8 +2,8 @@
 // multiplies by tiles of 256×128, as layers have many pixels and few channels; bias and ReLU in the
 // epilogue. grad_weight, whose sums are deep and tiles few, is stream-K's. Kernels of one pixel are
 // products of matrices; grad_x with a stride is sm_80's.
-#include "conv2d/conv2d_backward.cuh"
 #include "conv2d/conv2d_sm90.cuh"
+#include "gemm/backward_by_products.cuh"
 #include "gemm/gemm_sm90.h"
 
 namespace pyops {
@@ -120,10 +120,11 @@ cudaError_t conv2d_backward_sm90(const Conv2dBackwardParams& given, cudaStream_t
 }
 
 int64_t conv2d_backward_workspace_sm90(const Conv2dBackwardParams& p) {
-  if (p.grad_weight == nullptr) return 0;
-  if (is_product(p)) return gemm_tn_workspace_sm90(weight_product(p));
-  return with_half_type(
-      p.dtype, [&]<class T>(T) { return workspace_bytes<Wgrad<T>>(weight_arguments<T>(p)); });
+  if (p.grad_weight == nullptr) return backward_workspace(p, 0);
+  if (is_product(p)) return backward_workspace(p, gemm_tn_workspace_sm90(weight_product(p)));
+  return backward_workspace(p, with_half_type(p.dtype, [&]<class T>(T) {
+                              return workspace_bytes<Wgrad<T>>(weight_arguments<T>(p));
+                            }));
 }
 
 }  // namespace pyops

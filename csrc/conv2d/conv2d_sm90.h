@@ -11,7 +11,6 @@ namespace pyops {
 cudaError_t conv2d_forward_sm90(const Conv2dParams& params, cudaStream_t stream);
 cudaError_t conv2d_backward_sm90(const Conv2dBackwardParams& params, cudaStream_t stream);
 cudaError_t conv2d_pool_forward_sm90(const Conv2dPoolParams& params, cudaStream_t stream);
-// What the backward wants of the workspace besides conv2d_workspace_bytes().
 int64_t conv2d_backward_workspace_sm90(const Conv2dBackwardParams& params);
 
 // Zeros after the end of an axis that its last output reads, at least none.

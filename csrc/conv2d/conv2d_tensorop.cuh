@@ -8,15 +8,15 @@
 #include <cutlass/conv/kernel/default_conv2d_dgrad.h>
 #include <cutlass/conv/kernel/default_conv2d_fprop.h>
 #include <cutlass/conv/kernel/default_conv2d_wgrad.h>
-#include <cutlass/epilogue/thread/linear_combination.h>
-#include <cutlass/epilogue/thread/linear_combination_relu.h>
 #include <cutlass/gemm/threadblock/threadblock_swizzle.h>
 
 #include <cmath>
 #include <type_traits>
 
-#include "conv2d/conv2d_backward.cuh"
 #include "conv2d/conv2d_problem.h"
+#include "conv2d/conv2d_tensorop.h"
+#include "core/cuda.cuh"
+#include "gemm/backward_by_products.cuh"
 #include "gemm/tensorop_arithmetic.cuh"
 
 namespace pyops::tensorop {
@@ -70,12 +70,6 @@ cudaError_t launch(void (*kernel)(typename Kernel::Params),
   return cudaLaunchKernelEx(&config, kernel, params);
 }
 
-// Raised to at least zero, or as they are: one kernel for both.
-template <class T>
-using StoreRelu = cutlass::epilogue::thread::LinearCombinationRelu<T, 16 / sizeof(T), float, float>;
-template <class T>
-using Store = cutlass::epilogue::thread::LinearCombination<T, 16 / sizeof(T), float, float>;
-
 template <class A, class T = typename A::Element>
 using Fprop = typename cutlass::conv::kernel::DefaultConv2dFprop<
     T, Nhwc, T, Nhwc, T, Nhwc, float, cutlass::arch::OpClassTensorOp, cutlass::arch::Sm80,
@@ -85,7 +79,7 @@ using Fprop = typename cutlass::conv::kernel::DefaultConv2dFprop<
 template <class A, StrideSupport kStride, class T = typename A::Element>
 using Dgrad = typename cutlass::conv::kernel::DefaultConv2dDgrad<
     T, Nhwc, T, Nhwc, T, Nhwc, float, cutlass::arch::OpClassTensorOp, cutlass::arch::Sm80,
-    typename A::Tile, typename A::Warp, typename A::Instruction, Store<T>,
+    typename A::Tile, typename A::Warp, typename A::Instruction, StoreSums<T>,
     std::conditional_t<kStride == StrideSupport::kUnity, Swizzle,
                        cutlass::conv::threadblock::StridedDgradIdentityThreadblockSwizzle<1>>,
     A::kStages, typename A::Operator, kAlgorithm, kStride>::Kernel;
@@ -93,8 +87,8 @@ using Dgrad = typename cutlass::conv::kernel::DefaultConv2dDgrad<
 template <class A, class T = typename A::Element>
 using Wgrad = typename cutlass::conv::kernel::DefaultConv2dWgrad<
     T, Nhwc, T, Nhwc, float, Nhwc, float, cutlass::arch::OpClassTensorOp, cutlass::arch::Sm80,
-    typename A::Tile, typename A::Warp, typename A::Instruction, Store<float>, Swizzle, A::kStages,
-    typename A::Operator, kAlgorithm>::Kernel;
+    typename A::Tile, typename A::Warp, typename A::Instruction, StoreSums<float>, Swizzle,
+    A::kStages, typename A::Operator, kAlgorithm>::Kernel;
 
 }  // namespace pyops::tensorop
 
@@ -155,7 +149,8 @@ cudaError_t backward_weight(const Conv2dBackwardParams& p, cudaStream_t stream) 
       parts, parts, {1.0f, 0.0f}, cutlass::conv::SplitKMode::kParallel);
   const cudaError_t status =
       launch<Kernel>(conv2d_backward_tensorop_kernel<Kernel>, arguments, stream);
-  return status == cudaSuccess ? conv2d_backward_reduce_cuda(p, slices, stream) : status;
+  if (status != cudaSuccess) return status;
+  return add_parts_cuda(p.dtype, p.grad_weight, p.workspace, slices, p.weights(), stream);
 }
 
 // What a gradient with a stride is computed by: its addresses leave no room for TF32's warps.

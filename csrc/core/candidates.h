@@ -35,6 +35,8 @@ struct Candidate {
   Kernel<Params> run;
   bool (*takes)(const Params&) = nullptr;  // null: every shape
   const char* condition = "";              // what `takes` asks for, in words
+  // Of a GPU's kernel that keeps more than its results: bytes of params.workspace.
+  int64_t (*workspace)(const Params&) = nullptr;
 };
 
 using Rejection = std::pair<std::string, std::string>;  // kernel, why it did not run

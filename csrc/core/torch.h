@@ -85,15 +85,32 @@ const Candidate<Params>& choose(const char* op, const Candidate<Params> (&table)
   return row;
 }
 
-// The same, and runs it: on the GPU, in PyTorch's current stream.
+// Of a call on the GPU that is current, what the row's kernel keeps besides its results.
+template <class Params>
+Tensor give_workspace(const Candidate<Params>& row, Params& params, const Tensor& like) {
+  if constexpr (requires { params.workspace; }) {
+    if (row.workspace != nullptr) {
+      Tensor workspace = at::empty({row.workspace(params)}, like.options().dtype(at::kByte));
+      params.workspace = workspace.mutable_data_ptr();
+      return workspace;
+    }
+  }
+  return {};
+}
+
+// Chooses and runs: on the GPU, in PyTorch's current stream.
 template <class Params, size_t kRows>
 void serve(const char* op, const Candidate<Params> (&table)[kRows], const Params& params,
            Tensors tensors) {
   const auto& row = choose(op, table, params, tensors);
   if constexpr (kBuiltWithCuda) {
     if (row.place.is_gpu()) {
-      return launch_on_gpu(op, row.kernel, **tensors.begin(),
-                           [&](cudaStream_t stream) { return row.run.launch(params, stream); });
+      const Tensor& first = **tensors.begin();
+      return launch_on_gpu(op, row.kernel, first, [&](cudaStream_t stream) {
+        Params given = params;
+        const Tensor workspace = give_workspace(row, given, first);
+        return row.run.launch(given, stream);
+      });
     }
   }
   row.run(params);

@@ -63,13 +63,23 @@ struct BlockProduct {
     }
   }
 
+  // The panels' products are summed before they are added: a sum of sums is off by less than one
+  // long sum. Float64 can do without, and has no registers left for it.
   PYOPS_HOST_DEVICE static void accumulate(const Panels& panels, int thread, Piece& sums) {
+    constexpr bool kApart = sizeof(Acc) == sizeof(float);
     const int i = thread / (kTile / kPiece) * kPiece, j = thread % (kTile / kPiece) * kPiece;
+    Piece own{};
+    Piece& to = kApart ? own : sums;
     PYOPS_UNROLL for (int d = 0; d < kDepth; ++d) {
       PYOPS_UNROLL for (int r = 0; r < kPiece; ++r) {
         PYOPS_UNROLL for (int c = 0; c < kPiece; ++c) {
-          sums.at[r][c] += panels.a[d][i + r] * panels.b[d][j + c];
+          to.at[r][c] += panels.a[d][i + r] * panels.b[d][j + c];
         }
+      }
+    }
+    if constexpr (kApart) {
+      PYOPS_UNROLL for (int r = 0; r < kPiece; ++r) {
+        PYOPS_UNROLL for (int c = 0; c < kPiece; ++c) sums.at[r][c] += own.at[r][c];
       }
     }
   }

@@ -22,13 +22,14 @@ template <int kM, int kN, int kK>
 using Tile = Shape<Int<kM>, Int<kN>, Int<kK>>;
 
 // Sums as they are, or with a bias to a column and not below a bound: one kernel for both sides of
-// a ReLU.
+// a ReLU. Nothing is added to them: with a source that is not void, and none to load, the epilogue
+// would add zero times whatever its registers hold.
 enum class Finish { kPlain, kBiasAndBound };
 
 template <class T, Finish kFinish>
 using Fusion = std::conditional_t<kFinish == Finish::kBiasAndBound,
                                   cutlass::epilogue::fusion::LinCombPerColBiasEltAct<
-                                      cutlass::epilogue::thread::Clamp, T, float, T>,
+                                      cutlass::epilogue::thread::Clamp, T, float, T, void>,
                                   cutlass::epilogue::fusion::ScaledAcc<T, float>>;
 
 template <class T, class Tile, class Cluster, Finish kFinish>
@@ -83,6 +84,7 @@ cudaError_t launch(void (*kernel)(typename Kernel::Params), typename Kernel::Arg
   }
   const auto params = Kernel::to_underlying_arguments(arguments, workspace);
   constexpr int kShared = Kernel::SharedStorageSize;
+  static_assert(kShared <= cutlass::gemm::collective::detail::sm90_smem_capacity_bytes);
   status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared);
   if (status != cudaSuccess) return status;
   using Cluster = typename Kernel::ClusterShape;

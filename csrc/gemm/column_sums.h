@@ -9,7 +9,7 @@
 namespace pyops {
 
 // `matrix` is (rows, columns), aligned to 16 bytes, the columns a multiple of a pack.
-template <class T>
+template <class T, class To = T>
 struct ColumnSums {
   using Acc = acc_t<T>;
   static constexpr int kThreads = 256, kWidth = Pack<T>::kWidth, kPacks = 8, kUnrolled = 8;
@@ -20,10 +20,18 @@ struct ColumnSums {
   };
 
   const T* matrix;
-  T* sums;
+  To* sums;
   int64_t rows, columns;
 
-  int64_t blocks() const { return (columns + kColumns - 1) / kColumns; }
+  PYOPS_HOST_DEVICE int64_t blocks() const { return (columns + kColumns - 1) / kColumns; }
+
+  // One of `parts` stretches of the rows, whose sums lie one after the other.
+  PYOPS_HOST_DEVICE ColumnSums part(int64_t number, int64_t parts) const {
+    const int64_t stretch = (rows + parts - 1) / parts, first = number * stretch;
+    const int64_t left = rows - first;
+    return {matrix + first * columns, sums + number * columns, left < stretch ? left : stretch,
+            columns};
+  }
 
   PYOPS_HOST_DEVICE void accumulate(int64_t block, int thread, Shared& shared) const {
     const int64_t column = block * kColumns + thread % kPacks * kWidth;
@@ -49,8 +57,14 @@ struct ColumnSums {
     if (thread >= kColumns || column >= columns) return;
     Acc sum = 0;
     for (int line = 0; line < kLines; ++line) sum += shared.sums[line][thread];
-    sums[column] = static_cast<T>(sum);
+    sums[column] = static_cast<To>(sum);
   }
 };
+
+inline int64_t column_blocks(Dtype dtype, int64_t columns) {
+  int64_t blocks = 0;
+  dispatch_dtype(dtype, [&]<class T>(T) { blocks = ColumnSums<T>{{}, {}, 0, columns}.blocks(); });
+  return blocks;
+}
 
 }  // namespace pyops

@@ -2,8 +2,6 @@
 // float32, in the order of the depth.
 #pragma once
 
-#include <cutlass/epilogue/thread/linear_combination.h>
-#include <cutlass/epilogue/thread/linear_combination_relu.h>
 #include <cutlass/gemm/device/gemm.h>
 
 #include <cmath>
@@ -13,13 +11,6 @@
 #include "gemm/tensorop_arithmetic.cuh"
 
 namespace pyops {
-
-// Stores 16 bytes at a time of type D.
-template <class D>
-using StoreSums = cutlass::epilogue::thread::LinearCombination<D, 16 / sizeof(D), float, float>;
-// Raised to at least zero, or as they are: one kernel for both.
-template <class D>
-using StoreRelu = cutlass::epilogue::thread::LinearCombinationRelu<D, 16 / sizeof(D), float, float>;
 
 // D (rows, columns) = A · B + C, where C and D are of the type that the epilogue stores.
 template <class Arithmetic, class LayoutA, class LayoutB, class Epilogue>

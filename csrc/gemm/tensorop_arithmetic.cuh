@@ -4,6 +4,8 @@
 
 #include <cuda_runtime_api.h>
 #include <cutlass/arch/mma.h>
+#include <cutlass/epilogue/thread/linear_combination.h>
+#include <cutlass/epilogue/thread/linear_combination_relu.h>
 #include <cutlass/gemm/gemm.h>
 #include <cutlass/numeric_types.h>
 
@@ -49,5 +51,12 @@ struct Float32Products : Tf32Products {
   using Warp = cutlass::gemm::GemmShape<64, 32, 16>;
   static constexpr int64_t kDeepest = kDeepestSplitSum;
 };
+
+// Stores 16 bytes at a time of type D.
+template <class D>
+using StoreSums = cutlass::epilogue::thread::LinearCombination<D, 16 / sizeof(D), float, float>;
+// Raised to at least zero, or as they are: one kernel for both.
+template <class D>
+using StoreRelu = cutlass::epilogue::thread::LinearCombinationRelu<D, 16 / sizeof(D), float, float>;
 
 }  // namespace pyops

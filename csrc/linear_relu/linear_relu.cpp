@@ -26,13 +26,13 @@ constexpr Candidate<LinearParams> kForward[] = {
 constexpr Candidate<LinearBackwardParams> kBackward[] = {
 #ifdef PYOPS_CUDA
     {"linear_backward_sm90", Arch::kSm90, kHalfTypes, linear_backward_sm90, suits_tensorop,
-     kSuitsTensorop},
+     kSuitsTensorop, linear_backward_workspace_sm90},
     {"linear_backward_tensorop_cuda", Arch::kSm80, kHalfTypes, linear_backward_tensorop_cuda,
-     suits_tensorop, kSuitsTensorop},
+     suits_tensorop, kSuitsTensorop, linear_backward_workspace},
     {"linear_backward_tf32_cuda", Arch::kSm80, kFloat32, linear_backward_tf32_cuda,
-     suits_tf32<LinearBackwardParams>, kSuitsTf32},
+     suits_tf32<LinearBackwardParams>, kSuitsTf32, linear_backward_workspace},
     {"linear_backward_3xtf32_cuda", Arch::kSm80, kFloat32, linear_backward_3xtf32_cuda,
-     suits_tensorop, kSuitsTensorop},
+     suits_tensorop, kSuitsTensorop, linear_backward_workspace},
     {"linear_backward_cuda", Arch::kSm80, kAnyFloat, linear_backward_cuda},
 #endif
     {"linear_backward_amx", Isa::kAmx, kTileTypes, linear_backward_amx},
@@ -117,20 +117,6 @@ Tensor linear_relu(const Tensor& x, const Tensor& w, const OptionalTensor& bias)
   return forward("linear_relu", x, w, value_or_undefined(bias), true);
 }
 
-// What a kernel for Hopper keeps besides its results.
-Tensor give_workspace(LinearBackwardParams& params, const Tensor& x) {
-  int64_t bytes = 0;
-  if constexpr (kBuiltWithCuda) {
-    const bool on_hopper = x.is_cuda() && target_of_gpu(x.device()).capability == 90;
-    const bool suits = (dtype_bit(params.dtype) & kHalfTypes) != 0 && suits_tensorop(params);
-    if (on_hopper && suits) bytes = linear_backward_workspace_sm90(params);
-  }
-  if (bytes == 0) return {};
-  Tensor workspace = at::empty({bytes}, x.options().dtype(at::kByte));
-  params.workspace = workspace.mutable_data_ptr();
-  return workspace;
-}
-
 Gradients linear_backward(const Tensor& grad, const Tensor& x, const Tensor& w,
                           const OptionalTensor& relu_output, std::array<bool, 3> wanted) {
   const Tensor g = grad.contiguous(), xc = x.contiguous(), wc = w.contiguous();
@@ -140,22 +126,19 @@ Gradients linear_backward(const Tensor& grad, const Tensor& x, const Tensor& w,
   };
   const Tensor grad_x = make(wanted[0], x.sizes(), x), grad_w = make(wanted[1], w.sizes(), w);
   const Tensor grad_bias = make(wanted[2], {w.size(0)}, w);
-  const Tensor masked = make(y.defined() && g.is_cuda(), g.sizes(), g);
   const auto data = [](const Tensor& t) { return t.defined() ? t.mutable_data_ptr() : nullptr; };
-  LinearBackwardParams params{.dtype = dtype_of(x),
-                              .precision = float32_precision(at::Float32Op::MATMUL, x),
-                              .m = rows_of(x),
-                              .n = w.size(0),
-                              .k = w.size(1),
-                              .grad_y = g.const_data_ptr(),
-                              .y = y.defined() ? y.const_data_ptr() : nullptr,
-                              .x = xc.const_data_ptr(),
-                              .w = wc.const_data_ptr(),
-                              .grad_x = data(grad_x),
-                              .grad_w = data(grad_w),
-                              .grad_bias = data(grad_bias),
-                              .masked = data(masked)};
-  const Tensor workspace = give_workspace(params, x);
+  const LinearBackwardParams params{.dtype = dtype_of(x),
+                                    .precision = float32_precision(at::Float32Op::MATMUL, x),
+                                    .m = rows_of(x),
+                                    .n = w.size(0),
+                                    .k = w.size(1),
+                                    .grad_y = g.const_data_ptr(),
+                                    .y = y.defined() ? y.const_data_ptr() : nullptr,
+                                    .x = xc.const_data_ptr(),
+                                    .w = wc.const_data_ptr(),
+                                    .grad_x = data(grad_x),
+                                    .grad_w = data(grad_w),
+                                    .grad_bias = data(grad_bias)};
   serve("linear_backward", kBackward, params, {grad, x, w});
   return {grad_x, grad_w, grad_bias};
 }

@@ -34,8 +34,7 @@ struct LinearBackwardParams {
   void* grad_x;        // (M, K)
   void* grad_w;        // (N, K)
   void* grad_bias;     // (N)
-  void* masked;        // (M, N) for a kernel's own use; null on the CPU, and without ReLU
-  void* workspace = nullptr;  // Hopper's, of the bytes it asks for below
+  void* workspace = nullptr;  // of the bytes that the table's row asks for; null on the CPU
 };
 
 void linear_forward_scalar(const LinearParams& params);
@@ -58,7 +57,5 @@ cudaError_t linear_backward_tensorop_cuda(const LinearBackwardParams& params, cu
 cudaError_t linear_backward_tf32_cuda(const LinearBackwardParams& params, cudaStream_t stream);
 cudaError_t linear_backward_3xtf32_cuda(const LinearBackwardParams& params, cudaStream_t stream);
 cudaError_t linear_backward_cuda(const LinearBackwardParams& params, cudaStream_t stream);
-// Only masks grad_y, whose elements are a multiple of 16 bytes, into `masked`.
-cudaError_t linear_backward_mask_cuda(const LinearBackwardParams& params, cudaStream_t stream);
 
 }  // namespace pyops

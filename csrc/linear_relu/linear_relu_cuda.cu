@@ -1,6 +1,5 @@
 // Linear layers on any GPU from sm_80 on, for any dtype, shape and alignment, without tensor cores:
 // float32 is float32 here. Sums run in the order of the depth, so that every run gives the same.
-#include "core/relu_mask.cuh"
 #include "gemm/block_product.cuh"
 #include "linear_relu/linear_relu_product.h"
 
@@ -16,27 +15,12 @@ __global__ void __launch_bounds__(kBlock, kBlocksOfProducts) linear_backward_ker
   multiply_blocks(p);
 }
 
-template <class T>
-__global__ void __launch_bounds__(kBlock)
-    linear_backward_mask_kernel(LinearBackwardParams p, int64_t packs) {
-  mask_packs<T>(p.grad_y, p.y, p.masked, packs);
-}
-
 }  // namespace
 
 cudaError_t linear_forward_cuda(const LinearParams& p, cudaStream_t stream) {
   cudaError_t status = cudaErrorInvalidValue;
   dispatch_dtype(p.dtype, [&]<class T>(T) {
     status = launch_product(linear_forward_kernel<LinearForward<T>>, LinearForward<T>{p}, stream);
-  });
-  return status;
-}
-
-cudaError_t linear_backward_mask_cuda(const LinearBackwardParams& p, cudaStream_t stream) {
-  cudaError_t status = cudaErrorInvalidValue;
-  const int64_t packs = p.m * p.n / pack_width(p.dtype);
-  dispatch_dtype<kTileTypes>(p.dtype, [&]<class T>(T) {
-    status = launch(linear_backward_mask_kernel<T>, packs, stream, p, packs);
   });
   return status;
 }

@@ -1,7 +1,8 @@
 // Linear layers of half precision on Hopper: three products of matrices, bias and ReLU in the
 // epilogue of the first.
+#include "gemm/backward_by_products.cuh"
 #include "gemm/gemm_sm90.h"
-#include "linear_relu/linear_relu_backward.cuh"
+#include "linear_relu/linear_relu_tensorop.h"
 
 namespace pyops {
 namespace {
@@ -28,7 +29,7 @@ cudaError_t linear_backward_sm90(const LinearBackwardParams& given, cudaStream_t
 }
 
 int64_t linear_backward_workspace_sm90(const LinearBackwardParams& p) {
-  return p.grad_w == nullptr ? 0 : gemm_tn_workspace_sm90(weight_product(p));
+  return backward_workspace(p, p.grad_w == nullptr ? 0 : gemm_tn_workspace_sm90(weight_product(p)));
 }
 
 }  // namespace pyops

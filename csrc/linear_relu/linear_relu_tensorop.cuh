@@ -1,8 +1,9 @@
 // Linear layers on the tensor cores of any GPU from sm_80 on, bias and ReLU in the epilogue.
 #pragma once
 
+#include "gemm/backward_by_products.cuh"
 #include "gemm/tensorop.cuh"
-#include "linear_relu/linear_relu_backward.cuh"
+#include "linear_relu/linear_relu_tensorop.h"
 
 namespace pyops {
 

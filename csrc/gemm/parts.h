@@ -1,0 +1,24 @@
+// Sums that a GPU takes in parts, which are added in their order: the same sum in every run.
+#pragma once
+
+#include "core/cuda_types.h"
+#include "core/dtype.h"
+
+namespace pyops {
+
+// Element `e` of what was summed in parts: (parts, count) of them, in the type of arithmetic.
+template <class Acc>
+PYOPS_HOST_DEVICE inline Acc sum_of_parts(const void* sums, int64_t parts, int64_t count,
+                                          int64_t e) {
+  Acc sum = 0;
+  for (int64_t part = 0; part < parts; ++part) {
+    sum += static_cast<const Acc*>(sums)[part * count + e];
+  }
+  return sum;
+}
+
+// to[e] for every element, rounded once.
+cudaError_t add_parts_cuda(Dtype dtype, void* to, const void* sums, int64_t parts, int64_t count,
+                           cudaStream_t stream);
+
+}  // namespace pyops
