@@ -2,17 +2,22 @@
 
 import os
 
-try:
-    import torch
-except ImportError as error:
-    raise ImportError("pyops needs PyTorch: `pip install torch`") from error
-
 _REBUILD = "`pip install --no-build-isolation --force-reinstall --no-deps .` in the pyops sources"
 
 try:
     from pyops._build_info import TORCH_VERSION
 except ImportError as error:
     raise ImportError(f"pyops is not built: run {_REBUILD}") from error
+
+try:
+    import torch
+except ModuleNotFoundError as error:
+    if error.name != "torch":
+        raise  # torch is there, and what it says of itself is worth more
+    raise ImportError(
+        f"pyops was built for torch {TORCH_VERSION} and none is installed: "
+        f"`pip install torch=={TORCH_VERSION.partition('+')[0]}`"
+    ) from error
 
 if torch.__version__ != TORCH_VERSION:
     raise ImportError(
