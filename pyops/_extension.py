@@ -1,6 +1,7 @@
 """Loads the compiled operators, or says in one sentence why that cannot work."""
 
 import os
+import sys
 
 _REBUILD = "`pip install --no-build-isolation --force-reinstall --no-deps .` in the pyops sources"
 
@@ -25,7 +26,11 @@ if torch.__version__ != TORCH_VERSION:
         f"rebuild it with {_REBUILD}"
     )
 
-from pyops import _C  # noqa: E402
+try:
+    import pyops._C as _C
+except ModuleNotFoundError as error:
+    python = f"Python 3.{sys.version_info.minor}"
+    raise ImportError(f"pyops is not built for {python}: run {_REBUILD}") from error
 
 if "PYOPS_ISA" in os.environ:
     try:

@@ -28,8 +28,9 @@ LOADER = str(Path(pyops.__file__).parent / "_extension.py")
             SimpleNamespace(TORCH_VERSION="1.13.0"),
             f"built for torch 1.13.0 but torch {torch.__version__} is installed: rebuild it with",
         ),
+        ("pyops._C", None, f"pyops is not built for Python 3.{sys.version_info[1]}: run `pip "),
     ],
-    ids=["no torch", "not built", "another torch"],
+    ids=["no torch", "not built", "another torch", "another Python"],
 )
 def test_the_error_says_what_to_do(monkeypatch, module, stand_in, message):
     monkeypatch.setitem(sys.modules, module, stand_in)
