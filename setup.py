@@ -18,16 +18,19 @@ TOOLS = "`pip install 'setuptools>=77,<82' wheel cmake ninja pybind11`"
 
 if int(setuptools.__version__.partition(".")[0]) < 77:  # the first to know SPDX licenses
     sys.exit(f"pyops needs setuptools 77 to build, here is {setuptools.__version__}: {TOOLS}")
+from packaging.specifiers import SpecifierSet  # noqa: E402  (comes with such a setuptools)
+
+VERSIONS = re.findall(r'"torch([<>=][^"]*)"', (ROOT / "pyproject.toml").read_text())[-1]
+GET_TORCH = f"`pip install 'torch{VERSIONS}'`, then `pip install --no-build-isolation .`"
 # Found and not imported: a CUDA build of PyTorch imports only where its NVIDIA libraries are.
 TORCH = importlib.util.find_spec("torch")
 if TORCH is None or TORCH.origin is None:
-    sys.exit(
-        "pyops builds against the torch it will run with, and none is installed here: "
-        "`pip install torch`, then `pip install --no-build-isolation .`"
-    )
+    sys.exit(f"pyops builds against the torch it will run with, and none is here: {GET_TORCH}")
 TORCH_DIR = Path(TORCH.origin).parent
 TORCH_BUILD = runpy.run_path(str(TORCH_DIR / "version.py"))
 TORCH_VERSION: str = TORCH_BUILD["__version__"]
+if not SpecifierSet(VERSIONS).contains(TORCH_VERSION, prereleases=True):
+    sys.exit(f"pyops builds against torch{VERSIONS}, here is torch {TORCH_VERSION}: {GET_TORCH}")
 
 
 class CMakeBuild(build_ext):
@@ -51,7 +54,11 @@ class CMakeBuild(build_ext):
         }
         settings = [f"-D{name}={value}" for name, value in options.items()]
         extra = os.environ.get("CMAKE_ARGS", "").split()
-        _run("cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja", *settings, *extra)
+        try:
+            _run("cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja", *settings, *extra)
+        except SystemExit:
+            (build / "CMakeCache.txt").unlink(missing_ok=True)  # it keeps the compiler refused
+            raise
         _run("cmake", "--build", str(build))
         _write_build_info(package)
 

@@ -1,11 +1,7 @@
 """Loads the compiled operators, or says in one sentence why that cannot work."""
 
 import os
-
-try:
-    import torch
-except ImportError as error:
-    raise ImportError("pyops needs PyTorch: `pip install torch`") from error
+import sys
 
 _REBUILD = "`pip install --no-build-isolation --force-reinstall --no-deps .` in the pyops sources"
 
@@ -14,13 +10,27 @@ try:
 except ImportError as error:
     raise ImportError(f"pyops is not built: run {_REBUILD}") from error
 
+try:
+    import torch
+except ModuleNotFoundError as error:
+    if error.name != "torch":
+        raise  # torch is there, and what it says of itself is worth more
+    raise ImportError(
+        f"pyops was built for torch {TORCH_VERSION} and none is installed: "
+        f"`pip install torch=={TORCH_VERSION.partition('+')[0]}`"
+    ) from error
+
 if torch.__version__ != TORCH_VERSION:
     raise ImportError(
         f"pyops was built for torch {TORCH_VERSION} but torch {torch.__version__} is installed: "
         f"rebuild it with {_REBUILD}"
     )
 
-from pyops import _C  # noqa: E402
+try:
+    import pyops._C as _C
+except ModuleNotFoundError as error:
+    python = f"Python 3.{sys.version_info.minor}"
+    raise ImportError(f"pyops is not built for {python}: run {_REBUILD}") from error
 
 if "PYOPS_ISA" in os.environ:
     try:

@@ -16,15 +16,21 @@ LOADER = str(Path(pyops.__file__).parent / "_extension.py")
 @pytest.mark.parametrize(
     ("module", "stand_in", "message"),
     [
-        ("torch", None, "pyops needs PyTorch: `pip install torch`"),
+        (
+            "torch",
+            None,
+            f"pyops was built for torch {torch.__version__} and none is installed: "
+            f"`pip install torch=={torch.__version__.partition('+')[0]}`",
+        ),
         ("pyops._build_info", None, "pyops is not built: run `pip install --no-build-isolation"),
         (
             "pyops._build_info",
             SimpleNamespace(TORCH_VERSION="1.13.0"),
             f"built for torch 1.13.0 but torch {torch.__version__} is installed: rebuild it with",
         ),
+        ("pyops._C", None, f"pyops is not built for Python 3.{sys.version_info[1]}: run `pip "),
     ],
-    ids=["no torch", "not built", "another torch"],
+    ids=["no torch", "not built", "another torch", "another Python"],
 )
 def test_the_error_says_what_to_do(monkeypatch, module, stand_in, message):
     monkeypatch.setitem(sys.modules, module, stand_in)
@@ -32,6 +38,14 @@ def test_the_error_says_what_to_do(monkeypatch, module, stand_in, message):
         runpy.run_path(LOADER)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_torch_that_is_broken_speaks_for_itself(monkeypatch, tmp_path):
+    (tmp_path / "torch.py").write_text("import no_such_library")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "torch")
+    with pytest.raises(ModuleNotFoundError, match="no_such_library"):
+        runpy.run_path(LOADER)
 
 
 def test_public_names():

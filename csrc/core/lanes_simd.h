@@ -125,6 +125,16 @@ struct VecPair {
   Vec<A> first, second;
 };
 
+// Those lanes of a followed by b. GCC 11 has but a builtin of its own for it.
+template <int... kLane, class A>
+Vec<A> pick(Vec<A> a, Vec<A> b) {
+#if __has_builtin(__builtin_shufflevector)
+  return {__builtin_shufflevector(a.v, b.v, kLane...)};
+#else
+  return {__builtin_shuffle(a.v, b.v, Lanes<A>{kLane...})};
+#endif
+}
+
 // The elements 0, 2, 4, … and 1, 3, 5, … of a followed by b, which were loaded from a T's memory.
 // Both come in the one order of the lanes that costs least; `in_order` restores it, and is its own
 // inverse.
@@ -138,8 +148,7 @@ VecPair<A> split(Vec<A> a, Vec<A> b) {
   }
 #endif
   return [&]<int... i>(std::integer_sequence<int, i...>) {
-    return VecPair<A>{{__builtin_shufflevector(a.v, b.v, (2 * i)...)},
-                      {__builtin_shufflevector(a.v, b.v, (2 * i + 1)...)}};
+    return VecPair<A>{pick<(2 * i)...>(a, b), pick<(2 * i + 1)...>(a, b)};
   }(std::make_integer_sequence<int, Vec<A>::kWidth>{});
 }
 
@@ -176,8 +185,8 @@ VecPair<A> interleave(Vec<A> a, Vec<A> b) {
 #endif
   constexpr int kV = Vec<A>::kWidth;
   return [&]<int... i>(std::integer_sequence<int, i...>) {
-    return VecPair<A>{{__builtin_shufflevector(a.v, b.v, (i / 2 + i % 2 * kV)...)},
-                      {__builtin_shufflevector(a.v, b.v, (kV / 2 + i / 2 + i % 2 * kV)...)}};
+    return VecPair<A>{pick<(i / 2 + i % 2 * kV)...>(a, b),
+                      pick<(kV / 2 + i / 2 + i % 2 * kV)...>(a, b)};
   }(std::make_integer_sequence<int, kV>{});
 }
 
