@@ -94,7 +94,9 @@ DEPTHWISE = dict(n=2, c=16, o=16, hw=(13, 15), k=3, padding=1, groups=16)
 POOLED = dict(n=2, c=16, hw=(33, 35))
 SQUARE, ODD = (dict(k=3, stride=2, padding=1), dict(k=(5, 3), stride=3, padding=1))
 SEQUENCES = dict(t=5, b=3, i=16, h=24)
-PACKED, STACKED = SEQUENCES | dict(lengths=(5, 3, 2)), SEQUENCES | dict(t=130, layers=2)
+PACKED, BOTH_WAYS = SEQUENCES | dict(lengths=(5, 3, 2)), SEQUENCES | dict(bidirectional=True)
+STACKED = SEQUENCES | dict(t=130, layers=2)
+STACKED_PACKED = STACKED | dict(lengths=(130, 70, 20))
 # More than kernels of all steps at once take.
 CROWD = SEQUENCES | dict(b=130, lengths=(5, *64 * (3,), *65 * (2,)))
 HEADS = dict(b=2, h=4, l=70, s=131)
@@ -137,7 +139,9 @@ CALLS = [
     Call("lstm", SEQUENCES, _both("rnn", "resident_tensorop_cuda")),
     Call("gru", PACKED, _both("rnn", "resident_tensorop_cuda", "resident_sm90"), arch="sm_90"),
     Call("gru", PACKED, _both("rnn", "resident_cuda"), FLOAT),
-    Call("lstm", STACKED, _both("rnn", "wavefront_cuda", "resident_cuda"), FLOAT),
+    Call("lstm", STACKED_PACKED, _both("rnn", "wavefront_cuda"), FLOAT),
+    Call("lstm", BOTH_WAYS, _both("rnn", "wavefront_tensorop_cuda")),
+    Call("gru", STACKED, _both("rnn", "wavefront_tensorop_cuda", "wavefront_sm90"), arch="sm_90"),
     Call("gru", CROWD, _both("rnn", "tensorop_cuda")),
     Call("lstm", CROWD | dict(i=15), _both("rnn", "cuda")),
 ]

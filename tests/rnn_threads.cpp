@@ -77,19 +77,21 @@ RnnBackwardParams backward_params(const int64_t* shape, const int64_t* offsets, 
 
 // f(product) for every step; f(first product) says how to begin.
 template <class Sweep, class F>
-void each_step(const typename Sweep::Params& p, const RnnSchedule& schedule, const F& f) {
-  RnnSweep sweep = Sweep::start(p, schedule);
-  for (int64_t s = 0; s < Sweep::steps(p); ++s) f(Sweep::next(p, sweep), s);
+void each_step(const RnnPiece<typename Sweep::Params>& piece, const F& f) {
+  const RnnSchedule schedule(piece.p);
+  RnnSweep sweep = Sweep::start(piece, schedule);
+  for (int64_t s = 0; s < Sweep::steps(piece); ++s) f(Sweep::next(piece.p, sweep), s);
 }
 
 // A launch on ordinary units: each step a block after the other, a warp at a time.
 template <class Sweep, int kWidth>
-void run_warps(const typename Sweep::Params& p, const RnnSchedule& schedule) {
+void run_warps(const RnnPiece<typename Sweep::Params>& piece) {
   using Resident = RnnResident<Sweep, kWidth>;
+  const auto& p = piece.p;
   const int64_t blocks = resident_blocks(p);
   const int64_t groups = (p.batch + Resident::kRows - 1) / Resident::kRows;
   std::vector<std::vector<typename Resident::T>> kept(static_cast<size_t>(blocks));
-  each_step<Sweep>(p, schedule, [&](const typename Sweep::Product& product, int64_t s) {
+  each_step<Sweep>(piece, [&](const typename Sweep::Product& product, int64_t s) {
     const int64_t line = product.depth * Resident::kColumnsUsed;
     for (int64_t block = 0; block < blocks; ++block) {
       auto& weights = kept[static_cast<size_t>(block)];
@@ -120,9 +122,9 @@ void run_warps(const typename Sweep::Params& p, const RnnSchedule& schedule) {
 }
 
 template <class Sweep>
-void run_warps(const typename Sweep::Params& p, const RnnSchedule& schedule) {
+void run_warps(const RnnPiece<typename Sweep::Params>& piece) {
   constexpr int kWidth = Pack<typename Sweep::Type>::kWidth;
-  has_packs(p) ? run_warps<Sweep, kWidth>(p, schedule) : run_warps<Sweep, 1>(p, schedule);
+  has_packs(piece.p) ? run_warps<Sweep, kWidth>(piece) : run_warps<Sweep, 1>(piece);
 }
 
 // A launch on tensor cores, the same way: between two waits all blocks, one after the other.
@@ -136,10 +138,10 @@ struct TensorLaunch {
     std::vector<typename Steps::Fragment> kept;
   };
 
-  static void run(const typename Sweep::Params& p) {
+  static void run(const RnnPiece<typename Sweep::Params>& piece) {
     std::vector<Block> blocks;
-    each_step<Sweep>(p, RnnSchedule(p), [&](const typename Sweep::Product& product, int64_t s) {
-      if (s == 0) begin(p, product, blocks);
+    each_step<Sweep>(piece, [&](const typename Sweep::Product& product, int64_t s) {
+      if (s == 0) begin(piece.p, product, blocks);
       for (Block& b : blocks) {
         b.steps.take_given(product, b.team);
         b.steps.multiply(product, b.kept.data(), *b.shared, b.team);
@@ -168,11 +170,77 @@ struct TensorLaunch {
 
 // By the given one of the tilings, if it fits: else it leaves what the test finds unwritten.
 template <class Sweep, const auto& kTilings, int kFirst = 0>
-void run_tiling(const typename Sweep::Params& p, int which) {
+void run_tiling(const RnnPiece<typename Sweep::Params>& piece, int which) {
   if constexpr (kFirst < std::size(kTilings)) {
-    if (which != kFirst) return run_tiling<Sweep, kTilings, kFirst + 1>(p, which);
-    if (fits_resident(kTilings[kFirst], p)) TensorLaunch<Sweep, kTilings[kFirst]>::run(p);
+    if (which != kFirst) return run_tiling<Sweep, kTilings, kFirst + 1>(piece, which);
+    if (fits_resident(kTilings[kFirst], piece.p)) TensorLaunch<Sweep, kTilings[kFirst]>::run(piece);
   }
+}
+
+// How the kernels of all steps run: on ordinary units, or by the given one of the tilings, where
+// those of clusters come behind the others.
+constexpr int kOrdinary = -1, kAlone = std::size(kBackwardTilings);
+
+bool suits(const RnnForwardStack& stack, int tiling) {
+  if (stack.layers > 1) {
+    return tiling == kOrdinary ? suits_wavefront(stack) : suits_wavefront_tensorop(stack);
+  }
+  const RnnParams& p = stack.layer[0];
+  return tiling == kOrdinary ? suits_resident(p) : suits_resident_tensorop(p);
+}
+bool suits(const RnnBackwardStack& stack, int tiling) {
+  const RnnBackwardParams& p = stack.layer[0];
+  const bool many = stack.layers > 1;
+  if (tiling == kOrdinary) return many ? suits_wavefront(stack) : suits_resident(p);
+  if (tiling < kAlone) return many ? suits_wavefront_tensorop(stack) : suits_resident_tensorop(p);
+  return many ? suits_wavefront_clusters(stack) : suits_clusters(p);
+}
+
+template <class Cell, class T>
+void run_piece(const RnnPiece<RnnParams>& piece, int tiling) {
+  using Sweep = RnnForwardSweep<Cell, T>;
+  if constexpr (sizeof(T) == 2) {
+    if (tiling != kOrdinary) return run_tiling<Sweep, kForwardTilings>(piece, tiling);
+  }
+  run_warps<Sweep>(piece);
+}
+template <class Cell, class T>
+void run_piece(const RnnPiece<RnnBackwardParams>& piece, int tiling) {
+  using Sweep = RnnBackwardSweep<Cell, T>;
+  if constexpr (sizeof(T) == 2) {
+    if (tiling >= kAlone) return run_tiling<Sweep, kClusterTilings>(piece, tiling - kAlone);
+    if (tiling != kOrdinary) return run_tiling<Sweep, kBackwardTilings>(piece, tiling);
+  }
+  run_warps<Sweep>(piece);
+}
+
+// Launch after launch, the layers of each one after the other.
+void run_forward(const RnnForwardStack& stack, int tiling) {
+  if (!suits(stack, tiling)) return;
+  dispatch_cell(stack.layer[0], [&]<class Cell, class T>(Cell, T) {
+    for (int64_t k = 0; k < fronts_of(stack); ++k) {
+      const RnnForwardFront front = front_of(stack, k);
+      for (int64_t l = 0; l < front.layers; ++l) {
+        multiply(RnnInputProduct<Cell, T>::of(front.layer[l]));
+      }
+      for (int64_t l = 0; l < front.layers; ++l) run_piece<Cell, T>(front.layer[l], tiling);
+    }
+  });
+}
+void run_backward(const RnnBackwardStack& stack, int tiling) {
+  if (!suits(stack, tiling)) return;
+  dispatch_cell(stack.layer[0], [&]<class Cell, class T>(Cell, T) {
+    for (int64_t k = 0; k < fronts_of(stack); ++k) {
+      const RnnBackwardFront front = front_of(stack, k);
+      for (int64_t l = 0; l < front.layers; ++l) run_piece<Cell, T>(front.layer[l], tiling);
+      for (int64_t l = 0; l < front.layers; ++l) {
+        multiply(RnnInputGradient<Cell, T>::of(front.layer[l]));
+      }
+    }
+    for (int64_t l = 0; l < stack.layers; ++l) {
+      rnn_backward_weights<Cell, T>(stack.layer[l], [](const auto& of) { multiply(of); });
+    }
+  });
 }
 
 bool same_rows(int64_t first, int64_t rows, int64_t other, int64_t other_rows) {
@@ -207,74 +275,48 @@ void backward(const int64_t* shape, const int64_t* offsets, void** tensors) {
   });
 }
 
-// One launch for all steps, as on the given GPU.
-void forward_resident(const int64_t* shape, const int64_t* offsets, const int64_t* gpu, int save,
-                      void** tensors) {
-  const RnnParams p = forward_params(shape, offsets, gpu, save, tensors);
-  if (!suits_resident(p)) return;
-  dispatch_cell(p, [&]<class Cell, class T>(Cell, T) {
-    multiply(RnnInputProduct<Cell, T>{p, p.rows()});
-    run_warps<RnnForwardSweep<Cell, T>>(p, RnnSchedule(p));
-  });
-}
-
-// So many layers of one shape, whose tensors come one after the other, front by front.
-void forward_wavefront(const int64_t* shape, const int64_t* offsets, const int64_t* gpu, int save,
-                       int layers, void** tensors) {
+// Layers as the launches for many of their steps run them on the given GPU; the tensors of each
+// come one after the other.
+void forward_resident(const int64_t* shapes, const int64_t* offsets, const int64_t* gpu, int tiling,
+                      int layers, int stacked, int save, void** tensors) {
   std::vector<RnnParams> all;
   for (int l = 0; l < layers; ++l) {
-    all.push_back(forward_params(shape, offsets, gpu, save, tensors + 14 * l));
+    all.push_back(forward_params(shapes + 8 * l, offsets, gpu, save, tensors + 14 * l));
   }
-  const RnnStack stack{all[0].dtype, layers, all.data()};
-  if (!suits_wavefront(stack)) return;
-  for (int64_t k = 0; k < fronts_of(stack); ++k) {
-    const RnnFront front = front_of(stack, k);
-    const RnnSchedule schedule(front.longest());
-    dispatch_cell(all[0], [&]<class Cell, class T>(Cell, T) {
-      for (int64_t l = 0; l < front.layers; ++l) {
-        multiply(RnnInputProduct<Cell, T>{front.layer[l], front.layer[l].rows()});
-      }
-      for (int64_t l = 0; l < front.layers; ++l) {
-        run_warps<RnnForwardSweep<Cell, T>>(front.layer[l], schedule);
-      }
-    });
+  run_forward({all[0].dtype, stacked != 0, layers, all.data()}, tiling);
+}
+void backward_resident(const int64_t* shapes, const int64_t* offsets, const int64_t* gpu,
+                       int tiling, int layers, int stacked, void** tensors) {
+  std::vector<RnnBackwardParams> all;
+  for (int l = 0; l < layers; ++l) {
+    all.push_back(backward_params(shapes + 8 * l, offsets, gpu, tensors + 24 * l));
   }
+  run_backward({all[0].dtype, stacked != 0, layers, all.data()}, tiling);
 }
 
-void backward_resident(const int64_t* shape, const int64_t* offsets, const int64_t* gpu,
-                       void** tensors) {
-  const RnnBackwardParams p = backward_params(shape, offsets, gpu, tensors);
-  if (!suits_resident(p)) return;
-  dispatch_cell(p, [&]<class Cell, class T>(Cell, T) {
-    run_warps<RnnBackwardSweep<Cell, T>>(p, RnnSchedule(p));
-    rnn_backward_sums<Cell, T>(p, [](const auto& product) { multiply(product); });
-  });
-}
-
-void forward_tensorop(const int64_t* shape, const int64_t* offsets, const int64_t* gpu, int save,
-                      int tiling, void** tensors) {
-  const RnnParams p = forward_params(shape, offsets, gpu, save, tensors);
-  if (!suits_resident_tensorop(p)) return;
-  dispatch_cell<kHalfTypes>(p, [&]<class Cell, class T>(Cell, T) {
-    multiply(RnnInputProduct<Cell, T>{p, p.rows()});
-    run_tiling<RnnForwardSweep<Cell, T>, kForwardTilings>(p, tiling);
-  });
-}
-
-// Those of clusters come behind the others.
-void backward_tensorop(const int64_t* shape, const int64_t* offsets, const int64_t* gpu, int tiling,
-                       void** tensors) {
-  constexpr int kAlone = std::size(kBackwardTilings);
-  const RnnBackwardParams p = backward_params(shape, offsets, gpu, tensors);
-  if (!(tiling < kAlone ? suits_resident_tensorop(p) : suits_clusters(p))) return;
-  dispatch_cell<kHalfTypes>(p, [&]<class Cell, class T>(Cell, T) {
-    if (tiling < kAlone) {
-      run_tiling<RnnBackwardSweep<Cell, T>, kBackwardTilings>(p, tiling);
-    } else {
-      run_tiling<RnnBackwardSweep<Cell, T>, kClusterTilings>(p, tiling - kAlone);
+// The pieces of a stack's fronts in the order of the launches, each as front, layer, begin, end,
+// first row and rows; returns how many.
+int64_t fronts(const int64_t* shape, const int64_t* offsets, int layers, int stacked, int back,
+               int64_t* out) {
+  constexpr int64_t kNone[2]{};
+  int64_t count = 0;
+  const auto list = [&]<class Params>(Params p) {
+    static_cast<RnnShape&>(p) = shape_of(shape, offsets, kNone);
+    std::vector<Params> all(static_cast<size_t>(layers), p);
+    for (int l = 0; l < layers; ++l) all[static_cast<size_t>(l)].input = l;
+    const RnnStack<Params> stack{p.dtype, stacked != 0, layers, all.data()};
+    for (int64_t k = 0; k < fronts_of(stack); ++k) {
+      const RnnFront<Params> front = front_of(stack, k);
+      for (int64_t l = 0; l < front.layers; ++l, ++count) {
+        const auto& [of, begin, end, first, rows] = front.layer[l];
+        for (const int64_t number : {k, of.input, int64_t{begin}, int64_t{end}, first, rows}) {
+          *out++ = number;
+        }
+      }
     }
-    rnn_backward_sums<Cell, T>(p, [](const auto& product) { multiply(product); });
-  });
+  };
+  back ? list(RnnBackwardParams{}) : list(RnnParams{});
+  return count;
 }
 
 void column_sums(int dtype, int64_t rows, int64_t columns, const void* matrix, void* to) {
@@ -288,21 +330,23 @@ void column_sums(int dtype, int64_t rows, int64_t columns, const void* matrix, v
   });
 }
 
-// Steps of a sweep there and back that are not those of the host; shape as above.
+// Steps of sweeps there and back, from wherever they begin, that are not those of the host; shape
+// as above.
 int64_t wrong_steps(const int64_t* shape, const int64_t* offsets) {
   constexpr int64_t kNone[2]{};
   const RnnShape s = shape_of(shape, offsets, kNone);
   const RnnSchedule schedule(s);
-  RnnSweep there = RnnSweep::before_first(schedule, s.steps);
-  RnnSweep back = RnnSweep::behind_last(schedule, s.steps);
   int64_t wrong = 0;
-  for (int64_t k = 0; k < s.steps; ++k) {
-    there.advance();
-    wrong += same_step(there, s, k) ? 0 : 1;
-  }
-  for (int64_t k = s.steps - 1; k >= -1; --k) {
-    back.retreat();
-    wrong += same_step(back, s, k) ? 0 : 1;
+  for (int64_t from = -1; from <= s.steps; ++from) {
+    RnnSweep there(schedule, s.reverse, from), back(schedule, s.reverse, from);
+    for (int64_t k = from + 1; k < s.steps; ++k) {
+      there.advance();
+      wrong += same_step(there, s, k) ? 0 : 1;
+    }
+    for (int64_t k = from - 1; k >= -1; --k) {
+      back.retreat();
+      wrong += same_step(back, s, k) ? 0 : 1;
+    }
   }
   return wrong;
 }

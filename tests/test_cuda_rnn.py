@@ -25,12 +25,15 @@ def network(kind, dtype):
     return packed.data.requires_grad_(), run, module
 
 
-def resident(direction, dtype):
-    """The kernel of all steps of a layer that fits the GPU."""
+def kernels(dtype, way, layers=1):
+    """Of a forward and backward in which the GPU takes all steps at once."""
     if dtype != torch.bfloat16:
-        return f"rnn_{direction}_resident_cuda"
-    hopper = torch.cuda.get_device_capability() == (9, 0) and direction == "backward"
-    return f"rnn_{direction}_resident_" + ("sm90" if hopper else "tensorop_cuda")
+        there = back = "cuda"
+    else:
+        hopper = torch.cuda.get_device_capability() == (9, 0)
+        there, back = "tensorop_cuda", "sm90" if hopper else "tensorop_cuda"
+    forward, backward = f"rnn_forward_{way}_{there}", f"rnn_backward_{way}_{back}"
+    return [forward] * layers + [backward] * layers
 
 
 @pytest.mark.parametrize("kind", ["LSTM", "GRU"])
@@ -39,9 +42,7 @@ def test_recurrent_layers_on_packed_sequences(kind, dtype):
     data, run, module = network(kind, dtype)
     with pyops.explain() as log:
         mine = run(data)
-    assert [c.kernel for c in log.calls] == [
-        resident(direction, dtype) for direction in ("forward", "backward") for _ in range(4)
-    ]
+    assert [c.kernel for c in log.calls] == kernels(dtype, "wavefront", layers=2)
     module.double()
     right = run(data.detach().double().requires_grad_())
     tolerance = 0.05 if dtype == torch.bfloat16 else 1e-4
@@ -51,9 +52,10 @@ def test_recurrent_layers_on_packed_sequences(kind, dtype):
 
 @pytest.mark.parametrize("kind", ["LSTM", "GRU"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
-def test_one_launch_for_all_steps(kind, dtype):
+@pytest.mark.parametrize("both", [False, True], ids=["one direction", "both directions"])
+def test_one_launch_for_all_steps(kind, dtype, both):
     """As the layer in float64 gives it; twice the same; replayed in a graph."""
-    module = getattr(pyops.nn, kind)(40, 200, bidirectional=True).to("cuda", dtype)
+    module = getattr(pyops.nn, kind)(40, 200, bidirectional=both).to("cuda", dtype)
     x = torch.randn(12, 9, 40, device="cuda", dtype=dtype, requires_grad=True)
 
     def run():
@@ -62,9 +64,7 @@ def test_one_launch_for_all_steps(kind, dtype):
 
     with pyops.explain() as log:
         mine = run()
-    assert [c.kernel for c in log.calls] == [
-        resident(direction, dtype) for direction in ("forward", "backward") for _ in range(2)
-    ]
+    assert [c.kernel for c in log.calls] == kernels(dtype, "wavefront" if both else "resident")
     for again, first in zip(run(), mine, strict=True):
         assert torch.equal(again, first)
     with torch.no_grad():
@@ -73,7 +73,7 @@ def test_one_launch_for_all_steps(kind, dtype):
             replayed, _ = module(x)
         graph.replay()
     assert torch.equal(replayed, mine[0])
-    native = getattr(torch.nn, kind)(40, 200, bidirectional=True).to("cuda", torch.float64)
+    native = getattr(torch.nn, kind)(40, 200, bidirectional=both).to("cuda", torch.float64)
     native.load_state_dict(module.state_dict())
     wide = x.detach().double().requires_grad_()
     with torch.backends.cudnn.flags(enabled=False):
@@ -85,10 +85,11 @@ def test_one_launch_for_all_steps(kind, dtype):
 
 
 @pytest.mark.parametrize("kind", ["LSTM", "GRU"])
-def test_stacked_layers_are_a_wavefront(kind):
-    """The same as layer by layer, to the last bit; in another stream, and replayed in a graph."""
-    module = getattr(pyops.nn, kind)(40, 64, num_layers=3, dropout=0.5).to("cuda").eval()
-    x = torch.randn(150, 9, 40, device="cuda", requires_grad=True)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_stacked_layers_are_a_wavefront(kind, dtype):
+    """Forward as layer by layer, to the last bit; in another stream, and replayed in a graph."""
+    module = getattr(pyops.nn, kind)(40, 64, num_layers=3, dropout=0.5).to("cuda", dtype).eval()
+    x = torch.randn(150, 9, 40, device="cuda", dtype=dtype, requires_grad=True)
 
     def run():
         y, _ = module(x)
@@ -96,8 +97,7 @@ def test_stacked_layers_are_a_wavefront(kind):
 
     with pyops.explain() as log:
         mine = run()
-    backwards = ["rnn_backward_resident_cuda"] * 3
-    assert [c.kernel for c in log.calls] == ["rnn_forward_wavefront_cuda", *backwards]
+    assert [c.kernel for c in log.calls] == kernels(dtype, "wavefront")
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -108,7 +108,7 @@ def test_stacked_layers_are_a_wavefront(kind):
     with torch.no_grad():
         y = x
         for layer in range(3):
-            one = getattr(pyops.nn, kind)(y.shape[-1], 64).to("cuda")
+            one = getattr(pyops.nn, kind)(y.shape[-1], 64).to("cuda", dtype)
             weights = {k: v for k, v in module.state_dict().items() if k.endswith(f"_l{layer}")}
             one.load_state_dict({k.replace(f"_l{layer}", "_l0"): v for k, v in weights.items()})
             y, _ = one(y)
@@ -118,6 +118,36 @@ def test_stacked_layers_are_a_wavefront(kind):
             replayed, _ = module(x)
         graph.replay()
     assert torch.equal(replayed, mine[0])
+    native = getattr(torch.nn, kind)(40, 64, num_layers=3).to("cuda", torch.float64)
+    native.load_state_dict(module.state_dict())
+    wide = x.detach().double().requires_grad_()
+    with torch.backends.cudnn.flags(enabled=False):
+        y, _ = native(wide)
+    right = (y, *torch.autograd.grad(y.square().sum(), [wide, *native.parameters()]))
+    tolerance = {torch.float32: 1e-4, torch.bfloat16: 0.05}[dtype]
+    for a, b in zip(mine, right, strict=True):
+        assert (a.double() - b).norm() <= tolerance * b.norm()
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU"])
+@pytest.mark.parametrize("steps, form", [(130, dict(num_layers=2)), (5, dict(bidirectional=True))])
+def test_layers_side_by_side_have_second_derivatives(kind, steps, form):
+    """Also where a gradient is not wanted, and where only a state has one."""
+    ours = getattr(pyops.nn, kind)(3, 4, **form).to("cuda", torch.float64)
+    native = getattr(torch.nn, kind)(3, 4, **form).to("cuda", torch.float64)
+    native.load_state_dict(ours.state_dict())
+    x = torch.randn(steps, 2, 3, device="cuda", dtype=torch.float64)
+    results = []
+    for module in (ours, native):
+        data, sources = x.clone().requires_grad_(), list(module.parameters())[2:]
+        with torch.backends.cudnn.flags(enabled=False):
+            _, state = module(data)
+        state = state[0] if kind == "LSTM" else state
+        grads = torch.autograd.grad(state.square().sum(), [data, *sources], create_graph=True)
+        total = sum(g.square().sum() for g in grads)
+        results.append((*grads, *torch.autograd.grad(total, [data, *sources])))
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-10)
 
 
 # Hidden features and sequences, one of each tiling there and back, and beyond them.

@@ -1,16 +1,16 @@
 """What the threads of the CUDA kernels of recurrent layers compute, run by the CPU."""
 
 import ctypes
-from itertools import accumulate, pairwise, product
+from itertools import product
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 from host import int64s, library
+from recurrent import GATES
+from rnn_launches import LAUNCHES, Launch, Layer
 from suite import DTYPES, HALF
 
-GATES, KEPT = {"lstm": 4, "gru": 3}, {"lstm": 5, "gru": 4}
 TOLERANCE = dict(zip(DTYPES, (1e-12, 1e-5, 0.03, 0.004), strict=True))
 # Sequences at each step, and the features of input, hidden state and output.
 SHAPES = {
@@ -31,121 +31,6 @@ CASES = [
     for kind, (name, shape) in product(GATES, SHAPES.items())
     if kind == "lstm" or shape[2] == shape[3]
 ]
-
-
-def reference(kind, sizes, reverse, x, h, c, w_ih, w_hh, b_ih, b_hh, w_hr):
-    """The layer as a loop over its steps: y, h and c after the last."""
-    begins = [0, *accumulate(sizes)]
-    rows = [None] * len(sizes)
-    for t in reversed(range(len(sizes))) if reverse else range(len(sizes)):
-        n = sizes[t]
-        from_x = F.linear(x[begins[t] : begins[t + 1]], w_ih, b_ih).chunk(GATES[kind], -1)
-        from_h = F.linear(h[:n], w_hh, b_hh).chunk(GATES[kind], -1)
-        if kind == "lstm":
-            i, f, g, o = (a + b for a, b in zip(from_x, from_h, strict=True))
-            c = torch.cat([f.sigmoid() * c[:n] + i.sigmoid() * g.tanh(), c[n:]])
-            y = o.sigmoid() * c[:n].tanh()
-            y = y if w_hr is None else F.linear(y, w_hr)
-        else:
-            r, z = ((from_x[k] + from_h[k]).sigmoid() for k in range(2))
-            new = (from_x[2] + r * from_h[2]).tanh()
-            y = new + z * (h[:n] - new)
-        rows[t] = y
-        h = torch.cat([y, h[n:]])
-    return torch.cat(rows) if rows else x.new_zeros(0, h.shape[1]), h, c
-
-
-def call(function, shape, offsets, tensors, *flags):
-    """A function of rnn_threads.cpp, whose results are in `tensors`."""
-    pointers = (ctypes.c_void_p * len(tensors))(
-        *(None if t is None else t.data_ptr() for t in tensors)
-    )
-    run = getattr(library("rnn_threads.cpp"), function)
-    run(int64s(*shape), int64s(*offsets), *flags, pointers)
-
-
-class Launch:
-    """One for all steps on a GPU of so many processors: on ordinary units, or by a tiling."""
-
-    def __init__(self, processors, tiling=None, shared=232448):
-        self.processors, self.shared = processors, shared
-        self.way, self.tiling = ("resident", ()) if tiling is None else ("tensorop", (tiling,))
-
-    def gpu(self):
-        return int64s(self.processors, self.shared)
-
-
-class Layer:
-    """A layer's inputs, drawn, and its results, still to be written."""
-
-    def __init__(self, kind, sizes, i, h, r, reverse, dtype, bias=True):
-        torch.manual_seed(len(sizes) + h)
-        b, n, rows = sizes[0] if sizes else 3, sum(sizes), GATES[kind] * h
-        self.kind, self.sizes, self.reverse, self.dtype = kind, sizes, reverse, dtype
-        self.shape = (DTYPES.index(dtype), kind == "gru", reverse, len(sizes), b, i, h, r)
-        self.offsets = [0, *accumulate(sizes)]
-        shapes = [(n, i), (b, r), (b, h), (rows, i), (rows, r), (rows,), (rows,), (r, h)]
-        self.inputs = [torch.randn(s).mul(s[-1] ** -0.5 if s[-1] else 1).to(dtype) for s in shapes]
-        for absent, there in ((2, kind == "lstm"), (5, bias), (6, bias), (7, r != h)):
-            self.inputs[absent] = self.inputs[absent] if there else None
-        self.outputs = [
-            self.unwritten(*s) for s in ((n, r), (b, r), *([(b, h)] * (kind == "lstm")))
-        ]
-
-    def unwritten(self, *shape, dtype=None):
-        return torch.full(shape, torch.nan, dtype=dtype or self.dtype)
-
-    def accumulated(self, *shape):
-        wide = torch.float64 if self.dtype == torch.float64 else torch.float32
-        return self.unwritten(*shape, dtype=wide)
-
-    def forward(self, save=True, launch=None):
-        """By a launch for each step, or by one for all."""
-        tensors = self.forward_tensors(save)
-        if launch is None:
-            call("forward", self.shape, self.offsets, tensors, int(save))
-        else:
-            function = f"forward_{launch.way}"
-            call(
-                function, self.shape, self.offsets, tensors, launch.gpu(), int(save), *launch.tiling
-            )
-        return self.outputs
-
-    def forward_tensors(self, save):
-        *_, b, _, h, _ = self.shape
-        width = (KEPT if save else GATES)[self.kind] * h
-        self.reserve = self.accumulated(sum(self.sizes), width)
-        outputs = (*self.outputs, None)[:3]
-        self.work = (self.accumulated(b, h), self.accumulated(b, h))
-        return (*self.inputs, *outputs, self.reserve, *self.work)
-
-    def backward(self, grads, wanted, launch=None):
-        *_, b, _, h, r = self.shape
-        n, rows = sum(self.sizes), GATES[self.kind] * h
-        x, h0, c0, w_ih, w_hh, _, _, w_hr = self.inputs
-        gradients = [
-            self.unwritten(*t.shape) if want and t is not None else None
-            for t, want in zip(self.inputs, wanted, strict=True)
-        ]
-        from_x = self.unwritten(n, rows)
-        from_h = from_x if self.kind == "lstm" else self.unwritten(n, rows)
-        work = (from_x, from_h, self.unwritten(n, r), self.unwritten(n, r), self.accumulated(b, h))
-        given = (x, h0, c0, w_ih, w_hh, w_hr, self.outputs[0], self.reserve, *(*grads, None)[:3])
-        tensors = (*given, *gradients, *work)
-        if launch is None:
-            call("backward", self.shape, self.offsets, tensors)
-        else:
-            flags = (launch.gpu(), *launch.tiling)
-            call(f"backward_{launch.way}", self.shape, self.offsets, tensors, *flags)
-        return gradients
-
-    def expected(self, grads):
-        wide = [None if t is None else t.double().requires_grad_() for t in self.inputs]
-        outputs = reference(self.kind, self.sizes, self.reverse, *wide)[: len(self.outputs)]
-        total = sum((y * g).sum() for y, g in zip(outputs, grads, strict=True) if g is not None)
-        sources = [t for t in wide if t is not None]
-        gradients = iter(torch.autograd.grad(total, sources, materialize_grads=True))
-        return outputs, [None if t is None else next(gradients) for t in wide]
 
 
 def assert_close(mine, right):
@@ -228,13 +113,9 @@ def test_columns_are_summed(rows, columns, dtype):
 @pytest.mark.parametrize("reverse", [False, True], ids=["first to last", "last to first"])
 @pytest.mark.parametrize("sizes", [[1], [4, 4], [5, 3, 3, 1], [3, 1, 0], [2, 0, 0], [128, 7]])
 def test_steps_follow_from_lengths(sizes, reverse):
-    """There and back, as the host finds them in the offsets."""
+    """There and back, from any of them on, as the host finds them in the offsets."""
     layer = Layer("gru", sizes, 1, 1, 1, reverse, torch.float32)
     assert library("rnn_threads.cpp").wrong_steps(int64s(*layer.shape), int64s(*layer.offsets)) == 0
-
-
-# Sequences at each step: a group of four less or more, some that end early, at once and before all.
-LAUNCHES = [[3] * 4, [9, 9], [6, 5, 5, 1], [5, 2, 0]]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -282,59 +163,6 @@ def test_what_tilings_take_of_an_h100():
     assert [fits for *_, fits in tilings(2560, 16, False, h100)] == [0, 0, 0]
     assert [fits for *_, fits in tilings(768, 16, False, Launch(95))] == [0, 1, 1]
     assert tilings(1024, 16, False, Launch(132, shared=50175))[0] == (128, 50176, 0)
-
-
-def stack_of(layers, kind, sizes, h, reverse=False, dtype=torch.float32):
-    """Layers of one shape, each of which reads the output of the one before."""
-    stack = [Layer(kind, sizes, h, h, h, reverse, dtype) for _ in range(layers)]
-    for below, layer in pairwise(stack):
-        layer.inputs[0] = below.outputs[0]
-        layer.inputs[4] = torch.randn_like(layer.inputs[4]) * h**-0.5
-    return stack
-
-
-def run_wavefront(stack, gpu, save=True):
-    tensors = [t for layer in stack for t in layer.forward_tensors(save)]
-    flags = (gpu.gpu(), int(save), len(stack))
-    call("forward_wavefront", stack[0].shape, stack[0].offsets, tensors, *flags)
-    return [(*layer.outputs, layer.reserve) for layer in stack]
-
-
-@pytest.mark.parametrize("save", [True, False])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
-@pytest.mark.parametrize("kind", GATES)
-@pytest.mark.parametrize("steps", [128, 191])
-@pytest.mark.parametrize("h", [4, 5])
-def test_a_wavefront_is_layer_after_layer(kind, h, steps, dtype, save):
-    """To the last bit, and all that is kept for the backward."""
-    stack = stack_of(3, kind, [3] * steps, h, dtype=dtype)
-    right = [
-        [t.clone() for t in (*layer.forward(save, Launch(2)), layer.reserve)] for layer in stack
-    ]
-    for layer in stack:
-        for t in layer.outputs:
-            t.fill_(torch.nan)
-    for mine, other in zip(run_wavefront(stack, Launch(6), save), right, strict=True):
-        for a, b in zip(mine, other if save else other[:-1], strict=save):
-            assert not b.isnan().any()
-            assert torch.equal(a, b)
-
-
-@pytest.mark.parametrize(
-    "layers, sizes, reverse, processors",
-    [
-        (2, [3] * 127, False, 40),
-        (2, [3] * 128, True, 40),
-        (2, [3] * 127 + [2], False, 40),
-        (1, [3] * 128, False, 40),
-        (13, [3] * 128, False, 40),
-        (3, [3] * 128, False, 2),
-    ],
-)
-def test_what_no_wavefront_takes(layers, sizes, reverse, processors):
-    """Too few steps or layers, too many, the other direction, packed, no processor for each."""
-    stack = stack_of(layers, "lstm", sizes, 4, reverse)
-    assert all(y.isnan().all() for y, *_ in run_wavefront(stack, Launch(processors)))
 
 
 @pytest.mark.parametrize("sizes, r", [([3], 6), ([129, 129], 6), ([3, 3], 4)])

@@ -90,31 +90,37 @@ Tensor stack_states(std::vector<Tensor>& states) {
 
 // Of all layers, or of none: dropout between them wants each layer's y as a whole, and only GPUs
 // have such a kernel.
-std::vector<RnnOutputs> run_at_once(const Network& n) {
+std::vector<RnnOutputs> run_stack(const Network& n) {
   const bool drops = n.dropout != 0 && n.train;
-  if (!n.input.is_cuda() || n.num_layers < 2 || n.bidirectional || n.batch_sizes || drops) {
-    return {};
-  }
+  if (!n.input.is_cuda() || n.num_layers < 2 || n.bidirectional || drops) return {};
   std::vector<RnnLayer> layers;
   for (int64_t layer = 0; layer < n.num_layers; ++layer) {
     layers.push_back(layer_of(n, layer == 0 ? n.input : Tensor(), layer));
   }
-  return rnn_stack_forward(std::move(layers));
+  return call_rnn_stack(std::move(layers), /*stacked=*/true);
+}
+
+// Of a layer's directions, at once where a GPU has such a kernel.
+std::vector<RnnOutputs> run_layer(const Network& n, const Tensor& x, int64_t layer) {
+  const int64_t first = layer * n.directions();
+  if (!n.bidirectional) return {call_rnn_layer(layer_of(n, x, first))};
+  const std::vector<RnnLayer> both{layer_of(n, x, first), layer_of(n, x, first + 1)};
+  if (x.is_cuda()) {
+    std::vector<RnnOutputs> results = call_rnn_stack(both, /*stacked=*/false);
+    if (!results.empty()) return results;
+  }
+  return {call_rnn_layer(both[0]), call_rnn_layer(both[1])};
 }
 
 NetworkOutputs run(const Network& n) {
   check_network(n);
-  const std::vector<RnnOutputs> results = run_at_once(n);
+  const std::vector<RnnOutputs> stack = run_stack(n);
   Tensor x = n.input;
   std::vector<Tensor> hn, cn;
   for (int64_t layer = 0; layer < n.num_layers; ++layer) {
     std::vector<Tensor> outputs;
-    for (int64_t direction = 0; direction < n.directions(); ++direction) {
-      const int64_t index = layer * n.directions() + direction;
-      const RnnLayer of = layer_of(n, x, index);
-      auto [y, h, c, reserve] = results.empty()
-                                    ? call_rnn_layer(of)
-                                    : record_rnn_layer(of, results[static_cast<size_t>(index)]);
+    for (const auto& [y, h, c, reserve] :
+         stack.empty() ? run_layer(n, x, layer) : std::vector{stack[static_cast<size_t>(layer)]}) {
       outputs.push_back(y);
       hn.push_back(h);
       if (n.lstm()) cn.push_back(c);

@@ -66,6 +66,7 @@ struct RnnShape {
 // Blocks of a launch for all steps wait for those of their team alone; counters lie apart, for the
 // memory serves one request for a line after the other.
 inline constexpr int64_t kRnnTeams = 16, kRnnTeamStride = 32;
+inline constexpr int64_t kRnnArrivals = kRnnTeams * kRnnTeamStride;  // 32-bit counts of a layer
 
 // All matrices are contiguous and row-major. The reserve is in the type arithmetic is done in.
 struct RnnParams : RnnShape {
@@ -122,10 +123,8 @@ cudaError_t rnn_backward_resident_cuda(const RnnBackwardParams& params, cudaStre
 cudaError_t rnn_backward_tensorop_cuda(const RnnBackwardParams& params, cudaStream_t stream);
 cudaError_t rnn_backward_cuda(const RnnBackwardParams& params, cudaStream_t stream);
 
-// The products over all rows, before a launch for all steps of the forward and behind that of the
-// backward.
-cudaError_t rnn_forward_inputs_cuda(const RnnParams& params, cudaStream_t stream);
-cudaError_t rnn_backward_sums_cuda(const RnnBackwardParams& params, cudaStream_t stream);
+// The weights' gradients, behind launches for all steps.
+cudaError_t rnn_backward_weights_cuda(const RnnBackwardParams& params, cudaStream_t stream);
 int64_t rnn_backward_sums_bytes_sm90(const RnnBackwardParams& params);
 // grad (N, columns) in half precision, aligned to 16 bytes, to bias (columns)
 cudaError_t rnn_backward_bias_cuda(Dtype dtype, const void* grad, void* bias, int64_t rows,

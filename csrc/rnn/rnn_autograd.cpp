@@ -1,5 +1,5 @@
 // One direction of a layer under autograd and autocast.
-#include "rnn/rnn_layer_signature.h"
+#include "rnn/rnn_autograd.h"
 
 namespace pyops {
 namespace {
@@ -45,21 +45,20 @@ Gradients rnn_layer_backward_autograd(const RnnLayerBackward& layer) {
 
 struct RnnLayerFunction : torch::autograd::Function<RnnLayerFunction> {
   // Flat, for autograd looks for tensors among the arguments.
-  static torch::autograd::variable_list forward(
-      torch::autograd::AutogradContext* ctx, const Tensor& input, const Tensor& h0,
-      const OptionalTensor& c0, const Tensor& w_ih, const Tensor& w_hh, const OptionalTensor& b_ih,
-      const OptionalTensor& b_hh, const OptionalTensor& w_hr, const OptionalTensor& batch_sizes,
-      bool reverse, const RnnOutputs* results) {
+  static torch::autograd::variable_list forward(torch::autograd::AutogradContext* ctx,
+                                                const Tensor& input, const Tensor& h0,
+                                                const OptionalTensor& c0, const Tensor& w_ih,
+                                                const Tensor& w_hh, const OptionalTensor& b_ih,
+                                                const OptionalTensor& b_hh,
+                                                const OptionalTensor& w_hr,
+                                                const OptionalTensor& batch_sizes, bool reverse) {
     const at::AutoDispatchBelowADInplaceOrView below;
-    auto [y, hn, cn, reserve] =
-        results != nullptr
-            ? *results
-            : call_rnn_layer({input, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, batch_sizes, reverse,
-                              /*save=*/true});
-    const auto value = [](const OptionalTensor& t) { return value_or_undefined(t); };
-    ctx->save_for_backward({input, h0, value(c0), w_ih, w_hh, value(b_ih), value(b_hh), value(w_hr),
-                            value(batch_sizes), y, reserve});
+    const RnnLayer layer{input, h0,   c0,          w_ih,    w_hh,         b_ih,
+                         b_hh,  w_hr, batch_sizes, reverse, /*save=*/true};
+    const RnnOutputs results = call_rnn_layer(layer);
+    ctx->save_for_backward(saved_of(layer, results));
     ctx->saved_data["reverse"] = reverse;
+    const auto& [y, hn, cn, reserve] = results;
     ctx->mark_non_differentiable(c0 ? torch::autograd::variable_list{reserve}
                                     : torch::autograd::variable_list{cn, reserve});
     ctx->set_materialize_grads(false);
@@ -68,41 +67,29 @@ struct RnnLayerFunction : torch::autograd::Function<RnnLayerFunction> {
 
   static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx,
                                                  const torch::autograd::variable_list& grads) {
-    const auto s = ctx->get_saved_variables();
-    const auto given = [](const Tensor& t) {
-      return t.defined() ? OptionalTensor(t) : std::nullopt;
-    };
-    RnnLayerBackward layer{{s[0], s[1], given(s[2]), s[3], s[4], given(s[5]), given(s[6]),
-                            given(s[7]), given(s[8]), ctx->saved_data["reverse"].toBool(), true},
-                           given(grads[0]),
-                           given(grads[1]),
-                           given(grads[2]),
-                           s[9],
-                           s[10]};
+    const auto saved = ctx->get_saved_variables();
+    RnnLayerBackward layer =
+        backward_of(saved.data(), ctx->saved_data["reverse"].toBool(), grads.data());
     for (size_t k = 0, edge = 0; k < kInputs; ++k) {  // absent tensors have no edge
-      layer.wanted[k] = s[k].defined() && ctx->needs_input_grad(edge++);
+      layer.wanted[k] = saved[k].defined() && ctx->needs_input_grad(edge++);
     }
     return std::apply(
         [](const auto&... grad) {
-          return torch::autograd::variable_list{grad..., Tensor(), Tensor(), Tensor()};
+          return torch::autograd::variable_list{grad..., Tensor(), Tensor()};
         },
         call_rnn_layer_backward(layer));
   }
 };
 
-// Computes, unless the results are there.
-RnnOutputs recorded(const RnnLayer& layer, const RnnOutputs* results) {
-  const auto& [input, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, batch_sizes, reverse, save] = layer;
-  const auto result = RnnLayerFunction::apply(input, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr,
-                                              batch_sizes, reverse, results);
-  return {result[0], result[1], result[2], result[3]};
-}
-
 RnnOutputs rnn_layer_autograd(const RnnLayer& layer) {
   const auto& [input, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, batch_sizes, reverse, save] = layer;
   const Tensors all{input, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr};
   if (goes_native(layer.name(), all, rnn_devices())) return rnn_layer_composite(layer);
-  if (needs_grad(all)) return recorded(layer, nullptr);
+  if (needs_grad(all)) {
+    const auto result =
+        RnnLayerFunction::apply(input, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, batch_sizes, reverse);
+    return {result[0], result[1], result[2], result[3]};
+  }
   const at::AutoDispatchBelowADInplaceOrView below;
   return call_rnn_layer(layer);
 }
@@ -131,10 +118,6 @@ RnnOutputs rnn_layer_autocast(const RnnLayer& layer) {
 }
 
 }  // namespace
-
-RnnOutputs record_rnn_layer(const RnnLayer& layer, const RnnOutputs& results) {
-  return is_recorded(layer) ? recorded(layer, &results) : results;
-}
 
 TORCH_LIBRARY_IMPL(pyops, Autograd, m) {
   m.impl("rnn_layer", flat_forward<rnn_layer_autograd>);

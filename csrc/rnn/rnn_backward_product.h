@@ -156,23 +156,27 @@ struct RnnUnitsProduct {
   }
 };
 
-// grad_x = from_x · W_ih
+// grad_x = from_x · W_ih, of rows from `first` on
 template <class Cell, class T>
 struct RnnInputGradient {
   using Acc = acc_t<T>;
   static constexpr bool a_along_q = true, b_along_q = false;
 
   RnnBackwardParams p;
-  int64_t rows, columns = p.input, depth = Cell::kGates * p.hidden;
+  int64_t first, rows, columns = p.input, depth = Cell::kGates * p.hidden;
 
+  // No rows where nobody wants them.
+  PYOPS_HOST_DEVICE static RnnInputGradient of(const RnnPiece<RnnBackwardParams>& piece) {
+    return {piece.p, piece.first, piece.p.grad_x != nullptr ? piece.rows : 0};
+  }
   PYOPS_HOST_DEVICE Acc a(int64_t i, int64_t q) const {
-    return element<T>(p.from_x, i * depth + q);
+    return element<T>(p.from_x, (first + i) * depth + q);
   }
   PYOPS_HOST_DEVICE Acc b(int64_t q, int64_t j) const {
     return element<T>(p.w_ih, q * columns + j);
   }
   PYOPS_HOST_DEVICE void store(int64_t i, int64_t j, Acc sum) const {
-    static_cast<T*>(p.grad_x)[i * columns + j] = static_cast<T>(sum);
+    static_cast<T*>(p.grad_x)[(first + i) * columns + j] = static_cast<T>(sum);
   }
 };
 
@@ -243,11 +247,10 @@ void rnn_backward_steps(const RnnBackwardParams& p, Run&& run) {
   }
 }
 
-// Those over all rows, from the gradients that the steps left.
+// Those of the weights over all rows, from the gradients that the steps left.
 template <class Cell, class T, class Run>
-void rnn_backward_sums(const RnnBackwardParams& p, Run&& run) {
+void rnn_backward_weights(const RnnBackwardParams& p, Run&& run) {
   const int64_t rows = p.rows(), gates = Cell::kGates * p.hidden;
-  if (p.grad_x != nullptr) run(RnnInputGradient<Cell, T>{p, rows});
   run(RnnWeightGradient<T>{p.from_x, p.x, p.grad_w_ih, p.grad_b_ih, gates, p.input, rows});
   run(RnnWeightGradient<T>{p.from_h, p.previous, p.grad_w_hh, p.grad_b_hh, gates, p.output, rows});
   if constexpr (Cell::kHasCell) {
@@ -259,7 +262,8 @@ void rnn_backward_sums(const RnnBackwardParams& p, Run&& run) {
 template <class Cell, class T, class Run>
 void rnn_backward_products(const RnnBackwardParams& p, Run&& run) {
   rnn_backward_steps<Cell, T>(p, run);
-  rnn_backward_sums<Cell, T>(p, run);
+  if (p.grad_x != nullptr) run(RnnInputGradient<Cell, T>{p, 0, p.rows()});
+  rnn_backward_weights<Cell, T>(p, run);
 }
 
 }  // namespace pyops

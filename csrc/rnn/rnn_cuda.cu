@@ -8,6 +8,7 @@
 #include "rnn/rnn_backward_product.h"
 #include "rnn/rnn_forward_product.h"
 #include "rnn/rnn_tensorop.h"
+#include "rnn/rnn_wavefront.h"
 
 namespace pyops {
 namespace {
@@ -22,6 +23,16 @@ __global__ void __launch_bounds__(kBlock, kBlocksOfProducts) rnn_forward_kernel(
 template <class Product>
 __global__ void __launch_bounds__(kBlock, kBlocksOfProducts) rnn_backward_kernel(Product p) {
   multiply_blocks(p);
+}
+template <class Product>
+__global__ void __launch_bounds__(kBlock, kBlocksOfProducts)
+    rnn_forward_inputs_kernel(const __grid_constant__ RnnForwardFront front) {
+  multiply_blocks(Product::of(front.layer[blockIdx.y]));
+}
+template <class Product>
+__global__ void __launch_bounds__(kBlock, kBlocksOfProducts)
+    rnn_backward_inputs_kernel(const __grid_constant__ RnnBackwardFront front) {
+  multiply_blocks(Product::of(front.layer[blockIdx.y]));
 }
 template <class T>
 __global__ void __launch_bounds__(kBlock, kBlocksWanted)
@@ -61,10 +72,12 @@ struct Forward {
     const RnnParams& p = product.p;
     using Gemm =
         TensoropGemm<typename CutlassType<T>::type, RowMajor, ColumnMajor, StoreSums<float>>;
-    if (status == cudaSuccess) {
+    if (status == cudaSuccess && product.rows > 0) {
+      const T* x = static_cast<const T*>(p.x) + product.first * p.input;
+      float* sums = static_cast<float*>(p.reserve) + product.first * product.line;
       status = launch_tensorop<Gemm>(rnn_forward_tensorop_kernel<Gemm>,
-                                     {product.rows, product.columns, p.input, p.x, p.w_ih, nullptr,
-                                      p.reserve, p.input, p.input, product.line},
+                                     {product.rows, product.columns, p.input, x, p.w_ih, nullptr,
+                                      sums, p.input, p.input, product.line},
                                      stream);
     }
   }
@@ -87,8 +100,11 @@ struct Backward {
   void operator()(const RnnInputGradient<Cell, T>& product) {
     const RnnBackwardParams& p = product.p;
     using Gemm = TensoropGemm<typename CutlassType<T>::type, RowMajor, RowMajor>;
-    run<Gemm>({product.rows, p.input, product.depth, p.from_x, p.w_ih, nullptr, p.grad_x,
-               product.depth, p.input, p.input});
+    if (product.rows == 0) return;
+    const T* from_x = static_cast<const T*>(p.from_x) + product.first * product.depth;
+    T* grad_x = static_cast<T*>(p.grad_x) + product.first * p.input;
+    run<Gemm>({product.rows, p.input, product.depth, from_x, p.w_ih, nullptr, grad_x, product.depth,
+               p.input, p.input});
   }
   template <class T>
     requires kTensorop
@@ -111,6 +127,38 @@ struct Backward {
   }
 };
 
+// Of all layers of a front in one launch, a line of the grid for each.
+template <class Product, class Params>
+cudaError_t launch_inputs(void (*kernel)(RnnFront<Params>), const RnnFront<Params>& front,
+                          cudaStream_t stream) {
+  int64_t tiles = 0;
+  for (int64_t l = 0; l < front.layers; ++l) {
+    tiles = std::max(tiles, BlockProduct<Product>::tiles(Product::of(front.layer[l])));
+  }
+  if (tiles == 0) return cudaSuccess;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(std::min<int64_t>(tiles, INT32_MAX)),
+                        static_cast<unsigned>(front.layers));
+  config.blockDim = dim3(kBlock);
+  config.stream = stream;
+  return cudaLaunchKernelEx(&config, kernel, front);
+}
+
+// One after the other, on tensor cores where they take the layer; a Run begins with `begin`.
+template <template <bool> class Run, class Product, class Params, class... Begin>
+cudaError_t run_inputs(const RnnFront<Params>& front, const Begin&... begin) {
+  cudaError_t status = cudaSuccess;
+  for (int64_t l = 0; l < front.layers && status == cudaSuccess; ++l) {
+    const auto multiply = [&](auto run) {
+      run(Product::of(front.layer[l]));
+      status = run.status;
+    };
+    suits_tensorop(front.layer[l].p) ? multiply(Run<true>{begin...})
+                                     : multiply(Run<false>{begin...});
+  }
+  return status;
+}
+
 }  // namespace
 
 cudaError_t rnn_forward_cuda(const RnnParams& p, cudaStream_t stream) {
@@ -126,19 +174,15 @@ cudaError_t rnn_forward_tensorop_cuda(const RnnParams& p, cudaStream_t stream) {
   return run.status;
 }
 
-cudaError_t rnn_forward_inputs_cuda(const RnnParams& p, cudaStream_t stream) {
+cudaError_t rnn_forward_inputs_cuda(const RnnForwardFront& front, cudaStream_t stream) {
   cudaError_t status = cudaSuccess;
-  dispatch_cell(p, [&]<class Cell, class T>(Cell, T) {
-    const RnnInputProduct<Cell, T> inputs{p, p.rows()};
+  dispatch_cell(front.layer[0].p, [&]<class Cell, class T>(Cell, T) {
+    using Product = RnnInputProduct<Cell, T>;
     if constexpr (sizeof(T) == 2) {
-      if (suits_tensorop(p)) {
-        Forward<true> run{stream};
-        run(inputs);
-        status = run.status;
-        return;
-      }
+      status = run_inputs<Forward, Product>(front, stream);
+    } else {
+      status = launch_inputs<Product>(rnn_forward_inputs_kernel<Product>, front, stream);
     }
-    status = launch_product(rnn_forward_kernel<RnnInputProduct<Cell, T>>, inputs, stream);
   });
   return status;
 }
@@ -159,11 +203,25 @@ cudaError_t rnn_backward_bias_cuda(Dtype dtype, const void* grad, void* bias, in
   return status;
 }
 
-cudaError_t rnn_backward_sums_cuda(const RnnBackwardParams& p, cudaStream_t stream) {
+cudaError_t rnn_backward_inputs_cuda(const RnnBackwardFront& front, cudaStream_t stream) {
+  const Dtype dtype = front.layer[0].p.dtype;
+  cudaError_t status = cudaSuccess;
+  dispatch_cell(front.layer[0].p, [&]<class Cell, class T>(Cell, T) {
+    using Product = RnnInputGradient<Cell, T>;
+    if constexpr (sizeof(T) == 2) {
+      status = run_inputs<Backward, Product>(front, dtype, stream);
+    } else {
+      status = launch_inputs<Product>(rnn_backward_inputs_kernel<Product>, front, stream);
+    }
+  });
+  return status;
+}
+
+cudaError_t rnn_backward_weights_cuda(const RnnBackwardParams& p, cudaStream_t stream) {
   cudaError_t status = cudaSuccess;
   dispatch_cell(p, [&]<class Cell, class T>(Cell, T) {
     const auto sum_by = [&](auto run) {
-      rnn_backward_sums<Cell, T>(p, run);
+      rnn_backward_weights<Cell, T>(p, run);
       status = run.status;
     };
     if constexpr (sizeof(T) == 2) {

@@ -6,7 +6,7 @@
 #include "gemm/block_product.h"
 #include "rnn/gru.h"
 #include "rnn/lstm.h"
-#include "rnn/rnn.h"
+#include "rnn/rnn_schedule.h"
 
 namespace pyops {
 
@@ -16,20 +16,26 @@ PYOPS_HOST_DEVICE inline int64_t reserved(const RnnParams& p) {
   return p.save ? Cell::kKept : Cell::kGates;
 }
 
-// W_ih·x of every row, in the places of the reserve that its step reads before it writes there.
+// W_ih·x of rows from `first` on, in the places of the reserve that their steps read before they
+// write there.
 template <class Cell, class T>
 struct RnnInputProduct {
   using Acc = acc_t<T>;
   static constexpr bool a_along_q = true, b_along_q = true;
 
   RnnParams p;
-  int64_t rows, columns = Cell::kGates * p.hidden, depth = p.input;
+  int64_t first, rows, columns = Cell::kGates * p.hidden, depth = p.input;
   int64_t line = reserved<Cell>(p) * p.hidden;
 
-  PYOPS_HOST_DEVICE Acc a(int64_t i, int64_t q) const { return element<T>(p.x, i * depth + q); }
+  PYOPS_HOST_DEVICE static RnnInputProduct of(const RnnPiece<RnnParams>& piece) {
+    return {piece.p, piece.first, piece.rows};
+  }
+  PYOPS_HOST_DEVICE Acc a(int64_t i, int64_t q) const {
+    return element<T>(p.x, (first + i) * depth + q);
+  }
   PYOPS_HOST_DEVICE Acc b(int64_t q, int64_t j) const { return element<T>(p.w_ih, j * depth + q); }
   PYOPS_HOST_DEVICE void store(int64_t i, int64_t j, Acc sum) const {
-    static_cast<Acc*>(p.reserve)[i * line + j] = sum;
+    static_cast<Acc*>(p.reserve)[(first + i) * line + j] = sum;
   }
 };
 
@@ -136,7 +142,7 @@ struct RnnProjectionProduct {
 // Calls run(product) for every product of a layer of at least one step.
 template <class Cell, class T, class Run>
 void rnn_forward_products(const RnnParams& p, Run&& run) {
-  run(RnnInputProduct<Cell, T>{p, p.rows()});
+  run(RnnInputProduct<Cell, T>{p, 0, p.rows()});
   for (int64_t s = 0; s < p.steps; ++s) {
     const RnnStepProduct<Cell, T> step{p, p.step_at(s)};
     run(step);

@@ -2,7 +2,6 @@
 #include "rnn/rnn_layer.h"
 
 #include "rnn/rnn_layer_call.h"
-#include "rnn/rnn_layer_signature.h"
 #include "rnn/rnn_tensorop.h"
 #include "rnn/rnn_tiling.h"
 
@@ -61,71 +60,12 @@ RnnOutputs rnn_layer_forward(const RnnLayer& layer) {
   return call.outputs();
 }
 
-// What Hopper's products over all rows keep besides their results.
-int64_t sums_bytes([[maybe_unused]] const RnnBackwardParams& p,
-                   [[maybe_unused]] const Tensor& input) {
-  if constexpr (kBuiltWithCuda) {
-    const bool on_hopper = input.is_cuda() && target_of_gpu(input.device()).capability == 90;
-    const bool half = (dtype_bit(p.dtype) & kHalfTypes) != 0;
-    if (on_hopper && half && suits_clusters(p) && suits_tensorop(p)) {
-      return rnn_backward_sums_bytes_sm90(p);
-    }
-  }
-  return 0;
-}
-
 Gradients rnn_layer_backward(const RnnLayerBackward& layer) {
   check_rnn_layer(layer);
-  const RnnOffsets offsets = offsets_of(layer);
-  RnnBackwardParams params{};
-  static_cast<RnnShape&>(params) = shape_of(layer, offsets);
-  TORCH_CHECK(layer.reserve.numel() == params.rows() * layer.kept() * params.hidden &&
-                  layer.y.numel() == params.rows() * params.output,
-              layer.name(), ": the backward needs what a forward with save=True returned, got ",
-              layer.y.sizes(), " and ", layer.reserve.sizes());
-  const Inputs inputs = layer.inputs();
-  std::array<Tensor, kInputs> grads;
-  std::array<void*, kInputs> to{};
-  for (size_t k = 0; k < kInputs; ++k) {
-    if (!layer.wanted[k] || !inputs[k]) continue;
-    grads[k] = at::empty(inputs[k]->sizes(), inputs[k]->options());
-    to[k] = grads[k].mutable_data_ptr();
-  }
-  Contiguous data;
-  params.x = data(layer.input);
-  params.h0 = data(layer.h0);
-  params.c0 = data(layer.c0);
-  params.w_ih = data(layer.w_ih);
-  params.w_hh = data(layer.w_hh);
-  params.w_hr = data(layer.w_hr);
-  params.y = data(layer.y);
-  params.reserve = data(layer.reserve);
-  params.grad_y = data(layer.grad_y);
-  params.grad_hn = data(layer.grad_hn);
-  params.grad_cn = layer.c0 ? data(layer.grad_cn) : nullptr;
-  params.grad_x = to[0];
-  params.grad_h0 = to[1];
-  params.grad_c0 = to[2];
-  params.grad_w_ih = to[3];
-  params.grad_w_hh = to[4];
-  params.grad_b_ih = to[5];
-  params.grad_b_hh = to[6];
-  params.grad_w_hr = to[7];
-  const auto options = layer.input.options();
-  const int64_t rows = params.rows(), gates = layer.gates() * params.hidden;
-  Workspaces work(layer.input);
-  params.from_x = work({rows, gates}, options);
-  params.from_h = layer.c0 ? params.from_x : work({rows, gates}, options);
-  params.previous = work({rows, params.output}, options);
-  if (params.projects()) params.grad_out = work({rows, params.output}, options);
-  params.carry = work({params.batch, params.hidden}, accumulate_type(layer.input));
-  params.arrivals = work.arrivals();
-  if (const int64_t bytes = sums_bytes(params, layer.input)) {
-    params.sums = work({bytes}, options.dtype(at::kByte));
-  }
-  const char* op = layer.c0 ? "lstm_backward" : "gru_backward";
-  serve(op, kBackward, params, {layer.input, layer.h0, layer.w_ih, layer.w_hh});
-  return std::tuple_cat(grads);
+  const RnnBackwardCall call(layer);
+  serve(layer.backward_name(), kBackward, call.params,
+        {layer.input, layer.h0, layer.w_ih, layer.w_hh});
+  return std::tuple_cat(call.grads);
 }
 
 // On every device that the tables serve.

@@ -29,22 +29,14 @@ struct RnnLayer {
   int64_t hidden() const { return w_hh.size(0) / gates(); }
 };
 
-// Whether autograd must record the layer.
-inline bool is_recorded(const RnnLayer& layer) {
-  const auto& [input, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, batch_sizes, reverse, save] = layer;
-  return needs_grad({input, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr});
-}
-
 // output, hn, cn (empty for a GRU), and what the backward reads (empty unless `save`)
 using RnnOutputs = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 
 RnnOutputs call_rnn_layer(const RnnLayer& layer);
 
-// Of stacked layers, whose x but the first's are still to come, all results at once, where a kernel
-// has them so; else none. Autograd learns of them by the second function, which is the layer's call
-// but for the work.
-std::vector<RnnOutputs> rnn_stack_forward(std::vector<RnnLayer> layers);
-RnnOutputs record_rnn_layer(const RnnLayer& layer, const RnnOutputs& results);
+// All results of layers side by side, where a kernel of a GPU has them so; else none. Stacked ones
+// read the output of the one before, so that all x but the first's are still to come.
+std::vector<RnnOutputs> call_rnn_stack(std::vector<RnnLayer> layers, bool stacked);
 
 // Where layers have kernels.
 Devices rnn_devices();

@@ -1,5 +1,8 @@
 #include "rnn/rnn_layer_call.h"
 
+#include "rnn/rnn_tensorop.h"
+#include "rnn/rnn_tiling.h"
+
 namespace pyops {
 namespace {
 
@@ -8,6 +11,19 @@ GpuLimits gpu_of([[maybe_unused]] const Tensor& t) {
     if (t.is_cuda()) return limits_of_gpu(t.device());
   }
   return {};
+}
+
+// What Hopper's products over all rows keep besides their results.
+int64_t sums_bytes([[maybe_unused]] const RnnBackwardParams& p,
+                   [[maybe_unused]] const Tensor& input) {
+  if constexpr (kBuiltWithCuda) {
+    const bool on_hopper = input.is_cuda() && target_of_gpu(input.device()).capability == 90;
+    const bool half = (dtype_bit(p.dtype) & kHalfTypes) != 0;
+    if (on_hopper && half && suits_clusters(p) && suits_tensorop(p)) {
+      return rnn_backward_sums_bytes_sm90(p);
+    }
+  }
+  return 0;
 }
 
 }  // namespace
@@ -86,6 +102,52 @@ RnnForwardCall::RnnForwardCall(const RnnLayer& layer)
 
 RnnOutputs RnnForwardCall::outputs() const {
   return {y, hn, cn, params.save ? reserve : at::empty({0}, reserve.options())};
+}
+
+RnnBackwardCall::RnnBackwardCall(const RnnLayerBackward& layer)
+    : offsets_(offsets_of(layer)), work_(layer.input) {
+  static_cast<RnnShape&>(params) = shape_of(layer, offsets_);
+  const int64_t rows = params.rows(), gates = layer.gates() * params.hidden;
+  TORCH_CHECK(layer.reserve.numel() == rows * layer.kept() * params.hidden &&
+                  layer.y.numel() == rows * params.output,
+              layer.name(), ": the backward needs what a forward with save=True returned, got ",
+              layer.y.sizes(), " and ", layer.reserve.sizes());
+  const Inputs inputs = layer.inputs();
+  std::array<void*, kInputs> to{};
+  for (size_t k = 0; k < kInputs; ++k) {
+    if (!layer.wanted[k] || !inputs[k]) continue;
+    grads[k] = at::empty(inputs[k]->sizes(), inputs[k]->options());
+    to[k] = grads[k].mutable_data_ptr();
+  }
+  params.x = data_(layer.input);
+  params.h0 = data_(layer.h0);
+  params.c0 = data_(layer.c0);
+  params.w_ih = data_(layer.w_ih);
+  params.w_hh = data_(layer.w_hh);
+  params.w_hr = data_(layer.w_hr);
+  params.y = data_(layer.y);
+  params.reserve = data_(layer.reserve);
+  params.grad_y = data_(layer.grad_y);
+  params.grad_hn = data_(layer.grad_hn);
+  params.grad_cn = layer.c0 ? data_(layer.grad_cn) : nullptr;
+  params.grad_x = to[0];
+  params.grad_h0 = to[1];
+  params.grad_c0 = to[2];
+  params.grad_w_ih = to[3];
+  params.grad_w_hh = to[4];
+  params.grad_b_ih = to[5];
+  params.grad_b_hh = to[6];
+  params.grad_w_hr = to[7];
+  const auto options = layer.input.options();
+  params.from_x = work_({rows, gates}, options);
+  params.from_h = layer.c0 ? params.from_x : work_({rows, gates}, options);
+  params.previous = work_({rows, params.output}, options);
+  if (params.projects()) params.grad_out = work_({rows, params.output}, options);
+  params.carry = work_({params.batch, params.hidden}, accumulate_type(layer.input));
+  params.arrivals = work_.arrivals();
+  if (const int64_t bytes = sums_bytes(params, layer.input)) {
+    params.sums = work_({bytes}, options.dtype(at::kByte));
+  }
 }
 
 }  // namespace pyops

@@ -4,7 +4,7 @@
 #include <c10/util/SmallVector.h>
 
 #include "rnn/rnn.h"
-#include "rnn/rnn_layer.h"
+#include "rnn/rnn_layer_signature.h"
 
 namespace pyops {
 
@@ -37,7 +37,9 @@ class Workspaces {
     if (!like_.is_cuda()) return nullptr;
     return all_.emplace_back(at::empty(sizes, options)).mutable_data_ptr();
   }
-  void* arrivals() { return (*this)({kRnnTeams, kRnnTeamStride}, like_.options().dtype(at::kInt)); }
+  void* arrivals(int64_t layers = 1) {
+    return (*this)({layers, kRnnArrivals}, like_.options().dtype(at::kInt));
+  }
 
  private:
   const Tensor& like_;
@@ -55,6 +57,21 @@ class RnnForwardCall {
 
   Tensor y, hn, cn, reserve;
   RnnParams params{};
+
+ private:
+  RnnOffsets offsets_;
+  Contiguous data_;
+  Workspaces work_;
+};
+
+// The same of a backward; gradients that are not wanted stay undefined.
+class RnnBackwardCall {
+ public:
+  explicit RnnBackwardCall(const RnnLayerBackward& layer);
+  RnnBackwardCall(const RnnBackwardCall&) = delete;
+
+  std::array<Tensor, kInputs> grads;
+  RnnBackwardParams params{};
 
  private:
   RnnOffsets offsets_;

@@ -19,6 +19,7 @@ struct RnnLayerBackward : RnnLayer {
   Tensor y, reserve;
   Wanted wanted{};
 
+  const char* backward_name() const { return c0 ? "lstm_backward" : "gru_backward"; }
   Inputs inputs() const { return {input, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr}; }
 };
 

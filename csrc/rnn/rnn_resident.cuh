@@ -1,11 +1,11 @@
-// What launches for all steps of a layer share: the wait of blocks for each other, which takes all
-// of them on the GPU at once.
+// What launches of many steps share: the wait of blocks for each other, which takes all of them on
+// the GPU at once, and the order in which the fronts of a stack are launched.
 #pragma once
 
 #include <cuda/atomic>
 
 #include "core/cuda.cuh"
-#include "rnn/rnn_resident.h"
+#include "rnn/rnn_wavefront.h"
 
 namespace pyops {
 
@@ -34,13 +34,18 @@ class RnnTeam {
   unsigned blocks_;
 };
 
-// Launches clusters of `cluster` blocks, none of which has arrived anywhere yet.
-template <class... Formal, class... Actual>
-cudaError_t launch_resident(void (*kernel)(Formal...), dim3 blocks, int cluster, int threads,
-                            int64_t shared_bytes, void* arrivals, cudaStream_t stream,
-                            const Actual&... arguments) {
-  cudaError_t status =
-      cudaMemsetAsync(arrivals, 0, kRnnTeams * kRnnTeamStride * sizeof(unsigned), stream);
+template <class Params>
+using ResidentKernel = void (*)(RnnFront<Params>, RnnSchedule);
+
+// Launches clusters of `cluster` blocks, none of which has arrived anywhere yet; each line of the
+// grid has a layer.
+template <class Params>
+cudaError_t launch_resident(ResidentKernel<Params> kernel, int64_t blocks, int cluster, int threads,
+                            int64_t shared_bytes, const RnnFront<Params>& front,
+                            const RnnSchedule& schedule, cudaStream_t stream) {
+  const auto layers = static_cast<unsigned>(front.layers);
+  cudaError_t status = cudaMemsetAsync(front.layer[0].p.arrivals, 0,
+                                       layers * kRnnArrivals * sizeof(unsigned), stream);
   if (status != cudaSuccess) return status;
   status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                 static_cast<int>(shared_bytes));
@@ -51,13 +56,52 @@ cudaError_t launch_resident(void (*kernel)(Formal...), dim3 blocks, int cluster,
   attributes[1].id = cudaLaunchAttributeClusterDimension;
   attributes[1].val.clusterDim = {static_cast<unsigned>(cluster), 1, 1};
   cudaLaunchConfig_t config{};
-  config.gridDim = blocks;
+  config.gridDim = dim3(static_cast<unsigned>(blocks), layers);
   config.blockDim = dim3(static_cast<unsigned>(threads));
   config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
   config.stream = stream;
   config.attrs = attributes;
   config.numAttrs = cluster > 1 ? 2 : 1;
-  return cudaLaunchKernelEx(&config, kernel, Formal(arguments)...);
+  return cudaLaunchKernelEx(&config, kernel, front, schedule);
+}
+
+// Launches what a front needs in turn, by launch(front, schedule); after an error nothing more.
+template <class Params, class... Launch>
+cudaError_t launch_fronts(const RnnStack<Params>& stack, const Launch&... launch) {
+  const RnnSchedule schedule(stack.layer[0]);
+  cudaError_t status = cudaSuccess;
+  for (int64_t k = 0; k < fronts_of(stack) && status == cudaSuccess; ++k) {
+    const RnnFront<Params> front = front_of(stack, k);
+    const auto run = [&](const auto& of) { return (status = of(front, schedule)) == cudaSuccess; };
+    static_cast<void>((run(launch) && ...));
+  }
+  return status;
+}
+
+// `steps` launches those of a front.
+template <class Steps>
+cudaError_t launch_forward(const RnnForwardStack& stack, const Steps& steps, cudaStream_t stream) {
+  const auto inputs = [&](const RnnForwardFront& front, const RnnSchedule&) {
+    return rnn_forward_inputs_cuda(front, stream);
+  };
+  return launch_fronts(stack, inputs, steps);
+}
+
+// The products with W_ih, and those of the weights, may be others than those of any GPU.
+template <class Steps>
+cudaError_t launch_backward(const RnnBackwardStack& stack, const Steps& steps, cudaStream_t stream,
+                            cudaError_t (*inputs_of)(const RnnBackwardFront&,
+                                                     cudaStream_t) = rnn_backward_inputs_cuda,
+                            cudaError_t (*weights_of)(const RnnBackwardParams&,
+                                                      cudaStream_t) = rnn_backward_weights_cuda) {
+  const auto inputs = [&](const RnnBackwardFront& front, const RnnSchedule&) {
+    return inputs_of(front, stream);
+  };
+  cudaError_t status = launch_fronts(stack, steps, inputs);
+  for (int64_t l = 0; l < stack.layers && status == cudaSuccess; ++l) {
+    status = weights_of(stack.layer[l], stream);
+  }
+  return status;
 }
 
 }  // namespace pyops

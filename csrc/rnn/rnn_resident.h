@@ -1,4 +1,4 @@
-// All steps of a layer in one launch, forward or back: each block of threads owns some units for
+// Many steps of a layer in one launch, forward or back: each block of threads owns some units for
 // good and keeps their recurrent weights on chip, after the persistent RNNs of Diamos et al. 2016.
 // What a lane computes is a function, so that a CPU can run the lanes in turn.
 #pragma once
@@ -12,16 +12,18 @@
 
 namespace pyops {
 
-// The products of all steps, in turn.
+// The products of a piece's steps, in turn.
 template <class Cell, class T>
 struct RnnForwardSweep {
   using Type = T;
   using Params = RnnParams;
   using Product = RnnStepProduct<Cell, T>;
 
-  PYOPS_HOST_DEVICE static int64_t steps(const RnnParams& p) { return p.steps; }
-  PYOPS_HOST_DEVICE static RnnSweep start(const RnnParams& p, const RnnSchedule& s) {
-    return RnnSweep::before_first(s, p.steps);
+  PYOPS_HOST_DEVICE static int32_t steps(const RnnPiece<Params>& piece) {
+    return piece.end - piece.begin;
+  }
+  PYOPS_HOST_DEVICE static RnnSweep start(const RnnPiece<Params>& piece, const RnnSchedule& s) {
+    return {s, piece.p.reverse, piece.begin - 1};
   }
   PYOPS_HOST_DEVICE static Product next(const RnnParams& p, RnnSweep& sweep) {
     sweep.advance();
@@ -29,18 +31,19 @@ struct RnnForwardSweep {
   }
 };
 
-// The step before the first is for the initial states.
+// Last first; the step before the first of all is for the initial states.
 template <class Cell, class T>
 struct RnnBackwardSweep {
   using Type = T;
   using Params = RnnBackwardParams;
   using Product = RnnUnitsProduct<Cell, T, false>;
 
-  PYOPS_HOST_DEVICE static int64_t steps(const RnnBackwardParams& p) {
-    return p.steps + (p.grad_h0 != nullptr || p.grad_c0 != nullptr ? 1 : 0);
+  PYOPS_HOST_DEVICE static int32_t steps(const RnnPiece<Params>& piece) {
+    const bool to_initial = piece.p.grad_h0 != nullptr || piece.p.grad_c0 != nullptr;
+    return piece.end - piece.begin + (piece.begin == 0 && to_initial ? 1 : 0);
   }
-  PYOPS_HOST_DEVICE static RnnSweep start(const RnnBackwardParams& p, const RnnSchedule& s) {
-    return RnnSweep::behind_last(s, p.steps);
+  PYOPS_HOST_DEVICE static RnnSweep start(const RnnPiece<Params>& piece, const RnnSchedule& s) {
+    return {s, piece.p.reverse, piece.end};
   }
   PYOPS_HOST_DEVICE static Product next(const RnnBackwardParams& p, RnnSweep& sweep) {
     sweep.retreat();
@@ -87,10 +90,10 @@ struct RnnResident {
       from[r] = row + r < product.rows ? product.operand(row + r) : nullptr;
     }
     const auto load = [](const T* at) { return *reinterpret_cast<const Neighbours*>(at); };
-    for (int64_t q = lane * kWidth; q < product.depth; q += kLanes * kWidth) {
+    const auto depth = static_cast<int>(product.depth);  // weights on chip are not many
+    for (int q = lane * kWidth; q < depth; q += kLanes * kWidth) {
       Neighbours w[kColumnsUsed];
-      PYOPS_UNROLL for (int c = 0; c < kColumnsUsed; ++c) w[c] =
-          load(weights + c * product.depth + q);
+      PYOPS_UNROLL for (int c = 0; c < kColumnsUsed; ++c) w[c] = load(weights + c * depth + q);
       PYOPS_UNROLL for (int r = 0; r < kRows; ++r) {
         if (from[r] == nullptr) continue;
         const Neighbours x = load(from[r] + q);

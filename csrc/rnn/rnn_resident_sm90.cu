@@ -1,4 +1,4 @@
-// All steps of a layer back in one launch in half precision, by clusters of four blocks that share
+// Many steps of layers back in one launch in half precision, by clusters of four blocks that share
 // rows of W_hhᵀ and split their depth: each reads a quarter of the gates' gradients, and their sums
 // meet through the cluster's shared memory. An LSTM with H 768, B 16: 96 blocks of 64 rows and 8
 // sequences, 12 KiB of gradients to a block as in the forward, and 0.3 µs for the cluster.
@@ -31,9 +31,10 @@ struct ClusterTeam : TensorTeam<State> {
 
 template <class Sweep, int kTiles, int kOctets>
 __global__ void __launch_bounds__(RnnTiling::kThreads, 1)
-    rnn_backward_cluster_tensorop_kernel(const __grid_constant__ RnnBackwardParams p,
+    rnn_backward_cluster_tensorop_kernel(const __grid_constant__ RnnBackwardFront front,
                                          const __grid_constant__ RnnSchedule schedule) {
-  run_tensor_steps<Sweep, RnnTiling{kTiles, kOctets, kSlices}, ClusterTeam>(p, schedule);
+  run_tensor_steps<Sweep, RnnTiling{kTiles, kOctets, kSlices}, ClusterTeam>(front.layer[blockIdx.y],
+                                                                            schedule);
 }
 
 template <class Sweep, RnnTiling kTiling>
@@ -49,7 +50,7 @@ GemmSm90Params weight_product(const RnnBackwardParams& p, const void* grad, cons
   return {p.dtype, gates, width, p.rows(), grad, by, weight};
 }
 
-// The products over all rows, by WGMMA; after an error nothing more.
+// The products of the gates' gradients, by WGMMA; after an error nothing more.
 struct Sums {
   const RnnBackwardParams& p;
   cudaStream_t stream;
@@ -57,9 +58,11 @@ struct Sums {
 
   template <class Cell, class T>
   void operator()(const RnnInputGradient<Cell, T>& product) {
+    if (product.rows == 0) return;
+    const T* from_x = static_cast<const T*>(p.from_x) + product.first * product.depth;
+    T* grad_x = static_cast<T*>(p.grad_x) + product.first * product.columns;
     status = gemm_nn_sm90(
-        {p.dtype, product.rows, product.columns, product.depth, p.from_x, p.w_ih, p.grad_x},
-        stream);
+        {p.dtype, product.rows, product.columns, product.depth, from_x, p.w_ih, grad_x}, stream);
   }
   template <class T>
   void operator()(const RnnWeightGradient<T>& product) {
@@ -77,6 +80,34 @@ struct Sums {
   }
 };
 
+cudaError_t inputs_by_wgmma(const RnnBackwardFront& front, cudaStream_t stream) {
+  cudaError_t status = cudaSuccess;
+  dispatch_cell<kHalfTypes>(front.layer[0].p, [&]<class Cell, class T>(Cell, T) {
+    for (int64_t l = 0; l < front.layers && status == cudaSuccess; ++l) {
+      Sums sums{front.layer[l].p, stream};
+      sums(RnnInputGradient<Cell, T>::of(front.layer[l]));
+      status = sums.status;
+    }
+  });
+  return status;
+}
+cudaError_t weights_by_wgmma(const RnnBackwardParams& p, cudaStream_t stream) {
+  Sums sums{p, stream};
+  dispatch_cell<kHalfTypes>(
+      p, [&]<class Cell, class T>(Cell, T) { rnn_backward_weights<Cell, T>(p, sums); });
+  return sums.status;
+}
+
+// WGMMA takes what other tensor cores do.
+cudaError_t launch_input_gradients(const RnnBackwardFront& front, cudaStream_t stream) {
+  const bool suits = std::all_of(front.layer, front.layer + front.layers,
+                                 [](const auto& piece) { return suits_tensorop(piece.p); });
+  return suits ? inputs_by_wgmma(front, stream) : rnn_backward_inputs_cuda(front, stream);
+}
+cudaError_t launch_weight_gradients(const RnnBackwardParams& p, cudaStream_t stream) {
+  return suits_tensorop(p) ? weights_by_wgmma(p, stream) : rnn_backward_weights_cuda(p, stream);
+}
+
 }  // namespace
 
 int64_t rnn_backward_sums_bytes_sm90(const RnnBackwardParams& p) {
@@ -85,16 +116,19 @@ int64_t rnn_backward_sums_bytes_sm90(const RnnBackwardParams& p) {
       gemm_tn_workspace_sm90(weight_product(p, p.from_h, p.previous, p.output, p.grad_w_hh)));
 }
 
-cudaError_t rnn_backward_resident_sm90(const RnnBackwardParams& p, cudaStream_t stream) {
+cudaError_t rnn_backward_wavefront_sm90(const RnnBackwardStack& stack, cudaStream_t stream) {
   cudaError_t status = cudaErrorInvalidValue;
-  dispatch_cell<kHalfTypes>(p, [&]<class Cell, class T>(Cell, T) {
-    status = launch_tensor_steps<Backward, RnnBackwardSweep<Cell, T>, kClusterTilings>(p, stream);
-    if (status != cudaSuccess || !suits_tensorop(p)) return;
-    Sums sums{p, stream};
-    rnn_backward_sums<Cell, T>(p, sums);
-    status = sums.status;
+  dispatch_cell<kHalfTypes>(stack.layer[0], [&]<class Cell, class T>(Cell, T) {
+    using Sweep = RnnBackwardSweep<Cell, T>;
+    const auto steps = [&](const RnnBackwardFront& front, const RnnSchedule& schedule) {
+      return launch_tensor_steps<Backward, Sweep, kClusterTilings>(front, schedule, stream);
+    };
+    status = launch_backward(stack, steps, stream, launch_input_gradients, launch_weight_gradients);
   });
-  return status == cudaSuccess && !suits_tensorop(p) ? rnn_backward_sums_cuda(p, stream) : status;
+  return status;
+}
+cudaError_t rnn_backward_resident_sm90(const RnnBackwardParams& p, cudaStream_t stream) {
+  return rnn_backward_wavefront_sm90(alone(p), stream);
 }
 
 }  // namespace pyops

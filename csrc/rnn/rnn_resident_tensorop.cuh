@@ -1,4 +1,4 @@
-// Launches for all steps whose products run on tensor cores.
+// Launches of many steps whose products run on tensor cores.
 #pragma once
 
 #include "gemm/tensor_team.cuh"
@@ -10,20 +10,22 @@ namespace pyops {
 // The team's each() waits for the block's cluster, of which it knows the blocks' shared_of(slice),
 // and leave() for what they still do there.
 template <class Sweep, RnnTiling kTiling, template <class State> class TeamOf>
-__device__ void run_tensor_steps(const typename Sweep::Params& p, const RnnSchedule& schedule) {
+__device__ void run_tensor_steps(const RnnPiece<typename Sweep::Params>& piece,
+                                 const RnnSchedule& schedule) {
   using Steps = RnnTensorSteps<Sweep, kTiling>;
   using Team = TeamOf<typename Steps::State>;
   extern __shared__ __align__(16) char storage[];
   auto& shared = *reinterpret_cast<typename Steps::Shared*>(storage);
   auto* kept = reinterpret_cast<typename Steps::Fragment*>(storage + sizeof shared);
-  RnnSweep sweep = Sweep::start(p, schedule);
+  const auto& p = piece.p;
+  RnnSweep sweep = Sweep::start(piece, schedule);
   auto product = Sweep::next(p, sweep);
   const Steps steps(product, blockIdx.x);
   const RnnTeam blocks(p.arrivals, steps.team(),
                        static_cast<unsigned>(kTiling.members(product.columns)) * kTiling.slices);
   Team team;
   steps.keep_weights(product, kept, team);
-  const auto last = static_cast<unsigned>(Sweep::steps(p)) - 1;
+  const auto last = static_cast<unsigned>(Sweep::steps(piece)) - 1;
   for (unsigned s = 0; s <= last; ++s) {
     steps.take_given(product, team);
     if (s > 0) blocks.wait(s);
@@ -40,17 +42,18 @@ __device__ void run_tensor_steps(const typename Sweep::Params& p, const RnnSched
 // By the first of the tilings that fits.
 template <template <class, RnnTiling> class Kernel, class Sweep, const auto& kTilings,
           int kFirst = 0>
-cudaError_t launch_tensor_steps(const typename Sweep::Params& p, cudaStream_t stream) {
+cudaError_t launch_tensor_steps(const RnnFront<typename Sweep::Params>& front,
+                                const RnnSchedule& schedule, cudaStream_t stream) {
   if constexpr (kFirst < std::size(kTilings)) {
     constexpr RnnTiling kTiling = kTilings[kFirst];
+    const auto& p = front.layer[0].p;
     if (!fits_resident(kTiling, p)) {
-      return launch_tensor_steps<Kernel, Sweep, kTilings, kFirst + 1>(p, stream);
+      return launch_tensor_steps<Kernel, Sweep, kTilings, kFirst + 1>(front, schedule, stream);
     }
-    const int64_t blocks = kTiling.blocks(p.batch, resident_columns(p));
-    return launch_resident(Kernel<Sweep, kTiling>::kFunction, dim3(static_cast<unsigned>(blocks)),
-                           kTiling.slices, kTiling.kThreads,
-                           kTiling.shared_bytes(resident_depth(p)), p.arrivals, stream, p,
-                           RnnSchedule(p));
+    return launch_resident(Kernel<Sweep, kTiling>::kFunction,
+                           kTiling.blocks(p.batch, resident_columns(p)), kTiling.slices,
+                           kTiling.kThreads, kTiling.shared_bytes(resident_depth(p)), front,
+                           schedule, stream);
   } else {
     return cudaErrorInvalidConfiguration;
   }

@@ -1,4 +1,4 @@
-// All steps of a layer in one launch in half precision, on the tensor cores of any GPU from sm_80
+// Many steps of layers in one launch in half precision, on the tensor cores of any GPU from sm_80
 // on; registers hold the recurrent weights, and shared memory what they cannot.
 //
 // Counted for an LSTM with H 768, B 16 on an H100: 96 blocks of 16 units and 8 sequences have 64
@@ -23,15 +23,17 @@ struct LoneTeam : TensorTeam<State> {
 
 template <class Sweep, int kTiles, int kOctets>
 __global__ void __launch_bounds__(RnnTiling::kThreads, 1)
-    rnn_forward_resident_tensorop_kernel(const __grid_constant__ RnnParams p,
+    rnn_forward_resident_tensorop_kernel(const __grid_constant__ RnnForwardFront front,
                                          const __grid_constant__ RnnSchedule schedule) {
-  run_tensor_steps<Sweep, RnnTiling{kTiles, kOctets, 1}, LoneTeam>(p, schedule);
+  run_tensor_steps<Sweep, RnnTiling{kTiles, kOctets, 1}, LoneTeam>(front.layer[blockIdx.y],
+                                                                   schedule);
 }
 template <class Sweep, int kTiles, int kOctets>
 __global__ void __launch_bounds__(RnnTiling::kThreads, 1)
-    rnn_backward_resident_tensorop_kernel(const __grid_constant__ RnnBackwardParams p,
+    rnn_backward_resident_tensorop_kernel(const __grid_constant__ RnnBackwardFront front,
                                           const __grid_constant__ RnnSchedule schedule) {
-  run_tensor_steps<Sweep, RnnTiling{kTiles, kOctets, 1}, LoneTeam>(p, schedule);
+  run_tensor_steps<Sweep, RnnTiling{kTiles, kOctets, 1}, LoneTeam>(front.layer[blockIdx.y],
+                                                                   schedule);
 }
 
 template <class Sweep, RnnTiling kTiling>
@@ -47,21 +49,35 @@ struct Backward {
 
 }  // namespace
 
-cudaError_t rnn_forward_resident_tensorop_cuda(const RnnParams& p, cudaStream_t stream) {
-  cudaError_t status = rnn_forward_inputs_cuda(p, stream);
-  if (status != cudaSuccess) return status;
-  dispatch_cell<kHalfTypes>(p, [&]<class Cell, class T>(Cell, T) {
-    status = launch_tensor_steps<Forward, RnnForwardSweep<Cell, T>, kForwardTilings>(p, stream);
+cudaError_t rnn_forward_wavefront_tensorop_cuda(const RnnForwardStack& stack, cudaStream_t stream) {
+  cudaError_t status = cudaErrorInvalidValue;
+  dispatch_cell<kHalfTypes>(stack.layer[0], [&]<class Cell, class T>(Cell, T) {
+    using Sweep = RnnForwardSweep<Cell, T>;
+    const auto steps = [&](const RnnForwardFront& front, const RnnSchedule& schedule) {
+      return launch_tensor_steps<Forward, Sweep, kForwardTilings>(front, schedule, stream);
+    };
+    status = launch_forward(stack, steps, stream);
   });
   return status;
 }
+cudaError_t rnn_forward_resident_tensorop_cuda(const RnnParams& p, cudaStream_t stream) {
+  return rnn_forward_wavefront_tensorop_cuda(alone(p), stream);
+}
 
-cudaError_t rnn_backward_resident_tensorop_cuda(const RnnBackwardParams& p, cudaStream_t stream) {
+cudaError_t rnn_backward_wavefront_tensorop_cuda(const RnnBackwardStack& stack,
+                                                 cudaStream_t stream) {
   cudaError_t status = cudaErrorInvalidValue;
-  dispatch_cell<kHalfTypes>(p, [&]<class Cell, class T>(Cell, T) {
-    status = launch_tensor_steps<Backward, RnnBackwardSweep<Cell, T>, kBackwardTilings>(p, stream);
+  dispatch_cell<kHalfTypes>(stack.layer[0], [&]<class Cell, class T>(Cell, T) {
+    using Sweep = RnnBackwardSweep<Cell, T>;
+    const auto steps = [&](const RnnBackwardFront& front, const RnnSchedule& schedule) {
+      return launch_tensor_steps<Backward, Sweep, kBackwardTilings>(front, schedule, stream);
+    };
+    status = launch_backward(stack, steps, stream);
   });
-  return status == cudaSuccess ? rnn_backward_sums_cuda(p, stream) : status;
+  return status;
+}
+cudaError_t rnn_backward_resident_tensorop_cuda(const RnnBackwardParams& p, cudaStream_t stream) {
+  return rnn_backward_wavefront_tensorop_cuda(alone(p), stream);
 }
 
 }  // namespace pyops

@@ -1,18 +1,30 @@
-// Stacked layers at once: while one is at a piece of the sequences, the one above is at the piece
-// before (a wavefront; Appleyard et al. 2016 for GPUs). Such a front of pieces is a launch in which
-// each layer has its share of the GPU and begins with the states that it left in the front before.
+// Layers side by side in the same launches, each with its share of the GPU. Stacked ones make a
+// wavefront (Appleyard et al. 2016): while one is at a piece of the sequences, the one above is at
+// the piece before. Such a front of pieces is a launch, in which each layer goes on from where it
+// was in the front before; going back they come in the opposite order. The two directions of a
+// layer are a single front, and so is a layer alone.
 #pragma once
+
+#include <type_traits>
 
 #include "rnn/rnn_tiling.h"
 
 namespace pyops {
 
-// A layer's x is the y of the one before.
+template <class Params>
 struct RnnStack {
   Dtype dtype;
+  bool stacked;  // each layer's x is the y of the one before; else all have the same
   int64_t layers;
-  const RnnParams* layer;
+  const Params* layer;  // the first's counts of arrivals have room for all
 };
+using RnnForwardStack = RnnStack<RnnParams>;
+using RnnBackwardStack = RnnStack<RnnBackwardParams>;
+
+template <class Params>
+RnnStack<Params> alone(const Params& p) {
+  return {p.dtype, false, 1, &p};
+}
 
 // Counted for 6 layers of 512 steps, H 256 and B 10 in float32 on an H100: a step takes 3 µs on a
 // sixth of the GPU, a front's inputs, launches and weights 30 µs, so 16 pieces and 5 to fill the
@@ -20,77 +32,83 @@ struct RnnStack {
 // 6 ms.
 inline constexpr int64_t kPieceSteps = 32, kLeastPieces = 4, kMostLayers = 12;
 
-// What a front's kernels get: as many as the first that are at work.
+// What the kernels of a launch get: the layers that are at work.
+template <class Params>
 struct RnnFront {
   int64_t layers;
-  RnnParams layer[kMostLayers];
-
-  // The lengths of its sequences are enough for all.
-  const RnnParams& longest() const {
-    return *std::max_element(layer, layer + layers, [](const RnnParams& a, const RnnParams& b) {
-      return a.steps < b.steps;
-    });
-  }
-  bool has_packs() const {
-    return std::all_of(layer, layer + layers,
-                       [](const RnnParams& p) { return pyops::has_packs(p); });
-  }
+  RnnPiece<Params> layer[kMostLayers];
 };
+using RnnForwardFront = RnnFront<RnnParams>;
+using RnnBackwardFront = RnnFront<RnnBackwardParams>;
 
-inline int64_t pieces_of(const RnnShape& s) { return s.steps / kPieceSteps; }
+template <class Params>
+int64_t pieces_of(const RnnStack<Params>& stack) {
+  return stack.stacked ? stack.layer[0].steps / kPieceSteps : 1;
+}
+template <class Params>
+int64_t fronts_of(const RnnStack<Params>& stack) {
+  return pieces_of(stack) + (stack.stacked ? stack.layers - 1 : 0);
+}
 
-// The last piece takes what is left, so that each has several steps: the states that it begins with
-// lie where it leaves its own, and are read before the first wait.
-inline RnnParams piece_of(const RnnStack& stack, int64_t layer, int64_t piece) {
-  RnnParams p = stack.layer[layer];
-  const int64_t begin = piece * kPieceSteps, first = p.offsets[begin];
-  p.steps = piece + 1 < pieces_of(p) ? kPieceSteps : p.steps - begin;
+template <class Params>
+Params share_of(const RnnStack<Params>& stack, int64_t layer) {
+  Params p = stack.layer[layer];
   p.gpu.processors /= static_cast<int>(stack.layers);
-  p.arrivals = stack.layer[0].arrivals;
-  const int64_t numbers =
-      (p.cell == RnnCell::kLstm ? (p.save ? 5 : 4) : (p.save ? 4 : 3)) * p.hidden;
-  dispatch_dtype(p.dtype, [&]<class T>(T) {
-    p.x = static_cast<const T*>(p.x) + first * p.input;
-    p.y = static_cast<T*>(p.y) + first * p.output;
-    p.reserve = static_cast<acc_t<T>*>(p.reserve) + first * numbers;
-  });
-  if (piece > 0) {
-    p.h0 = p.hn;
-    p.c0 = p.cn;
-  }
   return p;
 }
 
-inline int64_t fronts_of(const RnnStack& stack) {
-  return pieces_of(stack.layer[0]) + stack.layers - 1;
-}
-inline RnnFront front_of(const RnnStack& stack, int64_t front) {
-  RnnFront f{};
+// The k-th to run. The last piece of a layer takes what is left of its steps.
+template <class Params>
+RnnFront<Params> front_of(const RnnStack<Params>& stack, int64_t k) {
+  constexpr bool kBack = std::is_same_v<Params, RnnBackwardParams>;
+  const int64_t front = kBack ? fronts_of(stack) - 1 - k : k, pieces = pieces_of(stack);
+  RnnFront<Params> f{};
   for (int64_t layer = 0; layer < stack.layers; ++layer) {
-    const int64_t piece = front - layer;
-    if (piece >= 0 && piece < pieces_of(stack.layer[layer])) {
-      f.layer[f.layers++] = piece_of(stack, layer, piece);
-    }
+    const int64_t piece = stack.stacked ? front - layer : front;
+    if (piece < 0 || piece >= pieces) continue;
+    Params p = share_of(stack, layer);
+    p.arrivals = static_cast<uint32_t*>(stack.layer[0].arrivals) + f.layers * kRnnArrivals;
+    const int64_t begin = piece * kPieceSteps;
+    f.layer[f.layers++] = piece_of(p, begin, piece + 1 < pieces ? begin + kPieceSteps : p.steps);
   }
   return f;
 }
 
-// Of float32 alone: half precision would round c between pieces, and float64 lacks registers.
-// Offsets of padded sequences are those of any piece.
-inline bool suits_wavefront(const RnnStack& stack) {
+// `suits`: whether one launch takes a layer on its share.
+template <class Params, class Suits>
+bool suits_wavefront(const RnnStack<Params>& stack, const Suits& suits) {
   if (stack.layers < 2 || stack.layers > kMostLayers) return false;
+  if (stack.stacked && pieces_of(stack) < kLeastPieces) return false;
   for (int64_t layer = 0; layer < stack.layers; ++layer) {
-    const RnnParams& p = stack.layer[layer];
-    if (p.reverse || p.rows() != p.steps * p.batch || pieces_of(p) < kLeastPieces) return false;
-    if (p.hidden != stack.layer[0].hidden || !suits_resident(piece_of(stack, layer, 0)))
-      return false;
+    const Params p = share_of(stack, layer);
+    if (p.hidden != stack.layer[0].hidden || !suits(p)) return false;
   }
   return true;
 }
+template <class Params>
+bool suits_wavefront(const RnnStack<Params>& stack) {
+  return suits_wavefront(stack, [](const Params& p) { return suits_resident(p); });
+}
+template <class Params>
+bool suits_wavefront_tensorop(const RnnStack<Params>& stack) {
+  return suits_wavefront(stack, [](const Params& p) { return suits_resident_tensorop(p); });
+}
+inline bool suits_wavefront_clusters(const RnnBackwardStack& stack) {
+  return suits_wavefront(stack, suits_clusters);
+}
 inline constexpr const char* kSuitsWavefront =
-    "2 to 12 layers of one direction over 128 padded steps or more, w_hh within the shared memory "
-    "of a layer's share of the GPU";
+    "both directions of a layer, or 2 to 12 layers over 128 steps or more, of which one launch "
+    "takes each on its share of the GPU";
 
-cudaError_t rnn_forward_wavefront_cuda(const RnnStack& stack, cudaStream_t stream);
+cudaError_t rnn_forward_wavefront_tensorop_cuda(const RnnForwardStack& s, cudaStream_t stream);
+cudaError_t rnn_forward_wavefront_cuda(const RnnForwardStack& stack, cudaStream_t stream);
+cudaError_t rnn_backward_wavefront_sm90(const RnnBackwardStack& stack, cudaStream_t stream);
+cudaError_t rnn_backward_wavefront_tensorop_cuda(const RnnBackwardStack& s, cudaStream_t stream);
+cudaError_t rnn_backward_wavefront_cuda(const RnnBackwardStack& stack, cudaStream_t stream);
+
+// The products of a front's rows with W_ih: before the steps of the forward, behind those of the
+// backward.
+cudaError_t rnn_forward_inputs_cuda(const RnnForwardFront& front, cudaStream_t stream);
+cudaError_t rnn_backward_inputs_cuda(const RnnBackwardFront& front, cudaStream_t stream);
 
 }  // namespace pyops

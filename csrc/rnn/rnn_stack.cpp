@@ -1,0 +1,231 @@
+// Layers side by side, where as operators each would come after the other: choice of the kernels,
+// and the node of autograd that the layers share.
+#include <ATen/TracerMode.h>
+#include <c10/core/impl/TorchDispatchModeTLS.h>
+
+#include <algorithm>
+#include <deque>
+
+#include "rnn/rnn_autograd.h"
+#include "rnn/rnn_layer_call.h"
+#include "rnn/rnn_wavefront.h"
+
+namespace pyops {
+
+#ifdef PYOPS_CUDA
+namespace {
+
+using torch::autograd::variable_list;
+
+constexpr Candidate<RnnForwardStack> kForward[] = {
+    {"rnn_forward_wavefront_tensorop_cuda", Arch::kSm80, kHalfTypes,
+     rnn_forward_wavefront_tensorop_cuda, suits_wavefront_tensorop, kSuitsWavefront},
+    {"rnn_forward_wavefront_cuda", Arch::kSm80, kFloat32 | kFloat64, rnn_forward_wavefront_cuda,
+     suits_wavefront, kSuitsWavefront},
+};
+constexpr Candidate<RnnBackwardStack> kBackward[] = {
+    {"rnn_backward_wavefront_sm90", Arch::kSm90, kHalfTypes, rnn_backward_wavefront_sm90,
+     suits_wavefront_clusters, kSuitsWavefront},
+    {"rnn_backward_wavefront_tensorop_cuda", Arch::kSm80, kHalfTypes,
+     rnn_backward_wavefront_tensorop_cuda, suits_wavefront_tensorop, kSuitsWavefront},
+    {"rnn_backward_wavefront_cuda", Arch::kSm80, kFloat32 | kFloat64, rnn_backward_wavefront_cuda,
+     suits_wavefront, kSuitsWavefront},
+};
+[[maybe_unused]] const bool listed = list_table("rnn_forward_wavefront", kForward) &&
+                                     list_table("rnn_backward_wavefront", kBackward);
+
+// Whoever watches operators, or replaces them, would miss the layers.
+bool is_watched() {
+  return at::tracer::impl::is_dispatch_enabled() ||
+         c10::impl::TorchDispatchModeTLS::any_modes_set();
+}
+
+bool is_ours(const RnnLayer& layer) {
+  const auto& [input, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, batch_sizes, reverse, save] = layer;
+  return native_reason({input, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr}, Devices::kCpuAndGpu) ==
+         nullptr;
+}
+bool is_recorded(const RnnLayer& layer) {
+  const auto& [input, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, batch_sizes, reverse, save] = layer;
+  return needs_grad({input, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr});
+}
+
+// Whether a row of the table takes layers of these shapes, as if each had the first one's input.
+// Where a layer's own h0 lies may matter; what else is read in packs, the call allocates.
+template <class Params, size_t kRows>
+bool takes(const Candidate<RnnStack<Params>> (&table)[kRows], const std::vector<RnnLayer>& layers,
+           bool stacked) {
+  const RnnOffsets offsets = offsets_of(layers[0]);
+  std::vector<Params> all;
+  for (RnnLayer layer : layers) {
+    if (layer.w_hh.dim() != 2) return false;  // the layer will say so
+    layer.input = layers[0].input;
+    static_cast<RnnShape&>(all.emplace_back()) = shape_of(layer, offsets);
+    all.back().h0 = layer.h0.const_data_ptr();
+  }
+  const RnnStack<Params> stack{all[0].dtype, stacked, static_cast<int64_t>(all.size()), all.data()};
+  const Target target = target_of(layers[0].name(), {layers[0].input});
+  return std::any_of(table, table + kRows,
+                     [&](const auto& row) { return rejection(row, stack, target) == nullptr; });
+}
+
+// Serves the calls of layers, the lowest first.
+template <class Params, size_t kRows>
+void serve_stack(const char* op, const Candidate<RnnStack<Params>> (&table)[kRows], bool stacked,
+                 std::vector<Params> all, const RnnLayer& lowest) {
+  Workspaces work(lowest.input);
+  all[0].arrivals = work.arrivals(static_cast<int64_t>(all.size()));
+  const RnnStack<Params> stack{all[0].dtype, stacked, static_cast<int64_t>(all.size()), all.data()};
+  serve(op, table, stack, {lowest.input, lowest.h0, lowest.w_ih, lowest.w_hh});
+}
+
+std::vector<RnnOutputs> run_forward(std::vector<RnnLayer> layers, bool stacked) {
+  std::deque<RnnForwardCall> calls;
+  std::vector<RnnParams> all;
+  for (RnnLayer& layer : layers) {
+    if (stacked && !calls.empty()) layer.input = calls.back().y;
+    check_rnn_layer(layer);
+    all.push_back(calls.emplace_back(layer).params);
+  }
+  serve_stack(layers[0].name(), kForward, stacked, std::move(all), layers[0]);
+  std::vector<RnnOutputs> outputs;
+  for (const RnnForwardCall& call : calls) outputs.push_back(call.outputs());
+  return outputs;
+}
+
+// The gradient that a layer gets from the one above is that of its y.
+std::vector<Gradients> run_backward(std::vector<RnnLayerBackward> layers, bool stacked) {
+  const at::AutoDispatchBelowADInplaceOrView below;
+  std::deque<RnnBackwardCall> calls;  // the lowest first
+  std::vector<RnnBackwardParams> all;
+  for (auto layer = layers.rbegin(); layer != layers.rend(); ++layer) {
+    if (stacked && !calls.empty()) layer->grad_y = calls.front().grads[0];
+    calls.emplace_front(*layer);
+  }
+  for (const RnnBackwardCall& call : calls) all.push_back(call.params);
+  serve_stack(layers[0].backward_name(), kBackward, stacked, std::move(all), layers[0]);
+  std::vector<Gradients> grads;
+  for (const RnnBackwardCall& call : calls) grads.push_back(std::tuple_cat(call.grads));
+  return grads;
+}
+
+// Layer after layer, each an operator that autograd can record; `layers` as in run_backward(), but
+// that somebody else may have read a layer's y.
+std::vector<Gradients> run_backward_in_turn(std::vector<RnnLayerBackward> layers, bool stacked) {
+  std::vector<Gradients> grads(layers.size());
+  for (size_t l = layers.size(); l-- > 0;) {
+    if (stacked && l + 1 < layers.size()) {
+      const Tensor& from_above = std::get<0>(grads[l + 1]);
+      OptionalTensor& grad_y = layers[l].grad_y;
+      if (from_above.defined()) grad_y = grad_y ? *grad_y + from_above : from_above;
+    }
+    grads[l] = call_rnn_layer_backward(layers[l]);
+  }
+  return grads;
+}
+
+bool goes_at_once(const std::vector<RnnLayerBackward>& layers, bool stacked) {
+  if (is_watched()) return false;
+  for (size_t l = 0; l < layers.size(); ++l) {
+    const RnnLayerBackward& b = layers[l];
+    const Tensors grads{b.grad_y, b.grad_hn, b.grad_cn};
+    if (!is_ours(b) || native_reason(grads, Devices::kCpuAndGpu) != nullptr) return false;
+    if (is_recorded(b) || needs_grad(grads)) return false;
+    if (stacked && ((l + 1 < layers.size() && b.grad_y) || (l > 0 && !b.wanted[0]))) return false;
+  }
+  return takes(kBackward, {layers.begin(), layers.end()}, stacked);
+}
+
+// Each layer's gradients, as many as it has inputs of its own.
+struct RnnStackFunction : torch::autograd::Function<RnnStackFunction> {
+  // `inputs`: those of all layers that are there, for autograd to find.
+  static variable_list forward(torch::autograd::AutogradContext* ctx, at::TensorList /*inputs*/,
+                               const std::vector<RnnLayer>& layers, bool stacked) {
+    const at::AutoDispatchBelowADInplaceOrView below;
+    variable_list outputs, saved, without_gradient;
+    int64_t reverse = 0;
+    const std::vector<RnnOutputs> results = run_forward(layers, stacked);
+    for (size_t l = 0; l < layers.size(); ++l) {
+      const auto& [y, hn, cn, reserve] = results[l];
+      const auto of_layer = saved_of(layers[l], results[l]);
+      saved.insert(saved.end(), of_layer.begin(), of_layer.end());
+      outputs.insert(outputs.end(), {y, hn, cn, reserve});
+      without_gradient.push_back(reserve);
+      if (!layers[l].c0) without_gradient.push_back(cn);
+      reverse |= int64_t{layers[l].reverse} << l;
+    }
+    ctx->save_for_backward(std::move(saved));
+    ctx->saved_data["reverse"] = reverse;
+    ctx->saved_data["stacked"] = stacked;
+    ctx->mark_non_differentiable(without_gradient);
+    ctx->set_materialize_grads(false);
+    return outputs;
+  }
+
+  static variable_list backward(torch::autograd::AutogradContext* ctx, const variable_list& grads) {
+    const auto saved = ctx->get_saved_variables();
+    const int64_t reverse = ctx->saved_data["reverse"].toInt();
+    const bool stacked = ctx->saved_data["stacked"].toBool();
+    std::vector<RnnLayerBackward> layers;
+    bool wanted_below = false;
+    for (size_t l = 0, edge = 0; l < saved.size() / kSaved; ++l) {
+      const Tensor* of_layer = saved.data() + kSaved * l;
+      layers.push_back(backward_of(of_layer, (reverse >> l & 1) != 0, grads.data() + 4 * l));
+      RnnLayerBackward& layer = layers.back();
+      for (size_t k = 0; k < kInputs; ++k) {
+        layer.wanted[k] = of_layer[k].defined() && ctx->needs_input_grad(edge++);
+      }
+      if (!of_layer[0].defined()) {
+        layer.input = layers[l - 1].y;
+        layer.wanted[0] = wanted_below;
+      }
+      const auto any = std::find(layer.wanted.begin(), layer.wanted.end(), true);
+      wanted_below = any != layer.wanted.end();
+    }
+    const auto results = goes_at_once(layers, stacked) ? run_backward(layers, stacked)
+                                                       : run_backward_in_turn(layers, stacked);
+    variable_list gradients;
+    for (size_t l = 0; l < layers.size(); ++l) {
+      std::array<Tensor, kInputs> of_layer;
+      std::apply([&](const auto&... grad) { of_layer = {grad...}; }, results[l]);
+      for (size_t k = 0; k < kInputs; ++k) {
+        if (saved[kSaved * l + k].defined()) gradients.push_back(of_layer[k]);
+      }
+    }
+    gradients.resize(gradients.size() + 2);
+    return gradients;
+  }
+};
+
+std::vector<RnnOutputs> record(const std::vector<RnnLayer>& layers, bool stacked) {
+  variable_list inputs;
+  for (const RnnLayer& l : layers) {
+    const Inputs all{l.input, l.h0, l.c0, l.w_ih, l.w_hh, l.b_ih, l.b_hh, l.w_hr};
+    for (const OptionalTensor& t : all) {
+      if (t && t->defined()) inputs.push_back(*t);
+    }
+  }
+  const auto flat = RnnStackFunction::apply(at::TensorList(inputs), layers, stacked);
+  std::vector<RnnOutputs> results;
+  for (size_t l = 0; l < flat.size(); l += 4) {
+    results.emplace_back(flat[l], flat[l + 1], flat[l + 2], flat[l + 3]);
+  }
+  return results;
+}
+
+}  // namespace
+
+std::vector<RnnOutputs> call_rnn_stack(std::vector<RnnLayer> layers, bool stacked) {
+  if (is_watched() || !std::all_of(layers.begin(), layers.end(), is_ours)) return {};
+  if (!takes(kForward, layers, stacked)) return {};
+  const bool recorded = std::any_of(layers.begin(), layers.end(), is_recorded);
+  for (RnnLayer& layer : layers) layer.save = recorded;
+  if (recorded) return record(layers, stacked);
+  const at::AutoDispatchBelowADInplaceOrView below;
+  return run_forward(std::move(layers), stacked);
+}
+#else
+std::vector<RnnOutputs> call_rnn_stack(std::vector<RnnLayer>, bool) { return {}; }
+#endif
+
+}  // namespace pyops
