@@ -47,8 +47,9 @@ cudaError_t launch_resident(ResidentKernel<Params> kernel, int64_t blocks, int c
   cudaError_t status = cudaMemsetAsync(front.layer[0].p.arrivals, 0,
                                        layers * kRnnArrivals * sizeof(unsigned), stream);
   if (status != cudaSuccess) return status;
+  // What any launch may ask for: one of another thread's could come in between and ask for less.
   status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                static_cast<int>(shared_bytes));
+                                front.layer[0].p.gpu.shared_bytes);
   if (status != cudaSuccess) return status;
   cudaLaunchAttribute attributes[2]{};
   attributes[0].id = cudaLaunchAttributeCooperative;
