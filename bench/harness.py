@@ -200,6 +200,9 @@ class Case:
         """A draw of the inputs, and what to hold its results against."""
         op, device = self.bench.op, self.settings.device
         inputs = op.inputs(self.sizes, self.dtype, device, draw=draw, lattice=lattice)
+        if op.kinked and not lattice:  # Its gradients prove something on the lattice alone.
+            for t in inputs.tensors.values():
+                t.requires_grad_(False)
         return inputs, reference_of(op, inputs)
 
     def _wrong(self, inputs: Inputs, drawn: Callable[[int, bool], tuple[Inputs, Reference]]) -> str:

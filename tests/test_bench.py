@@ -17,6 +17,7 @@ from pyops.bench.harness import LEAST_ROUNDS, Bench, Case, Result, Settings, int
 from pyops.bench.peaks import WORKING_SETS, Peaks
 from pyops.bench.peers import Job
 from pyops.cases import OPS
+from pyops.certificate import reference_of
 from pyops.cli import UserError
 
 SETTINGS = Settings(dtypes=("float32",), peers=("eager", "channels_last"), rounds=3, seconds=1e-4)
@@ -87,6 +88,21 @@ def test_kinked_gradients_are_checked_where_sums_are_exact(monkeypatch):
     monkeypatch.setattr(pyops.functional, "linear_relu", relu_open_at_zero)
     found = results(Bench(op, {"tiny": dict(n=64, i=16, o=32)}, lambda s: 0.0))
     assert all("wrong: grad_" in r.failure for r in found)
+
+
+def test_layouts_share_a_reference_and_kinked_gradients_have_their_own(monkeypatch):
+    asked = []
+
+    def counted(op, inputs):
+        asked.append(inputs.tensors["weight"].requires_grad)
+        return reference_of(op, inputs)
+
+    monkeypatch.setattr("pyops.bench.harness.reference_of", counted)
+    op = OPS["conv2d_relu"]
+    monkeypatch.setattr(pyops.functional, "conv2d_relu", op.native)
+    found = results(Bench(op, {"tiny": op.shapes["odd"]}, lambda s: 0.0))
+    assert [r.layout for r in found if not r.failure] == ["contiguous", "channels_last"] * 2
+    assert asked == [False, True]
 
 
 def test_a_raising_kernel_fails_its_case_alone(monkeypatch):
