@@ -21,12 +21,18 @@ import pyops
 from pyops.cli import UserError
 from pyops.cli.info import ARCHITECTURES, ISAS, machine
 
-from . import report
+from . import plots, report
+from .caps import cap_native, native_capability
 from .harness import Bench, Case, Result, Settings
 from .peaks import Peaks, measure
 from .peers import first_line
 
 RESULTS = Path(__file__).parent / "results"
+ALIASES = {"native": ("eager", "channels_last"), "compile": ("inductor",)}
+FULL_DTYPES = (*Settings.dtypes, "float32-high")
+MINUTES = 6.0
+"""Of a run that asks for no more: enough for the typical shapes on two cores."""
+
 QUICK = Settings(peers=("eager", "channels_last"), rounds=5, seconds=0.004)
 
 
@@ -43,25 +49,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
-    dtypes = ("float64", "float32", "bfloat16", "float16")
+    dtypes = ("float64", "float32", "float32-high", "bfloat16", "float16")
     parser.add_argument("--only", metavar="REGEX", help="cases whose op/shape matches")
-    parser.add_argument("--dtype", nargs="+", choices=dtypes, default=Settings.dtypes)
-    parser.add_argument("--isa", choices=(*ISAS, *ARCHITECTURES), help="cap the instruction set")
+    parser.add_argument(
+        "--dtype", nargs="+", choices=dtypes,
+        help="float32-high is float32 at that matmul precision "
+        f"({' '.join(Settings.dtypes)}; with --full all of {' '.join(FULL_DTYPES)})",
+    )  # fmt: skip
+    parser.add_argument("--full", action="store_true", help="the whole grid of shapes, for hours")
+    parser.add_argument(
+        "--isa", choices=(*ISAS, *ARCHITECTURES), help="cap the instruction set, native's too"
+    )
     parser.add_argument("--device", default="cpu", help="cpu, or a GPU as in cuda (%(default)s)")
     parser.add_argument("--cold", action="store_true", help="empty a GPU's cache before each call")
     parser.add_argument(
         "--minutes", type=float, metavar="M",
-        help="begin no case later; every benchmark's first shape comes before any second",
+        help="begin no case later; every benchmark's first shape comes before any second "
+        f"({MINUTES:g}; with --full or --save as long as it takes)",
     )  # fmt: skip
     parser.add_argument("--threads", type=int)
     parser.add_argument(
         "--peers", nargs="*", metavar="PEER",
-        help="eager, channels_last, on a GPU flash, efficient, cudnn, math, flattened, "
-        "or a torch.compile backend: inductor, openvino, onnxrt, …",
+        help="native (eager, channels_last), compile (inductor), onnxruntime, openvino, on a GPU "
+        "flash, efficient, cudnn, math, flattened, or any backend of torch.compile",
     )  # fmt: skip
     parser.add_argument("--quick", action="store_true", help="one shape per op, eager peers only")
     parser.add_argument("--json", type=Path, metavar="FILE")
-    parser.add_argument("--png", type=Path, metavar="FILE")
+    parser.add_argument("--png", type=Path, metavar="FILE", help="a picture of the ratios")
+    parser.add_argument("--roofline", type=Path, metavar="FILE", help="one of the limits")
     parser.add_argument("--save", action="store_true", help=f"write {RESULTS.name}/<machine>.*")
     parser.add_argument("--against", metavar="REF", help="compare with another git revision")
 
@@ -71,7 +86,9 @@ def main(benches: Sequence[Bench]) -> None:
     parser = argparse.ArgumentParser()
     _add_options(parser)
     try:
-        code = run(parser.parse_args(), benches)
+        args = parser.parse_args()
+        cap_native(args.isa)
+        code = run(args, benches)
     except UserError as error:
         print(error, file=sys.stderr)
         code = 2
@@ -84,15 +101,20 @@ def run(args: argparse.Namespace, benches: Sequence[Bench] | None = None) -> int
         from .against import compare_revisions
 
         return compare_revisions(args.against)
-    end = time.monotonic() + 60 * args.minutes if args.minutes else float("inf")
+    if args.minutes is None:
+        args.minutes = float("inf") if args.full or args.save else MINUTES
+    end = time.monotonic() + 60 * args.minutes
     _prepare(args)
     peaks = measure(args.device)
     cases = _cases(collect(args.files) if benches is None else benches, args, peaks)
     with pyops.isa_cap(args.isa) if args.isa else contextlib.nullcontext():
         results, left = _time(cases, end)
+        ops = list(dict.fromkeys(case.bench.op.name for case in cases))
+        results.sort(key=lambda r: ops.index(r.op))
         facts = {
             **machine(),
             "date": date.today().isoformat(),
+            "native's instruction set": native_capability(),
             "caches before a call": _caches(args),
         }
     report.print_report(results)
@@ -139,20 +161,32 @@ def collect(names: Sequence[str]) -> list[Bench]:
 def _cases(benches: Sequence[Bench], args: argparse.Namespace, peaks: Peaks) -> list[Case]:
     """The cases that the options ask for, in order; UserError when there is none."""
     base = QUICK if args.quick else Settings()
-    peers = base.peers if args.peers is None else args.peers
-    settings = replace(base, dtypes=args.dtype, device=args.device, peers=peers, cold=args.cold)
+    peers = base.peers if args.peers is None else _peers(args.peers)
+    dtypes = args.dtype or (FULL_DTYPES if args.full else base.dtypes)
+    settings = replace(base, dtypes=dtypes, device=args.device, peers=peers, cold=args.cold)
     only = re.compile(args.only or "")
     ranked = []
     for bench in benches:
-        shapes = [s for s in bench.shapes_on(args.device) if only.search(f"{bench.op.name}/{s}")]
-        for rank, shape in enumerate(shapes[:1] if args.quick else shapes):
-            for dtype in settings.dtypes:
-                ranked.append((rank, Case(bench, shape, getattr(torch, dtype), settings, peaks)))
+        shapes = bench.shapes_on(args.device, full=args.full)
+        named = [name for name in shapes if only.search(f"{bench.op.name}/{name}")]
+        for rank, name in enumerate(named[:1] if args.quick else named):
+            for kind in settings.dtypes:
+                dtype, _, precision = kind.partition("-")
+                # Without arithmetic there is nothing to do in another precision.
+                if not precision or bench.flops(shapes[name]):
+                    how = (settings, peaks, precision or "highest")
+                    ranked.append((rank, Case(bench, name, getattr(torch, dtype), *how)))
     if not ranked:
-        raise UserError(f"bench: no case matches --only {args.only!r}")
-    if args.minutes:
+        raise UserError(f"bench: no case matches --only {args.only!r}; --full has more")
+    if args.minutes < float("inf"):
         ranked.sort(key=lambda entry: entry[0])
     return [case for _, case in ranked]
+
+
+def _peers(names: Sequence[str]) -> tuple[str, ...]:
+    """The peers meant, each once; a comma may stand between them too."""
+    each = [name for entry in names for name in entry.split(",")]
+    return tuple(dict.fromkeys(peer for name in each for peer in ALIASES.get(name, (name,))))
 
 
 def _time(cases: Sequence[Case], end: float) -> tuple[list[Result], int]:
@@ -175,18 +209,21 @@ def _write(
     facts: dict[str, str],
     left: int,
 ) -> None:
-    json_file, png_file = args.json, args.png
+    json_file, png_file, roofline_file = args.json, args.png, args.roofline
     if args.save:
         name = _file_name(args, facts)
         RESULTS.mkdir(exist_ok=True)
         (RESULTS / f"{name}.md").write_text(report.markdown(results, peaks, facts))
         json_file = json_file or RESULTS / f"{name}.json"
         png_file = png_file or RESULTS / f"{name}.png"
+        roofline_file = roofline_file or RESULTS / f"{name}-roofline.png"
     if json_file:
         document = report.document(results, peaks, facts) | {"not timed": left}
         json_file.write_text(json.dumps(document, indent=1) + "\n")
     if png_file:
-        report.draw(results, peaks, png_file)
+        plots.draw_ratios(results, png_file)
+    if roofline_file:
+        plots.draw_rooflines(results, peaks, roofline_file)
 
 
 def _file_name(args: argparse.Namespace, facts: dict[str, str]) -> str:

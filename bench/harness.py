@@ -11,21 +11,22 @@ from __future__ import annotations
 import gc
 import math
 import statistics
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 import pyops
 from pyops import _C
-from pyops.certificate import Inputs, Op, Shape, kernels, verify
+from pyops.certificate import Inputs, Op, Reference, Shape, kernels, reference_of, verify
 from pyops.cli.info import architectures_of
 from pyops.numerics import Verdict, settle
 
 from .clocks import Clock, clock_of
-from .peaks import Peaks, measure
+from .peaks import Peaks, matmul_precision, measure
 from .peers import (
     Job,
     captured_all,
@@ -39,10 +40,14 @@ from .peers import (
 
 DIRECTIONS = ("forward", "forward+backward")
 PEERS = ("eager", "channels_last", "inductor")
-"""The native ways to do the job: `peers` names more, any other is a torch.compile backend."""
+"""The native ways to do the job: `peers` and `runtimes` name more, any other is a torch.compile
+backend."""
 
 SMALL = 1e-4
 """Seconds of a call below which the host has a part in it: such calls are timed in graphs too."""
+
+LEAST_ROUNDS = 5
+"""Rounds that a median needs, however long they take."""
 
 LIMIT_SLACK = 1.05
 """A rate may exceed the measured limit by this factor: both carry a few percent of noise."""
@@ -59,6 +64,8 @@ class Bench:
     """Operations of the forward pass."""
     backward: float = 2.0
     """Operations of the backward pass, in units of the forward's."""
+    more: Mapping[str, Shape] = field(default_factory=dict)
+    """The rest of the grid, for a full run on a CPU."""
     peers: Sequence[str] = PEERS
     kinks: bool = False
     """True for whole models with ReLUs or max poolings: see `numerics.compare`."""
@@ -67,9 +74,11 @@ class Bench:
     gpu_peers: Sequence[str] | None = None
     """The native ways to do it on a GPU; None for the same."""
 
-    def shapes_on(self, device: str) -> Mapping[str, Shape]:
-        """The shapes to time on a device."""
-        return self.gpu_shapes or self.shapes if device.startswith("cuda") else self.shapes
+    def shapes_on(self, device: str, *, full: bool = True) -> Mapping[str, Shape]:
+        """The shapes to time on a device, the typical ones first; full: the rest too."""
+        if device.startswith("cuda"):
+            return self.gpu_shapes or self.shapes
+        return {**self.shapes, **self.more} if full else self.shapes
 
     def peers_on(self, device: str) -> Sequence[str]:
         """The peers to time on a device."""
@@ -85,8 +94,10 @@ class Settings:
     peers: Sequence[str] | None = None
     """None for each benchmark's own."""
     rounds: int = 11
-    seconds: float = 0.02
+    seconds: float = 0.01
     """Least time of one sample."""
+    budget: float = 1.0
+    """Seconds after which no round begins beyond the least number."""
     cold: bool = False
     """True to empty a GPU's cache before each call."""
 
@@ -103,6 +114,8 @@ class Result:
     kernels: str
     isa: str
     """The CPU's instruction set in use, or the GPU's architecture."""
+    sizes: Shape = field(default_factory=dict)
+    """The shape itself."""
     failure: str = ""
     """Why there is no figure, or why it must not be believed; empty when all is well."""
     ms: float = math.nan
@@ -128,7 +141,7 @@ class Result:
     def reproduction(self) -> str:
         """The command that runs this case alone."""
         device = " --device cuda" if self.isa.startswith("sm_") else ""
-        case = f"--only '^{self.op}/{self.shape}$' --dtype {self.dtype}"
+        case = f"--full --only '^{self.op}/{self.shape}$' --dtype {self.dtype}"
         return f"PYOPS_ISA={self.isa} pyops bench {case}{device}"
 
 
@@ -141,11 +154,14 @@ class Case:
     dtype: torch.dtype
     settings: Settings
     peaks: Peaks
+    precision: str = "highest"
+    """Of float32, as `torch.set_float32_matmul_precision` takes it."""
 
     def results(self) -> Iterator[Result]:
         """Check, then time forward and forward+backward in each layout of ours."""
         try:
-            yield from self._results()
+            with matmul_precision(self.precision):
+                yield from self._results()
         except Exception as error:  # Out of memory, say: the other cases still count.
             yield self._result("any", "any", "", failure=first_line(error))
 
@@ -155,7 +171,9 @@ class Case:
         layouts = {"contiguous": contiguous}
         if "channels_last" in self._peers() and has_images(contiguous):
             layouts["channels_last"] = contiguous.map(channels_last)
-        wrong = {layout: self._wrong(inputs) for layout, inputs in layouts.items()}
+        # The layouts hold the same values and share a reference, two where there are kinks.
+        drawn = lru_cache(maxsize=2)(self._drawn)
+        wrong = {layout: self._wrong(inputs, drawn) for layout, inputs in layouts.items()}
         for direction in DIRECTIONS:
             ready = {layout: i for layout, i in layouts.items() if not wrong[layout]}
             for layout in wrong.keys() - ready.keys():
@@ -168,24 +186,38 @@ class Case:
         """The shape itself."""
         return self.bench.shapes_on(self.settings.device)[self.shape]
 
+    @property
+    def kind(self) -> str:
+        """The dtype, and float32's precision where that is not the highest."""
+        name = str(self.dtype).removeprefix("torch.")
+        return name if self.precision == "highest" else f"{name}-{self.precision}"
+
     def _peers(self) -> Sequence[str]:
         own = self.bench.peers_on(self.settings.device)
         return own if self.settings.peers is None else self.settings.peers
 
-    def _wrong(self, inputs: Inputs) -> str:
-        """What the error rule holds against ours, or ""."""
-        op, shape = self.bench.op, self.sizes
+    def _drawn(self, draw: int, lattice: bool) -> tuple[Inputs, Reference]:
+        """A draw of the inputs, and what to hold its results against."""
+        op, device = self.bench.op, self.settings.device
+        inputs = op.inputs(self.sizes, self.dtype, device, draw=draw, lattice=lattice)
+        if op.kinked and not lattice:  # Its gradients prove something on the lattice alone.
+            for t in inputs.tensors.values():
+                t.requires_grad_(False)
+        return inputs, reference_of(op, inputs)
+
+    def _wrong(self, inputs: Inputs, drawn: Callable[[int, bool], tuple[Inputs, Reference]]) -> str:
+        """What the error rule holds against ours in the layout of `inputs`, or ""."""
+        op, lay_out = self.bench.op, _layout_like(inputs)
+
+        def verdicts_of(i: int, lattice: bool = False) -> dict[str, Verdict]:
+            values, reference = drawn(i, lattice)
+            kinks = self.bench.kinks and not lattice
+            return verify(op, values.map(lay_out), self.sizes, kinks=kinks, reference=reference)
+
         try:
-            draw = partial(op.inputs, shape, self.dtype, self.settings.device)
-            lay_out = _layout_like(inputs)
-
-            def verdicts_of(i: int) -> dict[str, Verdict]:
-                drawn = draw(draw=i).map(lay_out) if i else inputs
-                return verify(op, drawn, shape, kinks=self.bench.kinks)
-
             verdicts = settle(verdicts_of)
             if op.kinked:
-                exact = verify(op, draw(lattice=True).map(lay_out), shape)
+                exact = verdicts_of(0, lattice=True)
                 verdicts |= {name: v for name, v in exact.items() if name.startswith("grad_")}
         except Exception as error:  # Whatever an op raises is a failure of that case alone.
             return first_line(error)
@@ -224,7 +256,7 @@ class Case:
         op, settings = self.bench.op, self.settings
         jobs = {f"ours {layout}": made for layout, made in ours.items()} | dict(peers)
         clock = clock_of(settings.device, cold=settings.cold)
-        samples = interleave(jobs, settings.rounds, settings.seconds, clock)
+        samples = interleave(jobs, settings.rounds, settings.seconds, clock, settings.budget)
         median = {name: statistics.median(times) for name, times in samples.items()}
         best = min(peers, key=median.__getitem__)
         for layout, inputs in layouts.items():
@@ -273,7 +305,7 @@ class Case:
         gpu = self.settings.device.startswith("cuda") and self.dtype == torch.float32
         if gpu and cudnn and torch.backends.cudnn.allow_tf32:
             return "tf32"
-        return str(self.dtype).removeprefix("torch.")
+        return self.kind
 
     def _beyond(self, least: Mapping[str, float], seconds: float) -> str:
         for limit, floor in least.items():
@@ -284,10 +316,9 @@ class Case:
         return ""
 
     def _result(self, direction: str, layout: str, where: str, **rest: object) -> Result:
-        dtype = str(self.dtype).removeprefix("torch.")
         place = place_of(self.settings.device)
-        head = (self.bench.op.name, self.shape, dtype, direction, layout, where, place)
-        return Result(*head, **rest)  # type: ignore[arg-type]
+        head = (self.bench.op.name, self.shape, self.kind, direction, layout, where, place)
+        return Result(*head, self.sizes, **rest)  # type: ignore[arg-type]
 
 
 def place_of(device: str) -> str:
@@ -299,26 +330,32 @@ def place_of(device: str) -> str:
 
 
 def interleave(
-    jobs: Mapping[str, Job], rounds: int, seconds: float, clock: Clock
+    jobs: Mapping[str, Job], rounds: int, seconds: float, clock: Clock, budget: float = math.inf
 ) -> dict[str, list[float]]:
-    """Seconds of each job in each round; every round starts with another job."""
+    """Seconds of each job in each round; every round starts with another job.
 
-    def time(made: Job, calls: int) -> float:
+    seconds: the least time of one sample. budget: seconds after which LEAST_ROUNDS are enough.
+    """
+
+    def timed(made: Job, calls: int) -> float:
         with made.setting():
             return clock.seconds(made.call, calls)
 
     calls = {}
     for name, made in jobs.items():
         made.run()
-        calls[name] = max(1, math.ceil(seconds / max(time(made, 1), 1e-9)))
+        calls[name] = max(1, math.ceil(seconds / max(timed(made, 1), 1e-9)))
     names = list(jobs)
     samples: dict[str, list[float]] = {name: [] for name in names}
     gc.collect()
     gc.disable()
     try:
+        start = time.monotonic()
         for i in range(rounds):
+            if i >= LEAST_ROUNDS and time.monotonic() > start + budget:
+                break
             for name in names[i % len(names) :] + names[: i % len(names)]:
-                elapsed = time(jobs[name], calls[name])
+                elapsed = timed(jobs[name], calls[name])
                 samples[name].append(elapsed / (calls[name] * jobs[name].times))
     finally:
         gc.enable()

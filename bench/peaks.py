@@ -23,16 +23,13 @@ from .clocks import Clock, clock_of
 WORKING_SETS = tuple(2**k for k in (19, 21, 23, 25, 27, 29))
 """Bytes. Below the first one a call is over before a bandwidth can be measured."""
 
-TF32_PRODUCTS = {"highest": 3, "high": 1, "medium": 1}
-"""Products in TF32 that make one of float32, at each precision."""
-
 
 @dataclass
 class Peaks:
     """Measured limits in flop/s and byte/s."""
 
     flops: dict[str, float] = field(default_factory=dict)
-    """By dtype name; on a GPU "tf32" too."""
+    """By dtype name, "float32-high" for that precision; on a GPU "tf32" too."""
     exact: bool = False
     """True where arithmetic was measured by loops that only compute, not by a matmul."""
     bandwidth: dict[int, float] = field(default_factory=dict)
@@ -70,16 +67,18 @@ class Peaks:
 def measure(device: str, *, seconds: float = 0.05) -> Peaks:
     """Measure the limits of `device` with the current number of threads."""
     clock = clock_of(device)
-    matmul = {
-        name: _matmul(getattr(torch, name), device, clock, seconds)
-        for name in ("float64", "float32", "bfloat16", "float16")
-    }
+    with matmul_precision("highest"):
+        matmul = {
+            name: _matmul(getattr(torch, name), device, clock, seconds)
+            for name in ("float64", "float32", "bfloat16", "float16")
+        }
     bandwidth = {size: _bandwidth(size, device, clock, seconds) for size in _sets(device)}
     if device.startswith("cuda"):
-        with _precision("high"):
-            matmul["tf32"] = _matmul(torch.float32, device, clock, seconds)
-        split = matmul["tf32"] / TF32_PRODUCTS[torch.get_float32_matmul_precision()]
-        return Peaks(matmul | {"float32": max(matmul["float32"], split)}, False, bandwidth)
+        with matmul_precision("high"):
+            tf32 = _matmul(torch.float32, device, clock, seconds)
+        # Three products in TF32 make one of float32.
+        both = {"float32": max(matmul["float32"], tf32 / 3), "float32-high": tf32, "tf32": tf32}
+        return Peaks(matmul | both, False, bandwidth)
     loops = _loops() if device == "cpu" else {}
     return Peaks(_by_dtype(matmul, loops), bool(loops), bandwidth)
 
@@ -94,7 +93,8 @@ def _sets(device: str) -> tuple[int, ...]:
 
 
 @contextmanager
-def _precision(name: str) -> Iterator[None]:
+def matmul_precision(name: str) -> Iterator[None]:
+    """Set `torch.set_float32_matmul_precision` for a while."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(name)
     try:
@@ -106,14 +106,14 @@ def _precision(name: str) -> Iterator[None]:
 def _by_dtype(matmul: Mapping[str, float], loops: Mapping[str, float]) -> dict[str, float]:
     tiles = loops.get("amx_bfloat16", 0.0)
     fma = max((rate for unit, rate in loops.items() if unit.endswith("float32")), default=0.0)
-    # float32 splits into three bfloat16 parts: 6 tile products give float32, 3 give "high", 1
-    # "medium"; a float16 splits into two, 3 products. AVX-512's own 16-bit instructions do twice
-    # the work of a float32 FMA.
-    products = {"highest": 6, "high": 3, "medium": 1}[torch.get_float32_matmul_precision()]
+    # float32 splits into three bfloat16 parts: 6 tile products give float32, 3 give "high"; a
+    # float16 splits into two, 3 products. AVX-512's own 16-bit instructions do twice the work of a
+    # float32 FMA.
     flags = _cpu_flags()
     return {
         "float64": max(matmul["float64"], fma / 2),
-        "float32": max(matmul["float32"], fma, tiles / products),
+        "float32": max(matmul["float32"], fma, tiles / 6),
+        "float32-high": max(matmul["float32"], fma, tiles / 3),
         "bfloat16": max(matmul["bfloat16"], fma * (1 + ("avx512_bf16" in flags)), tiles),
         "float16": max(matmul["float16"], fma * (1 + ("avx512_fp16" in flags)), tiles / 3),
     }

@@ -15,6 +15,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pyops.certificate import Function, Inputs, Op, random_like
 
+from .runtimes import RUNTIMES, runtime_call
+
 SDPA = {
     "flash": SDPBackend.FLASH_ATTENTION,
     "efficient": SDPBackend.EFFICIENT_ATTENTION,
@@ -63,7 +65,7 @@ def natives(
     """The peers that run here, "eager" always among them, and why the others do not."""
     jobs, skipped = {"eager": job(op, op.native, inputs, direction)}, {}
     for peer in peers:
-        if not _suits(peer, op, inputs):
+        if not _suits(peer, op, inputs, direction):
             continue
         try:
             made = jobs[peer] if peer in jobs else _native(peer, op, inputs, direction)
@@ -82,10 +84,14 @@ def _native(peer: str, op: Op, inputs: Inputs, direction: str) -> Job:
     if peer in SDPA:
         forced = job(op, op.native, inputs, direction)
         return Job(forced.call, setting=partial(sdpa_kernel, SDPA[peer]))
+    if peer in RUNTIMES:
+        return Job(runtime_call(peer, op, inputs))
     return job(op, _compiled(op, inputs, peer), inputs, direction, direct=True)
 
 
-def _suits(peer: str, op: Op, inputs: Inputs) -> bool:
+def _suits(peer: str, op: Op, inputs: Inputs, direction: str) -> bool:
+    if peer in RUNTIMES:
+        return direction == "forward" and not any(t.is_cuda for t in inputs.tensors.values())
     if peer == "flattened":
         return op.name in ("lstm", "gru") and inputs.tensors["input"].is_cuda
     return peer != "channels_last" or has_images(inputs)

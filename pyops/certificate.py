@@ -111,6 +111,23 @@ def random_like(outputs: Outputs) -> Outputs:
     )
 
 
+@dataclass(frozen=True)
+class Reference:
+    """The gradients that a backward pass starts from, and what native makes of it in float64."""
+
+    grad_outputs: Outputs
+    results: dict[str, Tensor]
+
+
+def reference_of(op: Op, inputs: Inputs) -> Reference:
+    """Run native on float64 copies."""
+    with torch.no_grad():
+        grad_outputs = random_like(op.run(op.native, inputs))
+    wide = tuple(g.double() for g in grad_outputs)
+    copies = inputs.map(lambda t: t.double())
+    return Reference(grad_outputs, outputs_and_gradients(op, op.native, copies, wide))
+
+
 def verify(
     op: Op,
     inputs: Inputs,
@@ -118,27 +135,26 @@ def verify(
     *,
     function: Function | None = None,
     kinks: bool = False,
+    reference: Reference | None = None,
 ) -> dict[str, Verdict]:
     """Judge outputs and gradients of `function` (default `op.ours`) by the error rule.
 
-    Keys are those of `outputs_and_gradients`. kinks: see `numerics.compare`.
+    Keys are those of `outputs_and_gradients`. kinks: see `numerics.compare`. reference: of the same
+    values, which may lie otherwise in memory; None to compute it.
     """
-    function = function or op.ours
-    grad_outputs: Outputs | None
+    function, reference = function or op.ours, reference or reference_of(op, inputs)
+    grad_outputs: Outputs | None = reference.grad_outputs
     with torch.no_grad():
-        grad_outputs = random_like(op.run(op.native, inputs))
         outputs = op.run(function, inputs)
-    if [o.shape for o in outputs] != [g.shape for g in grad_outputs]:
+    if [o.shape for o in outputs] != [g.shape for g in reference.grad_outputs]:
         grad_outputs = None  # Into a wrong shape no gradient flows: the outputs say enough.
     ours = outputs_and_gradients(op, function, inputs, grad_outputs)
     native = outputs_and_gradients(op, op.native, inputs, grad_outputs)
-    wide = grad_outputs and tuple(g.double() for g in grad_outputs)
-    ref64 = outputs_and_gradients(op, op.native, inputs.map(lambda t: t.double()), wide)
     return {
         name: compare(
             ours[name],
             native[name],
-            ref64[name],
+            reference.results[name],
             direction="backward" if name.startswith("grad_") else "forward",
             terms=op.terms(shape),
             exact=op.selects and name.startswith("output"),

@@ -11,12 +11,13 @@ import pytest
 import torch
 
 import pyops.functional
-from pyops.bench import against, command, report
+from pyops.bench import against, command, goals, report
 from pyops.bench.clocks import HostClock
-from pyops.bench.harness import Bench, Case, Result, Settings, interleave
+from pyops.bench.harness import LEAST_ROUNDS, Bench, Case, Result, Settings, interleave
 from pyops.bench.peaks import WORKING_SETS, Peaks
 from pyops.bench.peers import Job
 from pyops.cases import OPS
+from pyops.certificate import reference_of
 from pyops.cli import UserError
 
 SETTINGS = Settings(dtypes=("float32",), peers=("eager", "channels_last"), rounds=3, seconds=1e-4)
@@ -24,7 +25,7 @@ LINEAR = Bench(OPS["linear"], {"tiny": OPS["linear"].shapes["odd"]}, lambda s: 2
 
 
 def peaks(flops=1e15, exact=True):
-    every = dict.fromkeys(("float64", "float32", "bfloat16", "float16"), flops)
+    every = dict.fromkeys(("float64", "float32", "float32-high", "bfloat16", "float16"), flops)
     return Peaks(every, exact, dict.fromkeys(WORKING_SETS, 1e15))
 
 
@@ -89,6 +90,21 @@ def test_kinked_gradients_are_checked_where_sums_are_exact(monkeypatch):
     assert all("wrong: grad_" in r.failure for r in found)
 
 
+def test_layouts_share_a_reference_and_kinked_gradients_have_their_own(monkeypatch):
+    asked = []
+
+    def counted(op, inputs):
+        asked.append(inputs.tensors["weight"].requires_grad)
+        return reference_of(op, inputs)
+
+    monkeypatch.setattr("pyops.bench.harness.reference_of", counted)
+    op = OPS["conv2d_relu"]
+    monkeypatch.setattr(pyops.functional, "conv2d_relu", op.native)
+    found = results(Bench(op, {"tiny": op.shapes["odd"]}, lambda s: 0.0))
+    assert [r.layout for r in found if not r.failure] == ["contiguous", "channels_last"] * 2
+    assert asked == [False, True]
+
+
 def test_a_raising_kernel_fails_its_case_alone(monkeypatch):
     def broken(*args):
         raise RuntimeError("no such tile")
@@ -139,6 +155,26 @@ def test_jobs_take_turns():
     assert all(len(times) == 2 for times in samples.values())
 
 
+@pytest.mark.parametrize(("rounds", "taken"), [(3, 3), (100, LEAST_ROUNDS)])
+def test_a_spent_budget_ends_a_comparison_once_a_median_can_be_had(rounds, taken):
+    samples = interleave({"a": Job(lambda: None)}, rounds, 0.0, HostClock(), budget=0.0)
+    assert len(samples["a"]) == taken
+
+
+def test_float32_can_be_timed_at_another_precision(monkeypatch):
+    native, seen = OPS["linear"].native, set()
+
+    def linear(*args):
+        seen.add(torch.get_float32_matmul_precision())
+        return native(*args)
+
+    monkeypatch.setattr(pyops.functional, "linear", linear)
+    case = Case(LINEAR, "tiny", torch.float32, SETTINGS, peaks(), "high")
+    assert [r.dtype for r in case.results()] == ["float32-high"] * 2
+    assert seen == {"high"}
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
 def test_unknown_peers_are_skipped_with_a_reason():
     found = results(settings=dataclasses.replace(SETTINGS, peers=("no_such_backend",)))
     assert all("no_such_backend" in r.skipped["no_such_backend"] for r in found)
@@ -152,13 +188,22 @@ def test_summary_and_documents():
         for name, ratio in (("a", 4.0), ("b", 1.0))
     ]  # fmt: skip
     found.append(dataclasses.replace(found[0], shape="c", ratio=math.nan, ms=math.nan, failure="x"))
-    op, cases, mean, least, where = report.summary(found)[0]
-    assert (op, cases, mean, least) == ("linear", "2", "2.00", "1.00")
-    assert where.startswith("b, ")
+    lines = goals.table(found)
+    assert lines[0][:7] == (
+        "linear, fewer rows",
+        "float32",
+        "forward",
+        "ratio",
+        "2",
+        "2.00",
+        "1.00",
+    )
+    assert lines[0][7].startswith("linear, b, ")
+    assert lines[-1][0] == "all"
     document = json.loads(json.dumps(report.document(found, peaks(), {"processor": "some"})))
     assert [r["ratio"] for r in document["results"]] == [4.0, 1.0, None]
     text = report.markdown(found, peaks(), {"processor": "some"})
-    assert "| linear | 2 | 2.00 | 1.00 |" in text
+    assert "| linear, fewer rows | float32 | forward | ratio | 2 | 2.00 | 1.00 |" in text
     assert "- processor: some" in text
 
 
@@ -167,14 +212,14 @@ def test_command_writes_json_and_png(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(command, "QUICK", SETTINGS)
     parser = argparse.ArgumentParser()
     command.add_arguments(parser)
-    json_file, png_file = tmp_path / "out.json", tmp_path / "out.png"
+    json_file, *pictures = (tmp_path / name for name in ("a.json", "a.png", "b.png"))
     args = ["call_overhead", "--quick", "--only", "^linear/", "--dtype", "float32"]
-    files = ["--json", str(json_file), "--png", str(png_file)]
+    files = ["--json", json_file, "--png", pictures[0], "--roofline", pictures[1]]
     pytest.importorskip("matplotlib")
-    assert command.run(parser.parse_args(args + files)) == 0
+    assert command.run(parser.parse_args([*args, *map(str, files)])) == 0
     assert {r["op"] for r in json.loads(json_file.read_text())["results"]} == {"linear"}
-    assert png_file.read_bytes().startswith(b"\x89PNG")
-    assert "geometric mean" in capsys.readouterr().out
+    assert all(picture.read_bytes().startswith(b"\x89PNG") for picture in pictures)
+    assert "minimum" in capsys.readouterr().out
 
 
 RUN = """
@@ -208,10 +253,17 @@ def test_revisions_are_compared_by_their_ratios_to_native(tmp_path, monkeypatch,
         against.compare_revisions("no-such-revision", tmp_path)
 
 
-def test_every_file_has_cases_with_known_arguments():
+def test_every_file_has_cases_that_native_takes():
     for name in set(command.files()) - {"models"}:
         for bench in command.collect([name]):
             for device in ("cpu", "cuda"):
                 for shape in bench.shapes_on(device).values():
+                    inputs = bench.op.draw(lambda *size: torch.empty(size, device="meta"), **shape)
+                    if bench.op.name in ("lstm", "gru"):  # step by step without data, for minutes
+                        lengths = shape.get("lengths", ())
+                        assert lengths == tuple(sorted(lengths, reverse=True))
+                        assert len(lengths) in (0, shape["b"])
+                    else:
+                        assert all(o.numel() for o in bench.op.run(bench.op.native, inputs))
                     assert bench.flops(shape) >= 0
                     assert bench.backward > 0

@@ -1,0 +1,68 @@
+"""The README's tables of ratios, made from the committed results: `python -m bench.readme`."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from pathlib import Path
+from typing import Any
+
+from . import goals, report
+from .harness import DIRECTIONS, Result
+
+README = Path(__file__).resolve().parent.parent / "README.md"
+RESULTS = README.parent / "bench" / "results"
+BEGIN, END = "<!-- made by python -m bench.readme -->\n", "<!-- end -->\n"
+
+
+def load(path: Path) -> tuple[dict[str, str], list[Result]]:
+    """The machine's facts and the results of a file that `report.document` made."""
+    document: dict[str, Any] = json.loads(path.read_text())
+    entries: list[dict[str, Any]] = document["results"]
+    for entry in entries:
+        entry |= {name: math.nan for name, value in entry.items() if value is None}
+    return document["machine"], [Result(**entry) for entry in entries]
+
+
+def tables(folder: Path = RESULTS) -> str:
+    """A table for each CPU of the results: geometric means, and minima in brackets."""
+    parts = []
+    for path in sorted(folder.glob("*-threads.json")):
+        machine, results = load(path)
+        title = f"{machine['processor']}, {machine['ISA'].split()[0]}, {machine['threads']} threads"
+        parts.append(f"{title}, {machine['date']}:\n\n{_table(results)}")
+    return "\n".join(parts)
+
+
+def _table(results: list[Result]) -> str:
+    timed = [r for r in results if not math.isnan(r.ratio)]
+    groups: dict[tuple[str, str, str], list[float]] = {}
+    for r in timed:
+        groups.setdefault((goals.cases_of(r), r.dtype, r.direction), []).append(r.ratio)
+    columns = [(d, way) for d in dict.fromkeys(r.dtype for r in timed) for way in DIRECTIONS]
+    rows = [
+        (cases, *(_cell(groups.get((cases, *column))) for column in columns))
+        for cases in dict.fromkeys(key[0] for key in sorted(groups, key=goals.order))
+    ]
+    return report.markdown_table(("cases", *(f"{d} {way}" for d, way in columns)), rows)
+
+
+def _cell(ratios: list[float] | None) -> str:
+    return f"{statistics.geometric_mean(ratios):.2f} ({min(ratios):.2f})" if ratios else "–"
+
+
+def updated(readme: str) -> str:
+    """`readme` with the tables of today's results between its marks."""
+    before, _, rest = readme.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return f"{before}{BEGIN}{tables()}{END}{after}"
+
+
+def main() -> None:
+    """Rewrite the README's part."""
+    README.write_text(updated(README.read_text()))
+
+
+if __name__ == "__main__":
+    main()
