@@ -12,12 +12,15 @@
 namespace pyops {
 namespace {
 
+// Else the next call that asks, PyTorch's after its own launches, would take it for its own.
+void forget_error() { static_cast<void>(cudaGetLastError()); }
+
 // Of a GPU, both or neither.
 std::pair<int, int> ask(cudaDeviceAttr first, cudaDeviceAttr second, int gpu) {
   std::pair<int, int> found;
   if (cudaDeviceGetAttribute(&found.first, first, gpu) != cudaSuccess ||
       cudaDeviceGetAttribute(&found.second, second, gpu) != cudaSuccess) {
-    cudaGetLastError();  // else the next call that asks would take this error for its own
+    forget_error();
     return {};
   }
   return found;
@@ -72,10 +75,15 @@ GpuLimits limits_of_gpu(at::Device device) {
 void launch_on_gpu(const char* op, const char* kernel, const at::Tensor& first,
                    c10::function_ref<cudaError_t(cudaStream_t)> launcher) {
   const c10::cuda::CUDAGuard guard(first.device());
-  const cudaError_t status = launcher(c10::cuda::getCurrentCUDAStream());
-  TORCH_CHECK(status == cudaSuccess, op, ": ", kernel, " could not be launched for ",
-              first.scalar_type(), " ", first.sizes(), " on ", first.device(), ": ",
-              cudaGetErrorString(status), " (", cudaGetErrorName(status), ")", advice(status));
+  // Autograd's threads begin without a context, and the guard gives them none where they are on the
+  // first GPU anyhow: the driver would then refuse to encode a tensor map for TMA.
+  cudaError_t status = cudaSetDevice(first.device().index());
+  if (status == cudaSuccess) status = launcher(c10::cuda::getCurrentCUDAStream());
+  if (status == cudaSuccess) return;
+  forget_error();
+  TORCH_CHECK(false, op, ": ", kernel, " could not be launched for ", first.scalar_type(), " ",
+              first.sizes(), " on ", first.device(), ": ", cudaGetErrorString(status), " (",
+              cudaGetErrorName(status), ")", advice(status));
 }
 
 }  // namespace pyops
