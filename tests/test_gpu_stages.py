@@ -146,12 +146,15 @@ time.sleep(60)
     raise AssertionError("the child lives on")
 
 
-def test_programs_see_this_checkout_and_what_was_installed():
+def test_programs_see_this_checkout_and_what_was_installed(monkeypatch):
     code = (
         "import os; print(os.environ['PATH'].split(':')[0], os.environ['PYTHONPATH'], os.getcwd())"
     )
-    assert gpu.run([sys.executable, "-c", code], "log", 60) == 0
-    assert gpu.last_lines("log") == [f"{gpu.SITE}/bin {gpu.ROOT}:{gpu.SITE} {gpu.ROOT}"]
+    for before, then in (("", ""), ("/elsewhere", ":/elsewhere")):
+        monkeypatch.setenv("PYTHONPATH", before)
+        assert gpu.run([sys.executable, "-c", code], "log", 60) == 0
+        seen = f"{gpu.SITE}/bin {gpu.ROOT}:{gpu.SITE}{then} {gpu.ROOT}"
+        assert gpu.last_lines("log") == [seen]
 
 
 def test_only_what_is_missing_is_installed(monkeypatch):
@@ -167,18 +170,38 @@ def test_only_what_is_missing_is_installed(monkeypatch):
     assert again == headers
 
 
-def test_given_wheels_are_installed_without_an_index(tmp_path):
+def test_given_wheels_are_installed_once_without_an_index(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    Path("wheels").mkdir()
+    assert gpu.installation(Path("wheels")) == []
+    for name in ("one", "two"):
+        Path("wheels", f"{name}-1.0-py3-none-any.whl").touch()
+    (command,) = gpu.installation(Path("wheels"))
+    files = [str(tmp_path / "wheels" / f"{name}-1.0-py3-none-any.whl") for name in ("one", "two")]
+    assert {"--no-index", "--no-deps"} <= set(command) and command[-2:] == files
+    (gpu.SITE / "one-1.0.dist-info").mkdir(parents=True)
+    assert gpu.installation(Path("wheels")) == [[*command[:-2], files[1]]]
+
+
+@pytest.fixture
+def commands(monkeypatch):
+    """Instead of running what writes to a log: its variables, by the log. The install fails."""
+    seen = {}
+
+    def run(command, log, seconds, **variables):
+        (gpu.OUT / log).write_text("no\n")
+        seen[log] = variables
+        return 1 if log == "install.log" else 0
+
+    monkeypatch.setattr(gpu, "run", run)
+    return seen
+
+
+def test_a_failed_installation_is_told_and_the_rest_compiled(commands, tmp_path):
     (tmp_path / "some-1.0-py3-none-any.whl").touch()
-    (command,) = gpu.installation(tmp_path)
-    assert {"--no-index", "--no-deps", str(tmp_path / "some-1.0-py3-none-any.whl")} <= set(command)
-
-
-def test_a_failed_installation_ends_the_build(monkeypatch, tmp_path):
-    monkeypatch.setattr(
-        gpu, "run", lambda command, log, *a, **k: (gpu.OUT / log).write_text("no\n")
-    )
     (outcome,) = gpu.build(options("--wheels", str(tmp_path)), FACTS, 60)
     assert (outcome.result, outcome.problems) == ("failed", ["no"])
+    assert list(commands) == ["install.log", "build.log"]
 
 
 TESTS = """
