@@ -181,9 +181,19 @@ def build(args: argparse.Namespace, gpu: dict[str, Any], seconds: float) -> list
             problems += last_lines("install.log")
     what = "not all was installed" if problems else ""
     setup = [sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"]
-    code = run(setup, "build.log", end - time.monotonic(), PYOPS_CUDA="1")
+    variables = {"PYOPS_CUDA": "1", "PYOPS_CUDA_ARCHS": own_code(gpu)}
+    code = run(setup, "build.log", end - time.monotonic(), **variables)
     result = "failed" if problems and code == 0 else result_of(code)
     return [Outcome("build", result, what, 0, problems + last_lines("build.log") * (code != 0))]
+
+
+def own_code(gpu: dict[str, Any]) -> str:
+    """For which GPU to compile besides sm_80: the one that is here, or what was asked for.
+
+    Its driver would otherwise translate all the PTX of a file when a process first needs it.
+    """
+    here = gpu.get("capability", "8.0").replace(".", "")
+    return os.environ.get("PYOPS_CUDA_ARCHS", "" if here == "80" else f"{here}-real")
 
 
 def installation(wheels: Path | None) -> list[list[str]]:

@@ -204,6 +204,25 @@ def test_a_failed_installation_is_told_and_the_rest_compiled(commands, tmp_path)
     assert list(commands) == ["install.log", "build.log"]
 
 
+@pytest.mark.parametrize(
+    ("facts", "asked", "archs"),
+    [
+        ({"capability": "9.0"}, None, "90-real"),
+        ({"capability": "8.0"}, None, ""),
+        ({}, None, ""),
+        ({"capability": "9.0"}, "89;120", "89;120"),
+    ],
+    ids=str,
+)
+def test_it_compiles_for_the_gpu_that_is_here(commands, monkeypatch, tmp_path, facts, asked, archs):
+    monkeypatch.delenv("PYOPS_CUDA_ARCHS", raising=False)
+    if asked is not None:
+        monkeypatch.setenv("PYOPS_CUDA_ARCHS", asked)
+    (outcome,) = gpu.build(options("--wheels", str(tmp_path)), facts, 60)
+    assert outcome.result == "passed"
+    assert commands["build.log"] == {"PYOPS_CUDA": "1", "PYOPS_CUDA_ARCHS": archs}
+
+
 TESTS = """
 import pytest
 class TestSome:
