@@ -287,6 +287,7 @@ def test_only_narrows_every_stage(monkeypatch):
     tests = seen["tests.log"]
     assert tests[tests.index("-k") + 1] == "rnn or lstm or gru or conv2d"
     assert int(tests[tests.index("-n") + 1]) == min(os.cpu_count(), 16)  # of 64 GiB
+    assert tests[tests.index("--timeout-method") + 1] == "thread"
     for tool in sanitizer.TOOLS:
         assert seen[f"{tool}.log"][-5:] == ["--only", "rnn", "lstm", "gru", "conv2d"]
     assert {"rnn", "conv2d", "--device", "cuda", "--minutes"} <= set(seen["bench.log"])
