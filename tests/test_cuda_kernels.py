@@ -1,6 +1,7 @@
 """Every kernel of the tables for GPUs: reached, right, steady, on any stream and device."""
 
 import contextlib
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -80,6 +81,19 @@ def test_runs_on_the_current_stream(call):
             ours = call.results(inputs, starts)
         stream.synchronize()
         assert_right(call, ours, late, starts)
+
+
+@every_call
+def test_runs_in_a_thread_that_has_done_nothing_before(call, monkeypatch):
+    """As autograd's threads: the driver knows no context there until somebody binds one."""
+    with here(call):
+        inputs = call.inputs()
+        starts = call.starts(inputs)
+        call.results(inputs, starts)  # then memory is there, and filling it would bind one
+        monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)
+        with ThreadPoolExecutor(1) as thread:
+            ours = thread.submit(call.results, inputs, starts).result()
+        assert_right(call, ours, inputs, starts)
 
 
 @every_call
