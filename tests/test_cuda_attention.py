@@ -104,9 +104,9 @@ def test_attention_gives_the_same_bits_again(kind):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("is_causal", [False, True])
 @pytest.mark.parametrize("d", [64, 128])
-@pytest.mark.parametrize("lengths", [(1, 300), (64, 192), (449, 65), (1000, 1100), (4096, 4096)])
+@pytest.mark.parametrize("lengths", [(1, 300), (64, 192), (449, 65), (3000, 500), (300, 9000)])
 def test_attention_by_warpgroups(lengths, d, is_causal, dtype):
-    """Several tiles a block of the grid; each query head's own keys, or shared by three."""
+    """The last two give a block of the grid several tiles, of queries or of keys."""
     torch.manual_seed(0)
     sizes = ((2, 6, lengths[0]), (2, 2, lengths[1]), (2, 2, lengths[1]))
     q, k, v = (torch.randn(*n, d, device="cuda", dtype=dtype, requires_grad=True) for n in sizes)
@@ -122,7 +122,8 @@ def test_attention_by_warpgroups(lengths, d, is_causal, dtype):
     grad_out = torch.randn_like(mine[0]).double()
     right = out, *torch.autograd.grad(out, wide, grad_out)
     for ours, theirs in zip(mine, right, strict=True):
-        assert (ours.double() - theirs).norm() <= 0.02 * theirs.norm()
+        # A query that sees one key has no gradient, but for what float32 rounds off.
+        assert (ours.double() - theirs).norm() <= 0.02 * theirs.norm() + 1e-3
 
 
 def test_attention_dropout_is_the_cpus():
