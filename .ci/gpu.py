@@ -135,11 +135,10 @@ def run(command: Sequence[str], log: str, seconds: float, **variables: str) -> i
 
     It is interrupted first, as by Ctrl-C, and killed with all its children if that does not help.
     """
-    path = os.pathsep.join([str(SITE / "bin"), str(Path(sys.executable).parent)])
     inherited = os.environ.get("PYTHONPATH", "")
     environment = {
         **os.environ,
-        "PATH": os.pathsep.join([path, os.environ.get("PATH", "")]),
+        "PATH": search_path(),
         "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), str(SITE), inherited])),
         **variables,
     }
@@ -159,6 +158,13 @@ def run(command: Sequence[str], log: str, seconds: float, **variables: str) -> i
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+
+
+def search_path() -> str:
+    """Where programs are found: what was installed, this Python's, the shell's, and CUDA's own."""
+    home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
+    own = [str(SITE / "bin"), str(Path(sys.executable).parent)]
+    return os.pathsep.join([*own, os.environ.get("PATH", os.defpath), f"{home}/bin"])
 
 
 def last_lines(log: str, count: int = 15) -> list[str]:
@@ -220,8 +226,8 @@ def _is_unpacked(wheel: Path) -> bool:
 
 
 def _is_there(module: str) -> bool:
-    found = importlib.util.find_spec(module) is not None
-    return found or (module in ("cmake", "ninja") and shutil.which(module) is not None)
+    is_program = module in ("cmake", "ninja") and shutil.which(module, path=search_path())
+    return bool(is_program) or importlib.util.find_spec(module) is not None
 
 
 def test(args: argparse.Namespace, gpu: dict[str, Any], seconds: float) -> list[Outcome]:
@@ -265,8 +271,8 @@ def read_tests(results: Path) -> tuple[str, list[str]]:
 
 def sanitize(args: argparse.Namespace, gpu: dict[str, Any], seconds: float) -> list[Outcome]:
     """Every kernel once under each of compute-sanitizer's tools, all tools at a time."""
-    if shutil.which("compute-sanitizer") is None:
-        return [Outcome("sanitize", "unavailable", "no compute-sanitizer on the PATH")]
+    if shutil.which("compute-sanitizer", path=search_path()) is None:
+        return [Outcome("sanitize", "unavailable", "no compute-sanitizer is found")]
     prefixes = [word for op in args.only for word in OPERATORS[op]]
     program = [sys.executable, str(ROOT / "tests" / "kernel_calls.py")]
     program += ["--only", *prefixes] if prefixes else []

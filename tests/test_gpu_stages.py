@@ -146,15 +146,15 @@ time.sleep(60)
     raise AssertionError("the child lives on")
 
 
-def test_programs_see_this_checkout_and_what_was_installed(monkeypatch):
-    code = (
-        "import os; print(os.environ['PATH'].split(':')[0], os.environ['PYTHONPATH'], os.getcwd())"
-    )
+def test_programs_see_this_checkout_what_was_installed_and_the_toolkit(monkeypatch):
+    monkeypatch.delenv("CUDA_HOME", raising=False)
+    code = "import os; print(os.environ['PATH'], os.environ['PYTHONPATH'], os.getcwd())"
     for before, then in (("", ""), ("/elsewhere", ":/elsewhere")):
         monkeypatch.setenv("PYTHONPATH", before)
         assert gpu.run([sys.executable, "-c", code], "log", 60) == 0
-        seen = f"{gpu.SITE}/bin {gpu.ROOT}:{gpu.SITE}{then} {gpu.ROOT}"
-        assert gpu.last_lines("log") == [seen]
+        places, modules, folder = gpu.last_lines("log")[0].split()
+        assert places.startswith(f"{gpu.SITE}/bin:") and places.endswith(":/usr/local/cuda/bin")
+        assert (modules, folder) == (f"{gpu.ROOT}:{gpu.SITE}{then}", str(gpu.ROOT))
 
 
 def test_only_what_is_missing_is_installed(monkeypatch):
@@ -280,7 +280,7 @@ def test_only_narrows_every_stage(monkeypatch):
     seen = {}
     monkeypatch.setattr(gpu, "run", lambda command, log, *a, **k: seen.update({log: command}) or
                         (gpu.OUT / log).write_text(CLEAN) * 0)  # fmt: skip
-    monkeypatch.setattr(gpu.shutil, "which", lambda name: name)
+    monkeypatch.setattr(gpu.shutil, "which", lambda name, path: name)
     args = options("--only", "rnn", "conv2d")
     for stage in (gpu.test, gpu.sanitize, gpu.bench):
         stage(args, FACTS, 60)
