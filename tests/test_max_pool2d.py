@@ -90,10 +90,13 @@ class TestMaxPool2d(ExactSuite):
         """Values and indices bit by bit, strides too; the gradient where nothing is rounded."""
         arguments = case.draw(dtype, place, grad=False)
         drawn = arguments.pop("input")
+        # With channels last native's kernel of a GPU takes element 0 for the maximum of -inf alone.
+        lowest = -9 if place == "cuda" else -torch.inf
         for x in (drawn, specials(drawn)):
             assert_identical(x, **arguments)
             if x.dim() == 4:
-                assert_identical(x.to(memory_format=torch.channels_last), **arguments)
+                last = x.clamp(min=lowest).to(memory_format=torch.channels_last)
+                assert_identical(last, **arguments)
 
     def test_changed_after_saving(self, device):
         """Native refuses, as it saves the input; we do not, and the gradient stays right."""
