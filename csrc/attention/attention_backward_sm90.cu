@@ -2,6 +2,7 @@
 // owners and 64 or 128 others, loaded by TMA and multiplied by WGMMA. A warpgroup's
 // products overlap its weights, and both the other's.
 #include "attention/attention_backward_warpgroup.h"
+#include "attention/attention_half.cuh"
 #include "attention/attention_sm90.cuh"
 
 namespace pyops {
@@ -209,11 +210,7 @@ cudaError_t run(const AttentionBackwardParams& p, cudaStream_t stream) {
 }  // namespace
 
 cudaError_t attention_backward_sm90(const AttentionBackwardParams& p, cudaStream_t stream) {
-  cudaError_t status = cudaErrorInvalidValue;
-  dispatch_dtype<kHalfTypes>(p.dtype, [&]<class T>(T) {
-    status = p.dim <= 64 && p.value_dim <= 64 ? run<T, 64>(p, stream) : run<T, 128>(p, stream);
-  });
-  return status;
+  return with_half_width(p, [&]<class T, int kD>() { return run<T, kD>(p, stream); });
 }
 
 }  // namespace pyops

@@ -3,6 +3,7 @@
 // turns (the ping-pong of FlashAttention-3, Shah et al. 2024): one's softmax fills the time of
 // another's products.
 #include "attention/attention_forward_warpgroup.h"
+#include "attention/attention_half.cuh"
 #include "attention/attention_sm90.cuh"
 
 namespace pyops {
@@ -147,11 +148,7 @@ cudaError_t run(const AttentionParams& p, cudaStream_t stream) {
 }  // namespace
 
 cudaError_t attention_forward_sm90(const AttentionParams& p, cudaStream_t stream) {
-  cudaError_t status = cudaErrorInvalidValue;
-  dispatch_dtype<kHalfTypes>(p.dtype, [&]<class T>(T) {
-    status = p.dim <= 64 && p.value_dim <= 64 ? run<T, 64>(p, stream) : run<T, 128>(p, stream);
-  });
-  return status;
+  return with_half_width(p, [&]<class T, int kD>() { return run<T, kD>(p, stream); });
 }
 
 }  // namespace pyops

@@ -1,4 +1,5 @@
 // Attention in half precision on the tensor cores of any GPU from sm_80 on.
+#include "attention/attention_half.cuh"
 #include "attention/attention_team.cuh"
 #include "attention/attention_tensorop_block.h"
 #include "gemm/tensor_team.cuh"
@@ -47,12 +48,7 @@ cudaError_t launch_forward(const AttentionParams& p, cudaStream_t stream) {
 }  // namespace
 
 cudaError_t attention_forward_tensorop_cuda(const AttentionParams& p, cudaStream_t stream) {
-  cudaError_t status = cudaErrorInvalidValue;
-  dispatch_dtype<kHalfTypes>(p.dtype, [&]<class T>(T) {
-    status = p.dim <= 64 && p.value_dim <= 64 ? launch_forward<T, 64>(p, stream)
-                                              : launch_forward<T, 128>(p, stream);
-  });
-  return status;
+  return with_half_width(p, [&]<class T, int kD>() { return launch_forward<T, kD>(p, stream); });
 }
 
 }  // namespace pyops
