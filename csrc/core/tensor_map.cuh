@@ -22,22 +22,20 @@ struct MappedTensor {
   int64_t batch_stride, head_stride, row_stride;
 };
 
-// The driver's function, asked for at run time: nothing of ours is linked to the driver.
-inline cudaError_t find_tensor_map_encoder(PFN_cuTensorMapEncodeTiled_v12000* encode) {
+// The driver's function, asked for at run time: nothing of ours is linked to the driver. Null where
+// the driver knows none.
+inline PFN_cuTensorMapEncodeTiled_v12000 find_tensor_map_encoder() {
   void* found = nullptr;
   cudaDriverEntryPointQueryResult result{};
   const cudaError_t status = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &found,
                                                               12000, cudaEnableDefault, &result);
-  if (status != cudaSuccess) return status;
-  if (result != cudaDriverEntryPointSuccess) return cudaErrorInsufficientDriver;
-  *encode = reinterpret_cast<PFN_cuTensorMapEncodeTiled_v12000>(found);
-  return cudaSuccess;
+  const bool is_known = status == cudaSuccess && result == cudaDriverEntryPointSuccess;
+  return is_known ? reinterpret_cast<PFN_cuTensorMapEncodeTiled_v12000>(found) : nullptr;
 }
 
 inline cudaError_t encode_tensor_map(const MappedTensor& t, int box_rows, CUtensorMap* map) {
-  PFN_cuTensorMapEncodeTiled_v12000 encode = nullptr;
-  const cudaError_t status = find_tensor_map_encoder(&encode);
-  if (status != cudaSuccess) return status;
+  static const PFN_cuTensorMapEncodeTiled_v12000 encode = find_tensor_map_encoder();
+  if (encode == nullptr) return cudaErrorInsufficientDriver;
   const auto count = [](int64_t n) { return static_cast<cuuint64_t>(n); };
   // Nobody steps along a dimension of one: its stride may be anything, and TMA is particular.
   const auto bytes = [](int64_t size, int64_t stride) {
@@ -54,7 +52,7 @@ inline cudaError_t encode_tensor_map(const MappedTensor& t, int box_rows, CUtens
       encode(map, type, 4, const_cast<void*>(t.data), sizes, strides, box, steps,
              CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
              CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-  return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
+  return static_cast<cudaError_t>(result);  // the runtime's numbers are the driver's
 }
 
 }  // namespace pyops
