@@ -54,6 +54,9 @@ OPERATORS = {
 WEIGHTS = {"build": 100.0, "test": 4.0, "sanitize": 2.0, "bench": 3.0}
 GRACE = 15.0  # seconds in which an interrupted program may still write down what it has
 MEMORY_PER_WORKER = 4 << 30  # bytes of the GPU: its context, and the largest common tests
+# Few tests at a time, so that the first file's come first. By groups xdist would have no work for
+# the workers that replace the ones which died.
+DEALING = ("--dist", "load", "--maxschedchunk", "2")
 # Seconds of a test, after which its process ends: no exception reaches one that waits for a kernel.
 PATIENCE = 90
 
@@ -237,7 +240,7 @@ def test(args: argparse.Namespace, gpu: dict[str, Any], seconds: float) -> list[
     results = OUT / "tests.xml"
     results.unlink(missing_ok=True)
     command = [
-        sys.executable, "-m", "pytest", "-m", "cuda", "-n", str(workers), "--dist", "loadgroup",
+        sys.executable, "-m", "pytest", "-m", "cuda", "-n", str(workers), *DEALING,
         "--max-worker-restart", "100", "--timeout", str(PATIENCE), "--timeout-method", "thread",
         "-o", "junit_family=xunit1", f"--junitxml={results}",
         *(["-k", " or ".join(words)] if words else []),

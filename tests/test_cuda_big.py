@@ -4,6 +4,8 @@ A full comparison with native would need several times the memory. The first and
 enough: an index that wraps around reads or writes at the wrong end.
 """
 
+import fcntl
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,11 +14,19 @@ import pyops
 
 P = pyops.functional
 BEYOND = 2**31 + 2**20
-pytestmark = [pytest.mark.cuda, pytest.mark.xdist_group("big"), pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.cuda, pytest.mark.timeout(300)]  # with the wait for a turn
 
 
 @pytest.fixture(autouse=True)
-def room():
+def turn():
+    """One of these tests at a time, of all the processes that test side by side."""
+    with open(__file__) as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def room(turn):
     """40 GB for half precision and its gradient; fresh memory is not filled, which takes longer."""
     torch.cuda.empty_cache()
     free, _ = torch.cuda.mem_get_info()

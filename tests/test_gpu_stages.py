@@ -266,6 +266,28 @@ def test_benchmarks_are_counted_and_each_operator_has_its_least():
     ]
 
 
+DYING = """
+import os, pytest, time
+@pytest.mark.parametrize("n", range(16))
+def test_number(n):
+    if n in (2, 5):
+        os._exit(1)
+    if n == 9:
+        time.sleep(60)
+"""
+
+
+def test_tests_go_on_when_processes_die(monkeypatch, tmp_path):
+    """As many as there are workers, and one that waits for ever."""
+    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = cuda\n")
+    (tmp_path / "test_dying.py").write_text("import pytest\npytestmark = pytest.mark.cuda" + DYING)
+    monkeypatch.setattr(gpu, "ROOT", tmp_path)
+    monkeypatch.setattr(gpu, "PATIENCE", 2)
+    (outcome,) = gpu.test(options(), {"memory": 2 * gpu.MEMORY_PER_WORKER}, 100)
+    assert (outcome.result, outcome.summary) == ("failed", "13 passed, 3 failed")
+    assert all("crashed while running" in problem for problem in outcome.problems)
+
+
 def test_a_stage_that_leaves_nothing_shows_how_it_ended(monkeypatch):
     monkeypatch.setattr(
         gpu, "run", lambda command, log, *a, **k: (gpu.OUT / log).write_text("oh\n")
