@@ -34,6 +34,13 @@ with_weight = pytest.mark.parametrize(
 )
 
 
+SEQUENCE_FIRST = (
+    torch.nn.MultiheadAttention,
+    torch.nn.TransformerEncoderLayer,
+    torch.nn.TransformerDecoderLayer,
+)
+
+
 def call(module, layer, dtype=torch.float32, device="cpu"):
     inputs, arguments = layer.draw(dtype, device)
     return tensors(module(*inputs, **arguments))
@@ -134,6 +141,17 @@ def test_compiles_without_a_graph_break(layer, training, device):
     with torch.set_grad_enabled(training):
         both = [call(m, layer, device=device) for m in (compiled, module)]
         torch.testing.assert_close(*both)
+
+
+@one_of_each
+def test_one_graph_serves_every_batch_size(layer):
+    """Export refuses what asks a symbolic size for its number; torch.compile would start anew."""
+    module, (inputs, _) = layer.build(pyops.nn).eval(), layer.draw()
+    dim = 1 if isinstance(module, (torch.nn.RNNBase, *SEQUENCE_FIRST)) else 0
+    shapes = tuple({dim: torch.export.Dim("batch", min=2)} for _ in inputs)
+    exported = torch.export.export(module, tuple(inputs), dynamic_shapes=shapes).module()
+    twice = [torch.cat([x, x], dim) for x in inputs]
+    torch.testing.assert_close(exported(*twice), module(*twice))
 
 
 @pytest.mark.parametrize("cls", ["LSTM", "GRU"])

@@ -1,5 +1,6 @@
 """lstm, gru, lstm_cell and gru_cell."""
 
+import math
 from typing import Any
 
 import torch
@@ -84,7 +85,7 @@ def _(
     cn = h0.new_empty(c0.shape if c0 is not None else (0,))
     accumulate = torch.float64 if input.dtype == torch.float64 else torch.float32
     kept, hidden = (5, w_hh.shape[0] // 4) if c0 is not None else (4, w_hh.shape[0] // 3)
-    rows = input.shape[:-1].numel()
+    rows = math.prod(input.shape[:-1])  # numel() would make of symbolic sizes those of one call
     reserve = input.new_empty((rows, kept * hidden) if save else (0,), dtype=accumulate)
     return output, h0.new_empty(h0.shape), cn, reserve
 
