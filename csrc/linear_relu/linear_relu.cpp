@@ -53,6 +53,7 @@ Tensor native(const Tensor& x, const Tensor& w, const OptionalTensor& bias, bool
 
 // Sizes are symbolic, or a compiled graph would serve those of one call alone.
 void check_linear(const char* op, const Tensor& x, const Tensor& w, const Tensor& bias) {
+  TORCH_CHECK_TYPE(x.defined() && w.defined(), op, ": input and weight must be tensors, got None");
   TORCH_CHECK(w.dim() == 1 || w.dim() == 2, op,
               ": weight must be (out_features, in_features) or (in_features), got ", w.sym_sizes());
   TORCH_CHECK(x.dim() >= 1, op, ": input must have at least one dimension, got a scalar");
