@@ -65,7 +65,7 @@ def conv2d_relu_max_pool2d(
 
     The first arguments are `conv2d`'s; kernel_size and those after it are `max_pool2d`'s, where
     pool_stride is kernel_size unless given. Training keeps the pooled result and where each maximum
-    came from, one byte per element (four for windows of more than 256).
+    came from, one byte per element (four for windows of more than 255).
     """
     return _convolve(
         "conv2d_relu_max_pool2d",
@@ -209,7 +209,7 @@ def _pooled_with_offsets(
         for i, axis in _AXES
     )
     result = _empty(input, (*full[:-2], *pooled), _memory_format(input, weight))
-    offset_type = torch.int32 if kernel_size[0] * kernel_size[-1] > 256 else torch.uint8
+    offset_type = torch.int32 if kernel_size[0] * kernel_size[-1] > 255 else torch.uint8
     return result, torch.empty_like(result, dtype=offset_type)
 
 
@@ -250,7 +250,6 @@ def _(
 @register_fake("conv2d_relu_max_pool2d_backward")
 def _(
     grad: Tensor,
-    output: Tensor,
     offsets: Tensor,
     input: Tensor,
     weight: Tensor,
