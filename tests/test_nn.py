@@ -9,7 +9,9 @@ from functools import partial
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import parametrizations, parametrize
+from torch.utils.flop_counter import FlopCounterMode
 
 import pyops
 from layers import LAYERS, ONE_OF_EACH, PADDING, Layer, causal, judge, tensors
@@ -141,6 +143,35 @@ def test_compiles_without_a_graph_break(layer, training, device):
     with torch.set_grad_enabled(training):
         both = [call(m, layer, device=device) for m in (compiled, module)]
         torch.testing.assert_close(*both)
+
+
+@one_of_each
+def test_operations_are_counted(layer):
+    """By torch.utils.flop_counter, as those of native's plain operations; fused ones it misses."""
+    counts = []
+    for namespace in (pyops.nn, torch.nn):
+        module = layer.build(namespace)
+        with (
+            torch.no_grad(),
+            torch.backends.mkldnn.flags(enabled=False),
+            sdpa_kernel(SDPBackend.MATH),
+            FlopCounterMode(display=False) as counter,
+        ):
+            call(module, layer)
+        counts.append(counter.get_total_flops())
+    assert counts[0] == counts[1]
+    assert (counts[0] > 0) == (layer.cls != "MaxPool2d")
+
+
+@pytest.mark.parametrize("layers", [("Conv2d", "Linear"), ("LSTM", "GRU")], ids=" ".join)
+def test_operations_of_gradients_are_counted(layers):
+    """Twice those of the forward: of the input and of the weights."""
+    for layer in (layer for layer in ONE_OF_EACH if layer.cls in layers):
+        with FlopCounterMode(display=False) as counter:
+            y = call(layer.build(pyops.nn), layer)[0]
+            forward = counter.get_total_flops()
+            y.sum().backward()
+        assert counter.get_total_flops() == 3 * forward > 0
 
 
 @one_of_each
