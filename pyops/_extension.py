@@ -32,7 +32,7 @@ except ModuleNotFoundError as error:
     python = f"Python 3.{sys.version_info.minor}"
     raise ImportError(f"pyops is not built for {python}: run {_REBUILD}") from error
 
-if "PYOPS_ISA" in os.environ:
+if os.environ.get("PYOPS_ISA"):
     try:
         _C.set_isa_cap(os.environ["PYOPS_ISA"])
     except ValueError as error:

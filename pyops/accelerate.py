@@ -25,7 +25,9 @@ def accelerate(model: Model) -> Model:
     hooks, shared modules, modes and `state_dict` keys are untouched. A `torch.nn.Sequential` fuses
     neighbours from then on (`pyops.nn.Sequential`). Left as they are: classes derived from
     torch.nn's, lazy modules not yet initialised, quantized, scripted and parametrized modules.
-    Calling it again changes only what was added. Returns `model`.
+    Calling it again changes only what was added. Whatever knows layers by their class
+    (torch.jit.script, torch.fx, torch.ao.quantization) comes first, or after `restore`. Returns
+    `model`.
     """
     return _switch(model, _OURS)
 

@@ -66,7 +66,7 @@ Conv2dPoolParams pool_params(int dtype, const int64_t* shape, const int64_t* poo
           {s.ow, pool[1], pool[3], pool[5], pool[7]},
           pool[8],
           pool[9],
-          pool[0] * pool[1] > 256,
+          pool[0] * pool[1] > 255,
           offsets,
           workspace};
 }
@@ -181,12 +181,12 @@ void pool_forward(int fused, int dtype, const int64_t* shape, const int64_t* poo
 }
 
 void pool_backward(int dtype, const int64_t* shape, const int64_t* pool, const void* grad_pooled,
-                   const void* pooled, const void* offsets, void* grad_y) {
+                   const void* offsets, void* grad_y) {
   const Conv2dPoolParams p =
       pool_params(dtype, shape, pool, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr);
   const Conv2dPoolBackwardParams b{shape_of(shape), p.dtype,    p.pool_h,       p.pool_w,
                                    p.pooled_h,      p.pooled_w, p.wide_offsets, grad_pooled,
-                                   pooled,          offsets,    grad_y};
+                                   offsets,         grad_y};
   dispatch_dtype(b.dtype, [&]<class T>(T) {
     for (int64_t e = 0; e < b.n * b.o * b.oh * b.ow; ++e) unpool_element<T>(b, e);
   });

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
+from torch.utils.flop_counter import FlopCounterMode
 
 import pyops
 from judging import assert_accurate
@@ -150,6 +151,18 @@ def test_whole_transformer(grad, device):
             for model in (ours, native)
         ]
     torch.testing.assert_close(*results, rtol=1e-9, atol=1e-12)
+
+
+def test_operations_count_as_before():
+    """Fused or not, in both directions, by torch.utils.flop_counter."""
+    model = network().features.append(nn.Flatten()).append(nn.Linear(96, 2))
+    x = images(2, 3, 12, 12)
+    counts = []
+    for accelerated in (False, True):
+        with FlopCounterMode(display=False) as counter:
+            (pyops.accelerate(model) if accelerated else model)(x).sum().backward()
+        counts.append(counter.get_total_flops())
+    assert counts[0] == counts[1] > 0
 
 
 def test_leaves_derived_classes_alone():

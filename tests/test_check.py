@@ -121,6 +121,14 @@ def test_what_is_unknown_is_a_user_error():
         certify("linear", "--device", "cuda", "--isa", "amx")
 
 
+@pytest.mark.parametrize("place", ["file/findings.json", "."])
+def test_an_unwritable_file_is_refused_before_the_work(tmp_path, monkeypatch, place):
+    monkeypatch.setattr(check, "_examine", pytest.fail)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write"):
+        certify("linear", "--json", str(tmp_path / place))
+
+
 def test_a_gpu_is_examined_with_the_code_of_each_architecture(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(check._C, "build_info", lambda: {"cuda": True})

@@ -264,7 +264,8 @@ POOLS = [
     ((2, 2), (3, 2), (1, 0), (2, 3), True),
     ((3, 3), (2, 2), (1, 1), (1, 1), False),
     ((3, 2), (1, 2), (1, 1), (2, 1), True),
-    ((17, 16), (16, 5), (8, 8), (1, 1), False),
+    ((15, 17), (16, 5), (7, 8), (1, 1), False),
+    ((16, 16), (16, 5), (8, 8), (1, 1), False),
 ]
 
 
@@ -288,8 +289,8 @@ def test_pooled_elements_are_exact(pool, dtype, format):
     assert fits == (kernel == (2, 2))
     for fused in (0, 1) if fits else (0,):
         mine = unwritten(expected, dtype, format)
-        wide = torch.int32 if kernel[0] * kernel[1] > 256 else torch.uint8
-        offsets = torch.zeros(expected.shape, dtype=wide).contiguous(memory_format=format)
+        kind, no_tap = (torch.int32, -1) if kernel[0] * kernel[1] > 255 else (torch.uint8, 255)
+        offsets = torch.zeros(expected.shape, dtype=kind).contiguous(memory_format=format)
         call("pool_forward", fused, code, numbers, windows, xc, wc, b.to(dtype), mine, offsets)
         assert torch.equal(mine, expected.to(dtype))
         rows, cols = (
@@ -304,11 +305,13 @@ def test_pooled_elements_are_exact(pool, dtype, format):
                 strict=True,
             )
         )
-        assert torch.equal(rows * y.shape[3] + cols, where)
+        passes = expected > 0
+        assert torch.equal(offsets == no_tap, ~passes)
+        assert torch.equal((rows * y.shape[3] + cols)[passes], where[passes])
         grad = integers(*expected.shape, dtype=torch.float64)
-        masked = torch.where(expected > 0, grad, 0)
+        masked = torch.where(passes, grad, 0)
         (right,) = torch.autograd.grad(expected, y, masked, retain_graph=True)
         grad_y = unwritten(y, dtype, format)
         gc = grad.to(dtype).contiguous(memory_format=format)
-        call("pool_backward", code, numbers, windows, gc, mine, offsets, grad_y)
+        call("pool_backward", code, numbers, windows, gc, offsets, grad_y)
         assert torch.equal(grad_y, right.to(dtype))

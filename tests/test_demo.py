@@ -9,6 +9,7 @@ import sys
 import pytest
 import torch
 
+import pyops
 from pyops.cli import main
 from pyops.cli.tasks import TASKS
 
@@ -168,6 +169,18 @@ class TestRefusals:
         assert "cannot use the device warp" in message
 
 
+def test_a_number_that_is_none_is_refused_in_words(capsys):
+    with pytest.raises(SystemExit):
+        main([*QUICK, "--epochs", "two"])
+    assert "argument --epochs: invalid integer value: 'two'" in capsys.readouterr().err
+
+
+def test_out_is_taken_as_it_is(tmp_path):
+    out = tmp_path / "MODELS"
+    assert main([*QUICK, "--epochs", "1", "--out", str(out)]) == 0
+    assert (out / "torch.json").exists()
+
+
 def test_missing_extra_names_the_cure(tmp_path):
     (tmp_path / "tqdm.py").write_text("raise ModuleNotFoundError(name='tqdm')")
     code = (
@@ -184,3 +197,18 @@ def test_help_lists_every_command():
     result = _run("--help")
     assert result.returncode == 0
     assert all(name in result.stdout for name in ("info", "check", "bench", "train", "demo"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--version"], f"pyops {pyops.__version__}"),
+        (["demo", "--help"], "Train a CNN on torch.nn"),
+    ],
+    ids=["version", "help"],
+)
+def test_speaks_of_itself(arguments, expected, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    assert end.value.code == 0
+    assert expected in capsys.readouterr().out

@@ -1,7 +1,9 @@
 """Functions that skip `torch.ops`: whoever watches PyTorch's calls still sees them."""
 
+import numpy
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -84,6 +86,15 @@ def test_a_subclass_sees_the_call():
 def test_a_wrong_type_names_op_and_argument(call, expected):
     with pytest.raises(TypeError, match=f"(?s){expected}"):
         call()
+
+
+@pytest.mark.parametrize(
+    "size", [numpy.int64(2), (numpy.int32(2), 1), [1, numpy.int64(2)]], ids=str
+)
+def test_integers_of_numpy_are_integers(size):
+    x, w = torch.rand(2, 3, 8, 8), torch.rand(4, 3, 3, 3)
+    assert torch.equal(P.max_pool2d(x, size, size), F.max_pool2d(x, size, size))
+    assert P.conv2d(x, w, None, size).shape == F.conv2d(x, w, None, size).shape
 
 
 def test_a_wrong_value_is_the_operators_to_refuse():

@@ -74,6 +74,7 @@ def run_with(isa):
 
 def test_the_environment_sets_the_cap():
     assert run_with("scalar").stdout == "scalar\n"
+    assert run_with("").stdout == f"{pyops._C.isa_detected()}\n"  # set to nothing is not set
 
 
 def test_an_unknown_name_in_the_environment_is_one_clear_error():

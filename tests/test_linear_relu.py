@@ -69,6 +69,13 @@ class TestLinearReLU(ExactSuite):
     rejects = LINEAR_REJECTS
 
 
+@pytest.mark.parametrize("suite", [TestLinear, TestLinearReLU])
+def test_none_is_no_tensor(suite):
+    """What a forward that forgot to return hands on."""
+    with pytest.raises(TypeError, match="input and weight must be tensors, got None"):
+        suite.op(input=None, weight=torch.randn(3, 8))
+
+
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 @pytest.mark.parametrize("layout", [torch.strided, torch.jagged], ids=str)
 @pytest.mark.parametrize("suite", [TestLinear, TestLinearReLU])

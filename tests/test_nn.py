@@ -9,7 +9,9 @@ from functools import partial
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import parametrizations, parametrize
+from torch.utils.flop_counter import FlopCounterMode
 
 import pyops
 from layers import LAYERS, ONE_OF_EACH, PADDING, Layer, causal, judge, tensors
@@ -31,6 +33,13 @@ with_weight = pytest.mark.parametrize(
         if layer.cls == cls
     ],
     ids=str,
+)
+
+
+SEQUENCE_FIRST = (
+    torch.nn.MultiheadAttention,
+    torch.nn.TransformerEncoderLayer,
+    torch.nn.TransformerDecoderLayer,
 )
 
 
@@ -134,6 +143,46 @@ def test_compiles_without_a_graph_break(layer, training, device):
     with torch.set_grad_enabled(training):
         both = [call(m, layer, device=device) for m in (compiled, module)]
         torch.testing.assert_close(*both)
+
+
+@one_of_each
+def test_operations_are_counted(layer):
+    """By torch.utils.flop_counter, as those of native's plain operations; fused ones it misses."""
+    counts = []
+    for namespace in (pyops.nn, torch.nn):
+        module = layer.build(namespace)
+        with (
+            torch.no_grad(),
+            torch.backends.mkldnn.flags(enabled=False),
+            sdpa_kernel(SDPBackend.MATH),
+            FlopCounterMode(display=False) as counter,
+        ):
+            call(module, layer)
+        counts.append(counter.get_total_flops())
+    assert counts[0] == counts[1]
+    assert (counts[0] > 0) == (layer.cls != "MaxPool2d")
+
+
+@pytest.mark.parametrize("layers", [("Conv2d", "Linear"), ("LSTM", "GRU")], ids=" ".join)
+def test_operations_of_gradients_are_counted(layers):
+    """Twice those of the forward: of the input and of the weights."""
+    for layer in (layer for layer in ONE_OF_EACH if layer.cls in layers):
+        with FlopCounterMode(display=False) as counter:
+            y = call(layer.build(pyops.nn), layer)[0]
+            forward = counter.get_total_flops()
+            y.sum().backward()
+        assert counter.get_total_flops() == 3 * forward > 0
+
+
+@one_of_each
+def test_one_graph_serves_every_batch_size(layer):
+    """Export refuses what asks a symbolic size for its number; torch.compile would start anew."""
+    module, (inputs, _) = layer.build(pyops.nn).eval(), layer.draw()
+    dim = 1 if isinstance(module, (torch.nn.RNNBase, *SEQUENCE_FIRST)) else 0
+    shapes = tuple({dim: torch.export.Dim("batch", min=2)} for _ in inputs)
+    exported = torch.export.export(module, tuple(inputs), dynamic_shapes=shapes).module()
+    twice = [torch.cat([x, x], dim) for x in inputs]
+    torch.testing.assert_close(exported(*twice), module(*twice))
 
 
 @pytest.mark.parametrize("cls", ["LSTM", "GRU"])

@@ -6,7 +6,7 @@ import torch
 import pyops
 from pyops.functional import gru, gru_cell, lstm, lstm_cell
 from recurrent import GATES, batch_sizes, case, in_half, loop, network, states, step, weights
-from suite import HALF, Case, OpSuite, Randn, Reject, results
+from suite import HALF, Case, OpSuite, Randn, Reject, flat, results, tensors_of
 
 
 class RecurrentSuite(OpSuite):
@@ -276,14 +276,28 @@ def with_state(function):
     return lambda input, h, **rest: function(input, h, **rest)
 
 
-class TestLstmCell(RecurrentSuite):
+class CellSuite(RecurrentSuite):
+    def test_states_may_be_written_to(self, place):
+        """As those of native's cells: a loop resets what ended by `h[done] = 0`."""
+        gradients = []
+        for function in (self.op, self.reference):
+            arguments = self.cases[1].draw(torch.float64, place)
+            states = flat(function(**arguments))
+            for state in states:
+                state[::2] = 0
+            loss = sum(state.square().sum() for state in states)
+            gradients.append(torch.autograd.grad(loss, [*tensors_of(arguments).values()]))
+        torch.testing.assert_close(*gradients)
+
+
+class TestLstmCell(CellSuite):
     op = staticmethod(with_pair(lstm_cell))
     reference = staticmethod(with_pair(torch.lstm_cell))
     transformable = staticmethod(step("lstm"))
     cases, rejects = cell_cases("lstm"), cell_rejects("lstm")
 
 
-class TestGruCell(RecurrentSuite):
+class TestGruCell(CellSuite):
     op = staticmethod(with_state(gru_cell))
     reference = staticmethod(with_state(torch.gru_cell))
     transformable = staticmethod(step("gru"))

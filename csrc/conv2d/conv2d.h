@@ -58,13 +58,23 @@ struct Conv2dBackwardParams : Conv2dShape {
 
 // max_pool2d(relu(conv2d(x))). The pooled tensors are (N, O, pool_h.out, pool_w.out) in the order
 // of y, which itself is never stored. An offset is the window's tap that the maximum came from, ky
-// * kernel_w + kx: the first of equal ones, the last NaN.
+// * kernel_w + kx: the first of equal ones, the last NaN; kNoTap where the ReLU lets none pass.
+inline constexpr int32_t kNoTap = -1;
+
 struct Conv2dPoolParams : Conv2dParams {  // y: the pooled result
   PoolAxis pool_h, pool_w;
   int64_t pooled_h, pooled_w;
-  bool wide_offsets;          // int32 rather than uint8
+  bool wide_offsets;          // int32 rather than uint8, where kNoTap is 255
   void* offsets;              // null when not wanted
   void* workspace = nullptr;  // room for y, which most kernels of a GPU pool; null on the CPU
+
+  PYOPS_HOST_DEVICE void store_offset(int64_t at, int32_t tap) const {
+    if (wide_offsets) {
+      static_cast<int32_t*>(offsets)[at] = tap;
+    } else {
+      static_cast<uint8_t*>(offsets)[at] = static_cast<uint8_t>(tap);
+    }
+  }
 };
 
 // Gradient of y for the gradient of the pooled result.
@@ -74,9 +84,14 @@ struct Conv2dPoolBackwardParams : Conv2dShape {
   int64_t pooled_h, pooled_w;
   bool wide_offsets;
   const void* grad_pooled;
-  const void* pooled;
   const void* offsets;
   void* grad_y;  // (N, O, oh, ow), already masked by the ReLU
+
+  PYOPS_HOST_DEVICE int32_t tap(int64_t at) const {
+    if (wide_offsets) return static_cast<const int32_t*>(offsets)[at];
+    const uint8_t offset = static_cast<const uint8_t*>(offsets)[at];
+    return offset == static_cast<uint8_t>(kNoTap) ? kNoTap : offset;
+  }
 };
 
 void conv2d_forward_scalar(const Conv2dParams& params);

@@ -128,18 +128,17 @@ struct WindowMaximum {
       offset = tap;
     }
   }
+
+  PYOPS_HOST_DEVICE int32_t tap() const {
+    return static_cast<acc_t<T>>(value) <= 0 ? kNoTap : static_cast<int32_t>(offset);
+  }
 };
 
 template <class T>
 PYOPS_HOST_DEVICE inline void store_pooled(const Conv2dPoolParams& p, int64_t at,
                                            const WindowMaximum<T>& best) {
   static_cast<T*>(p.y)[at] = best.value;
-  if (p.offsets == nullptr) return;
-  if (p.wide_offsets) {
-    static_cast<int32_t*>(p.offsets)[at] = static_cast<int32_t>(best.offset);
-  } else {
-    static_cast<uint8_t*>(p.offsets)[at] = static_cast<uint8_t>(best.offset);
-  }
+  if (p.offsets != nullptr) p.store_offset(at, best.tap());
 }
 
 // Element `e` of the pooled result, in the order of memory, from the convolution's result in the
@@ -175,10 +174,7 @@ PYOPS_HOST_DEVICE inline void unpool_element(const Conv2dPoolBackwardParams& p, 
       const int64_t tj = p.pool_w.tap_at(px, to.x);
       if (tj < 0) continue;
       const int64_t at = to.n * from.n + to.c * from.c + py * from.y + px * from.x;
-      const int64_t offset = p.wide_offsets ? static_cast<const int32_t*>(p.offsets)[at]
-                                            : static_cast<const uint8_t*>(p.offsets)[at];
-      const bool passes = offset == ti * p.pool_w.kernel + tj && !(value_at<T>(p.pooled, at) <= 0);
-      if (passes) sum += value_at<T>(p.grad_pooled, at);
+      if (p.tap(at) == ti * p.pool_w.kernel + tj) sum += value_at<T>(p.grad_pooled, at);
     }
   }
   static_cast<T*>(p.grad_y)[e] = static_cast<T>(sum);

@@ -25,7 +25,7 @@ struct Pool {
   PoolAxis h, w;
   int64_t pooled_h, pooled_w;
 
-  bool wide_offsets() const { return h.kernel * w.kernel > 256; }
+  bool wide_offsets() const { return h.kernel * w.kernel > 255; }  // and kNoTap is one more
 };
 
 inline Pool make_pool(const Sizes& s, const Conv2dShape& shape) {

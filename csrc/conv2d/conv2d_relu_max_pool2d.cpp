@@ -102,11 +102,10 @@ Pooled with_offsets_kernel(const Tensor& x, const Tensor& w, const OptionalTenso
 }
 
 // Gradient of the convolution's output.
-Tensor unpool_kernel(const Tensor& grad, const Tensor& y, const Tensor& offsets, const Tensor& x,
+Tensor unpool_kernel(const Tensor& grad, const Tensor& offsets, const Tensor& x,
                      const Conv2dShape& shape, const Pool& pool) {
   const auto format = kernel_format(shape);
-  const Tensor g = grad.contiguous(format), yc = y.contiguous(format);
-  const Tensor oc = offsets.contiguous(format);
+  const Tensor g = grad.contiguous(format), oc = offsets.contiguous(format);
   Tensor grad_y = at::empty({shape.n, shape.o, shape.oh, shape.ow}, x.options(), format);
   const Conv2dPoolBackwardParams params{shape,
                                         dtype_of(x),
@@ -116,15 +115,14 @@ Tensor unpool_kernel(const Tensor& grad, const Tensor& y, const Tensor& offsets,
                                         pool.pooled_w,
                                         pool.wide_offsets(),
                                         g.const_data_ptr(),
-                                        yc.const_data_ptr(),
                                         oc.const_data_ptr(),
                                         grad_y.mutable_data_ptr()};
   serve("conv2d_relu_max_pool2d_backward", kBackward, params, {grad, x});
   return grad_y;
 }
 
-Gradients backward_kernel(const Tensor& grad, const Tensor& y, const Tensor& offsets,
-                          const Tensor& x, const Tensor& w, IntArrayRef stride, IntArrayRef padding,
+Gradients backward_kernel(const Tensor& grad, const Tensor& offsets, const Tensor& x,
+                          const Tensor& w, IntArrayRef stride, IntArrayRef padding,
                           IntArrayRef dilation, int64_t groups, IntArrayRef kernel_size,
                           IntArrayRef pool_stride, IntArrayRef pool_padding,
                           IntArrayRef pool_dilation, bool ceil_mode, std::array<bool, 3> wanted) {
@@ -134,24 +132,24 @@ Gradients backward_kernel(const Tensor& grad, const Tensor& y, const Tensor& off
   const Pool pool = make_pool(s, shape);
   const std::array<int64_t, 4> dims{shape.n, shape.o, pool.pooled_h, pool.pooled_w};
   const IntArrayRef sizes(dims);
-  TORCH_CHECK(grad.sizes() == sizes && y.sizes() == sizes && offsets.sizes() == sizes, kPooledName,
-              "_backward: grad, output and offsets must be ", sizes, ", got ", grad.sizes(), ", ",
-              y.sizes(), " and ", offsets.sizes());
-  const Tensor grad_y = unpool_kernel(grad, y, offsets, x, shape, pool);
+  TORCH_CHECK(grad.sizes() == sizes && offsets.sizes() == sizes, kPooledName,
+              "_backward: grad and offsets must be ", sizes, ", got ", grad.sizes(), " and ",
+              offsets.sizes());
+  const Tensor grad_y = unpool_kernel(grad, offsets, x, shape, pool);
   return conv2d_backward(grad_y, x, w, std::nullopt, stride, padding, dilation, groups, wanted);
 }
 
-Gradients call_backward(const Tensor& grad, const Tensor& y, const Tensor& offsets, const Tensor& x,
-                        const Tensor& w, const Sizes& s, std::array<bool, 3> wanted) {
+Gradients call_backward(const Tensor& grad, const Tensor& offsets, const Tensor& x, const Tensor& w,
+                        const Sizes& s, std::array<bool, 3> wanted) {
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("pyops::conv2d_relu_max_pool2d_backward", "")
                              .typed<decltype(backward_kernel)>();
-  return op.call(grad, y, offsets, x, w, s.stride, s.padding, s.dilation, s.groups, s.kernel_size,
+  return op.call(grad, offsets, x, w, s.stride, s.padding, s.dilation, s.groups, s.kernel_size,
                  s.pool_stride, s.pool_padding, s.pool_dilation, s.ceil_mode, wanted);
 }
 
-// Positions in the convolution's flattened output plane that the offsets stand for. An empty window
-// has none; its gradient is zero wherever it goes.
+// Positions in the convolution's flattened output plane that the offsets stand for. Where there is
+// none the gradient is zero wherever it goes.
 Tensor flat_indices(const Tensor& offsets, const Pool& pool) {
   const Tensor tap = offsets.to(at::kLong);
   const auto start = [&](const PoolAxis& axis, int64_t pooled) {
@@ -163,13 +161,13 @@ Tensor flat_indices(const Tensor& offsets, const Pool& pool) {
   return (y * pool.w.size + x).clamp(0, pool.h.size * pool.w.size - 1).flatten(2);
 }
 
-// The same gradients as differentiable operations; offsets and mask are constants.
-Gradients differentiable_backward(const Tensor& grad, const Tensor& y, const Tensor& offsets,
-                                  const Tensor& x, const Tensor& w, const Sizes& s,
-                                  std::array<bool, 3> wanted) {
+// The same gradients as differentiable operations; offsets are constants.
+Gradients differentiable_backward(const Tensor& grad, const Tensor& offsets, const Tensor& x,
+                                  const Tensor& w, const Sizes& s, std::array<bool, 3> wanted) {
   const Conv2dShape shape = conv2d_shape(kPooledName, x, w, Tensor(), s.convolution());
   const Pool pool = make_pool(s, shape);
-  const Tensor masked = at::threshold_backward(grad, y.detach(), 0).flatten(2);
+  const Tensor passes = offsets.ne(pool.wide_offsets() ? kNoTap : static_cast<uint8_t>(kNoTap));
+  const Tensor masked = grad.where(passes, 0).flatten(2);
   const Tensor grad_y = at::zeros({shape.n, shape.o, shape.oh * shape.ow}, grad.options())
                             .scatter_add(2, flat_indices(offsets, pool), masked)
                             .view({shape.n, shape.o, shape.oh, shape.ow});
@@ -177,19 +175,18 @@ Gradients differentiable_backward(const Tensor& grad, const Tensor& y, const Ten
                          wanted);
 }
 
-Gradients backward_autograd(const Tensor& grad, const Tensor& y, const Tensor& offsets,
-                            const Tensor& x, const Tensor& w, IntArrayRef stride,
-                            IntArrayRef padding, IntArrayRef dilation, int64_t groups,
-                            IntArrayRef kernel_size, IntArrayRef pool_stride,
-                            IntArrayRef pool_padding, IntArrayRef pool_dilation, bool ceil_mode,
-                            std::array<bool, 3> wanted) {
+Gradients backward_autograd(const Tensor& grad, const Tensor& offsets, const Tensor& x,
+                            const Tensor& w, IntArrayRef stride, IntArrayRef padding,
+                            IntArrayRef dilation, int64_t groups, IntArrayRef kernel_size,
+                            IntArrayRef pool_stride, IntArrayRef pool_padding,
+                            IntArrayRef pool_dilation, bool ceil_mode, std::array<bool, 3> wanted) {
   const Sizes s{stride,      padding,      dilation,      groups,   kernel_size,
                 pool_stride, pool_padding, pool_dilation, ceil_mode};
   if (native_reason({grad, x, w}, kDevices) != nullptr || needs_grad({grad, x, w})) {
-    return differentiable_backward(grad, y, offsets, x, w, s, wanted);
+    return differentiable_backward(grad, offsets, x, w, s, wanted);
   }
   const at::AutoDispatchBelowADInplaceOrView below;
-  return call_backward(grad, y, offsets, x, w, s, wanted);
+  return call_backward(grad, offsets, x, w, s, wanted);
 }
 
 template <class Signature>
@@ -210,7 +207,7 @@ struct PoolFunction : torch::autograd::Function<PoolFunction> {
   static variable_list forward(AutogradContext* ctx, const Tensor& x, const Tensor& w,
                                const OptionalTensor& bias, const Sizes& s) {
     auto [y, offsets] = call_with_offsets(x, w, bias, s);
-    ctx->save_for_backward({x, w, y, offsets});
+    ctx->save_for_backward({x, w, offsets});
     ctx->mark_non_differentiable({offsets});
     std::vector<int64_t> numbers{s.groups, s.ceil_mode, bias.has_value()};
     for (const IntArrayRef values :
@@ -229,7 +226,7 @@ struct PoolFunction : torch::autograd::Function<PoolFunction> {
     const Sizes s{pair(0), pair(1), pair(2), numbers[0],     pair(3),
                   pair(4), pair(5), pair(6), numbers[1] != 0};
     auto [grad_x, grad_w, grad_bias] =
-        call_backward(grads[0], saved[2], saved[3], saved[0], saved[1], s,
+        call_backward(grads[0], saved[2], saved[0], saved[1], s,
                       {ctx->needs_input_grad(0), ctx->needs_input_grad(1),
                        numbers[2] != 0 && ctx->needs_input_grad(2)});
     return {grad_x, grad_w, grad_bias, Tensor()};
@@ -328,7 +325,7 @@ TORCH_LIBRARY_FRAGMENT(pyops, m) {
       "int[2] pool_stride, int[2] pool_padding, int[2] pool_dilation, bool ceil_mode) "
       "-> (Tensor, Tensor)");
   m.def(
-      "conv2d_relu_max_pool2d_backward(Tensor grad, Tensor output, Tensor offsets, Tensor input, "
+      "conv2d_relu_max_pool2d_backward(Tensor grad, Tensor offsets, Tensor input, "
       "Tensor weight, int[2] stride, int[2] padding, int[2] dilation, int groups, "
       "int[2] kernel_size, int[2] pool_stride, int[2] pool_padding, int[2] pool_dilation, "
       "bool ceil_mode, bool[3] wanted) -> (Tensor, Tensor, Tensor)");

@@ -190,7 +190,7 @@ struct PoolForward {
   void operator()(int64_t n, int64_t o, int64_t py, int64_t px, int64_t at) const {
     const PoolWindow rows = p.pool_h.window(py), cols = p.pool_w.window(px);
     T best = static_cast<T>(-__builtin_inff());
-    int64_t offset = 0, ky = rows.first_tap;
+    int64_t tap = 0, ky = rows.first_tap;
     for (int64_t oy = rows.begin; oy < rows.end; oy += p.pool_h.dilation, ++ky) {
       int64_t kx = cols.first_tap;
       for (int64_t ox = cols.begin; ox < cols.end; ox += p.pool_w.dilation, ++kx) {
@@ -198,17 +198,14 @@ struct PoolForward {
         const auto v = static_cast<acc_t<T>>(value);
         if (v > static_cast<acc_t<T>>(best) || v != v) {
           best = value;
-          offset = ky * p.pool_w.kernel + kx;
+          tap = ky * p.pool_w.kernel + kx;
         }
       }
     }
     static_cast<T*>(p.y)[at] = best;
     if (p.offsets == nullptr) return;
-    if (p.wide_offsets) {
-      static_cast<int32_t*>(p.offsets)[at] = static_cast<int32_t>(offset);
-    } else {
-      static_cast<uint8_t*>(p.offsets)[at] = static_cast<uint8_t>(offset);
-    }
+    const bool passes = !(static_cast<acc_t<T>>(best) <= 0);
+    p.store_offset(at, passes ? static_cast<int32_t>(tap) : kNoTap);
   }
 };
 
@@ -237,18 +234,15 @@ void pool_backward(const Conv2dPoolBackwardParams& p) {
     Scratch<acc_t<T>> sums(full);
     for (int64_t task = begin; task < end; ++task) {
       const auto* grad = static_cast<const T*>(p.grad_pooled) + task * pooled;
-      const auto* out = static_cast<const T*>(p.pooled) + task * pooled;
       auto* grad_y = static_cast<T*>(p.grad_y) + task * full;
       for (int64_t j = 0; j < full; ++j) sums[j] = 0;
       for (int64_t py = 0, j = 0; py < p.pooled_h; ++py) {
         for (int64_t px = 0; px < p.pooled_w; ++px) {
           for (int64_t c = 0; c < channels; ++c, ++j) {
-            if (static_cast<acc_t<T>>(out[j]) <= 0) continue;
-            const int64_t at = task * pooled + j;
-            const int64_t offset = p.wide_offsets ? static_cast<const int32_t*>(p.offsets)[at]
-                                                  : static_cast<const uint8_t*>(p.offsets)[at];
-            const int64_t oy = p.pool_h.start(py) + offset / p.pool_w.kernel * p.pool_h.dilation;
-            const int64_t ox = p.pool_w.start(px) + offset % p.pool_w.kernel * p.pool_w.dilation;
+            const int64_t tap = p.tap(task * pooled + j);
+            if (tap == kNoTap) continue;
+            const int64_t oy = p.pool_h.start(py) + tap / p.pool_w.kernel * p.pool_h.dilation;
+            const int64_t ox = p.pool_w.start(px) + tap % p.pool_w.kernel * p.pool_w.dilation;
             sums[(oy * p.ow + ox) * channels + c] += static_cast<acc_t<T>>(grad[j]);
           }
         }

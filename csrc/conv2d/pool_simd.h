@@ -24,20 +24,16 @@ struct PoolStrip {
       offset = V::where_exceeds(x, value, V::set1(static_cast<Acc>(tap)), offset);
       value = V::where_exceeds(x, value, x, value);
     }
+
+    V tap() const { return V::where_exceeds(value, V::zero(), offset, V::set1(kNoTap)); }
   };
 
   void store(const Maximum& maximum, int64_t at, int n) const {
     maximum.value.store(static_cast<T*>(p.y) + at, n);
     if (p.offsets == nullptr) return;
-    Acc offsets[V::kWidth];
-    maximum.offset.store(offsets);
-    for (int i = 0; i < n; ++i) {
-      if (p.wide_offsets) {
-        static_cast<int32_t*>(p.offsets)[at + i] = static_cast<int32_t>(offsets[i]);
-      } else {
-        static_cast<uint8_t*>(p.offsets)[at + i] = static_cast<uint8_t>(offsets[i]);
-      }
-    }
+    Acc taps[V::kWidth];
+    maximum.tap().store(taps);
+    for (int i = 0; i < n; ++i) p.store_offset(at + i, static_cast<int32_t>(taps[i]));
   }
 
   // n windows of one pooled row from px on, which meet the taps that `cols` says.

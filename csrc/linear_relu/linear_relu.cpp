@@ -51,12 +51,15 @@ Tensor native(const Tensor& x, const Tensor& w, const OptionalTensor& bias, bool
   return relu ? at::relu(y) : y;
 }
 
+// Sizes are symbolic, or a compiled graph would serve those of one call alone.
 void check_linear(const char* op, const Tensor& x, const Tensor& w, const Tensor& bias) {
+  TORCH_CHECK_TYPE(x.defined() && w.defined(), op, ": input and weight must be tensors, got None");
   TORCH_CHECK(w.dim() == 1 || w.dim() == 2, op,
-              ": weight must be (out_features, in_features) or (in_features), got ", w.sizes());
+              ": weight must be (out_features, in_features) or (in_features), got ", w.sym_sizes());
   TORCH_CHECK(x.dim() >= 1, op, ": input must have at least one dimension, got a scalar");
-  TORCH_CHECK(x.size(-1) == w.size(-1), op, ": input must end in in_features=", w.size(-1),
-              ", the weight's last dimension, got ", x.sizes());
+  TORCH_CHECK(x.sym_size(-1) == w.sym_size(-1), op,
+              ": input must end in in_features=", w.sym_size(-1),
+              ", the weight's last dimension, got ", x.sym_sizes());
   TORCH_CHECK(x.scalar_type() == w.scalar_type(), op, ": weight must have the input's dtype ",
               x.scalar_type(), ", got ", w.scalar_type());
   TORCH_CHECK(x.device() == w.device(), op, ": weight must be on the input's device ", x.device(),
@@ -73,7 +76,7 @@ void check_linear(const char* op, const Tensor& x, const Tensor& w, const Tensor
 bool is_ours(const char* op, const Tensor& x, const Tensor& w, const Tensor& bias) {
   if (goes_native(op, {x, w, bias}, kDevices)) return false;
   check_linear(op, x, w, bias);
-  if (w.dim() == 2 && (!bias.defined() || (bias.dim() == 1 && bias.size(0) == w.size(0)))) {
+  if (w.dim() == 2 && (!bias.defined() || (bias.dim() == 1 && bias.sym_size(0) == w.sym_size(0)))) {
     return true;
   }
   if (explaining()) {
@@ -155,9 +158,9 @@ Gradients call_backward(const Tensor& grad, const Tensor& x, const Tensor& w,
 Gradients differentiable_backward(const Tensor& grad, const Tensor& x, const Tensor& w,
                                   const OptionalTensor& relu_output, std::array<bool, 3> wanted) {
   const Tensor masked = relu_output ? at::threshold_backward(grad, relu_output->detach(), 0) : grad;
-  const Tensor g = masked.reshape({-1, w.size(0)});
+  const Tensor g = masked.reshape_symint({-1, w.sym_size(0)});
   return {wanted[0] ? masked.matmul(w) : Tensor(),
-          wanted[1] ? g.t().matmul(x.reshape({-1, w.size(1)})) : Tensor(),
+          wanted[1] ? g.t().matmul(x.reshape_symint({-1, w.sym_size(1)})) : Tensor(),
           wanted[2] ? g.sum(0) : Tensor()};
 }
 

@@ -7,6 +7,7 @@ namespace pyops {
 
 inline constexpr size_t kSaved = kInputs + 3;
 
+// A cell's caller may write to y, as to native's; hn holds the same and stays inside.
 inline torch::autograd::variable_list saved_of(const RnnLayer& layer, const RnnOutputs& results) {
   const auto value = [](const OptionalTensor& t) { return value_or_undefined(t); };
   const auto& [y, hn, cn, reserve] = results;
@@ -19,7 +20,7 @@ inline torch::autograd::variable_list saved_of(const RnnLayer& layer, const RnnO
           value(layer.b_hh),
           value(layer.w_hr),
           value(layer.batch_sizes),
-          y,
+          layer.one_step() ? hn : y,
           reserve};
 }
 

@@ -34,6 +34,7 @@ from pyops.certificate import (
     verify,
 )
 from pyops.cli import UserError
+from pyops.cli.files import output_file, replace_file
 from pyops.numerics import UNJUDGED, Verdict, settle
 
 from .info import ARCHITECTURES, ISAS, architectures_of, gpus
@@ -103,7 +104,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--device", choices=("cpu", "cuda"), help="default: both, if there is a GPU"
     )
     parser.add_argument("--quick", action="store_true", help="two shapes per op, under a minute")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the findings as JSON")
+    parser.add_argument("--json", type=output_file, metavar="FILE", help="write the findings too")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -272,4 +273,4 @@ def _write(path: Path, findings: list[Finding]) -> None:
             for f in findings
         ],
     }
-    path.write_text(json.dumps(document, indent=1) + "\n")
+    replace_file(path, lambda file: file.write_text(json.dumps(document, indent=1) + "\n"))

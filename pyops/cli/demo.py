@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train both sides and compare them; 1 when they do not agree."""
-    out = output_directory(args.out)
+    out = output_directory(args.out or "runs/demo")
     task = load_task("cnn", args)
     trainers = {f"{side}.nn": new_trainer(task, "cnn", side, args) for side in SIDES}
     native, ours = trainers.values()

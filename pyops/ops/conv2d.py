@@ -1,5 +1,6 @@
 """conv2d and its fusions with ReLU and max pooling."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -8,7 +9,7 @@ from torch import Tensor
 
 from pyops import _C
 from pyops.ops._direct import direct
-from pyops.ops._register import register_fake
+from pyops.ops._register import register_fake, register_flops
 from pyops.ops._size2 import Size2, pair
 
 
@@ -65,7 +66,7 @@ def conv2d_relu_max_pool2d(
 
     The first arguments are `conv2d`'s; kernel_size and those after it are `max_pool2d`'s, where
     pool_stride is kernel_size unless given. Training keeps the pooled result and where each maximum
-    came from, one byte per element (four for windows of more than 256).
+    came from, one byte per element (four for windows of more than 255).
     """
     return _convolve(
         "conv2d_relu_max_pool2d",
@@ -209,7 +210,7 @@ def _pooled_with_offsets(
         for i, axis in _AXES
     )
     result = _empty(input, (*full[:-2], *pooled), _memory_format(input, weight))
-    offset_type = torch.int32 if kernel_size[0] * kernel_size[-1] > 256 else torch.uint8
+    offset_type = torch.int32 if kernel_size[0] * kernel_size[-1] > 255 else torch.uint8
     return result, torch.empty_like(result, dtype=offset_type)
 
 
@@ -250,7 +251,6 @@ def _(
 @register_fake("conv2d_relu_max_pool2d_backward")
 def _(
     grad: Tensor,
-    output: Tensor,
     offsets: Tensor,
     input: Tensor,
     weight: Tensor,
@@ -266,3 +266,39 @@ def _(
     wanted: Sequence[bool],
 ) -> tuple[Tensor | None, ...]:
     return _gradients(input, weight, wanted)
+
+
+@register_flops(
+    "conv2d", "conv2d_relu", "conv2d_relu_max_pool2d", "conv2d_relu_max_pool2d_with_offsets"
+)
+def _flops(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Sequence[int] = (1, 1),
+    padding: Sequence[int] = (0, 0),
+    dilation: Sequence[int] = (1, 1),
+    *rest: Any,
+    **result: Any,
+) -> int:
+    shape = _output_shape(input, weight, stride, padding, dilation)
+    return 2 * math.prod(shape) * weight[0].numel()
+
+
+@register_flops("conv2d_backward")
+def _(
+    grad: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    relu_output: Tensor | None,
+    *geometry: Any,
+    **result: Any,
+) -> int:
+    return _flops(input, weight, None, *geometry) * sum(geometry[-1][:2])
+
+
+@register_flops("conv2d_relu_max_pool2d_backward")
+def _(
+    grad: Tensor, offsets: Tensor, input: Tensor, weight: Tensor, *geometry: Any, **result: Any
+) -> int:
+    return _flops(input, weight, None, *geometry) * sum(geometry[-1][:2])

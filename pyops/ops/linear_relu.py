@@ -1,9 +1,11 @@
 """linear and linear_relu."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from pyops.ops._register import register_fake
+from pyops.ops._register import register_fake, register_flops
 
 
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -41,3 +43,13 @@ def _(
     return tuple(
         input.new_empty(shape) if want else None for shape, want in zip(shapes, wanted, strict=True)
     )
+
+
+@register_flops("linear", "linear_relu")
+def _flops(input: Tensor, weight: Tensor, *rest: Any, **result: Any) -> int:
+    return 2 * input.numel() * weight.shape[0]
+
+
+@register_flops("linear_backward")
+def _(grad: Tensor, input: Tensor, weight: Tensor, *rest: Any, **result: Any) -> int:
+    return _flops(input, weight) * sum(rest[-1][:2])

@@ -1,11 +1,12 @@
 """lstm, gru, lstm_cell and gru_cell."""
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pyops.ops._register import register_fake
+from pyops.ops._register import register_fake, register_flops
 
 
 def lstm(*args: Any, **options: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -84,7 +85,7 @@ def _(
     cn = h0.new_empty(c0.shape if c0 is not None else (0,))
     accumulate = torch.float64 if input.dtype == torch.float64 else torch.float32
     kept, hidden = (5, w_hh.shape[0] // 4) if c0 is not None else (4, w_hh.shape[0] // 3)
-    rows = input.shape[:-1].numel()
+    rows = math.prod(input.shape[:-1])  # numel() would make of symbolic sizes those of one call
     reserve = input.new_empty((rows, kept * hidden) if save else (0,), dtype=accumulate)
     return output, h0.new_empty(h0.shape), cn, reserve
 
@@ -113,3 +114,25 @@ def _(
         t.new_empty(t.shape) if want and t is not None else None
         for t, want in zip(inputs, wanted, strict=True)
     )
+
+
+@register_flops("rnn_layer")
+def _(input: Tensor, *rest: Any, **result: Any) -> int:
+    weights = (rest[2], rest[3], rest[6])  # w_ih, w_hh, w_hr
+    return 2 * math.prod(input.shape[:-1]) * sum(w.numel() for w in weights if w is not None)
+
+
+@register_flops("rnn_layer_backward")
+def _(
+    grad_output: Tensor | None,
+    grad_hn: Tensor | None,
+    grad_cn: Tensor | None,
+    input: Tensor,
+    *rest: Any,
+    **result: Any,
+) -> int:
+    wanted = rest[-1]
+    # Gradients of the states pass by W_hh and W_hr at each step, wanted or not.
+    uses = ((rest[2], wanted[0] + wanted[3]), (rest[3], 1 + wanted[4]), (rest[6], 1 + wanted[7]))
+    products = sum(w.numel() * times for w, times in uses if w is not None)
+    return 2 * math.prod(input.shape[:-1]) * products
