@@ -4,7 +4,9 @@ What is marked `cuda` runs where there is a GPU: `pytest -m cuda` is that half o
 """
 
 import os
+import shutil
 import sys
+import tempfile
 
 import pytest
 import torch
@@ -23,6 +25,13 @@ torch.backends.cudnn.allow_tf32 = False
 torch.utils.deterministic.fill_uninitialized_memory = True
 pyops._C.poison_scratch(True)
 torch.set_num_threads(1)  # pytest-xdist uses the cores; test_threads has its own number
+
+
+def pytest_configure(config):
+    # Inductor's cache does not see that a schema of ours changed. The workers of xdist share one.
+    if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:
+        folder = os.environ["TORCHINDUCTOR_CACHE_DIR"] = tempfile.mkdtemp(prefix="inductor-")
+        config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
 
 
 def pytest_collection_modifyitems(items):
