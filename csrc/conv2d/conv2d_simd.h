@@ -92,7 +92,9 @@ bool vectors_pay(const Correlation<T>& c) {
 
 template <bool kMasked, class T>
 void correlate(const Correlation<T>& c) {
-  if (c.depthwise) return depthwise<kMasked>(c);
+  if constexpr (!kMasked) {
+    if (c.depthwise) return depthwise(c);
+  }
   if constexpr (std::is_same_v<acc_t<T>, float>) {
     if (vectors_pay(c)) return VectorCorrelation<kMasked, T>(c).run();
   }
@@ -278,9 +280,11 @@ void backward_weight(const Conv2dBackwardParams& p, int64_t pass) {
   const int64_t taps = p.group_c() * p.kh * p.kw, elements = p.group_o() * taps;
   const int64_t positions = p.n * p.oh * p.ow;
   T* grad = static_cast<T*>(p.grad_weight) + pass * elements;
-  if (is_depthwise(p)) {
-    const auto x = input_images<T>(p, p.x, 0), g = gradient_images<T>(p, 0, x.y, x.x);
-    return depthwise_weight<kMasked>(p.channels_last, x, g, p.n, grad);
+  if constexpr (!kMasked) {
+    if (is_depthwise(p)) {
+      const auto x = input_images<T>(p, p.x, 0), g = gradient_images<T>(p, 0, x.y, x.x);
+      return depthwise_weight(p.channels_last, x, g, p.n, grad);
+    }
   }
   if (backward_weight_on_grid<T, kMasked>(p, pass, grad)) return;
   // With fewer weights than this, splitting them among threads would repeat the packing; a slice
@@ -325,14 +329,34 @@ void conv2d_backward(const Conv2dBackwardParams& p) {
   }
 }
 
+// With the ReLU's mask applied to the gradient beforehand.
+template <class T>
+void conv2d_backward_masked_once(Conv2dBackwardParams p) {
+  using V = Vec<acc_t<T>>;
+  const auto *grad = static_cast<const T*>(p.grad_y), *mask = static_cast<const T*>(p.y);
+  const int64_t count = p.n * p.o * p.oh * p.ow;
+  Scratch<T> gradient(count);
+  parallel_for(0, ceil_div(count, V::kWidth), 4096, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin * V::kWidth; i < std::min(end * V::kWidth, count); i += V::kWidth) {
+      const int n = static_cast<int>(std::min<int64_t>(V::kWidth, count - i));
+      const V x = V::where_positive(V::load(mask + i, n), V::load(grad + i, n));
+      n == V::kWidth ? x.store(&gradient[i]) : x.store(&gradient[i], n);
+    }
+  });
+  p.grad_y = gradient.get(), p.y = nullptr;
+  conv2d_backward<T, false>(p);
+}
+
 inline void conv2d_forward(const Conv2dParams& params) {
   dispatch_dtype<kKernelTypes>(params.dtype, [&](auto t) { conv2d_forward<decltype(t)>(params); });
 }
 
 inline void conv2d_backward(const Conv2dBackwardParams& params) {
   dispatch_dtype<kKernelTypes>(params.dtype, [&](auto t) {
-    params.y != nullptr ? conv2d_backward<decltype(t), true>(params)
-                        : conv2d_backward<decltype(t), false>(params);
+    using T = decltype(t);
+    if (params.y == nullptr) return conv2d_backward<T, false>(params);
+    is_depthwise(params) ? conv2d_backward_masked_once<T>(params)
+                         : conv2d_backward<T, true>(params);
   });
 }
 

@@ -8,7 +8,7 @@ namespace pyops::PYOPS_ISA_NAMESPACE {
 
 // Sums of some positions by some vectors of channels are in registers, as many as hide the latency
 // of a product. `weight` has the channels side by side.
-template <bool kMasked, class T>
+template <class T>
 class DepthwisePixels {
   using Acc = acc_t<T>;
   using V = Vec<Acc>;
@@ -68,8 +68,7 @@ class DepthwisePixels {
               V::load(weight + (j * x.taps + i) * c.channels + channel + v * V::kWidth, lanes);
 #pragma GCC unroll 4
           for (int k = 0; k < kCount; ++k) {
-            const V pixel =
-                load_masked<T, kMasked>(c.images, from + k * step + v * V::kWidth, lanes);
+            const V pixel = load_masked<T, false>(c.images, from + k * step + v * V::kWidth, lanes);
             sums[k][v] = V::fma(w, pixel, sums[k][v]);
           }
         }
@@ -94,7 +93,7 @@ class DepthwisePixels {
   PixelSink<T> sink;
 };
 
-template <bool kMasked, class T>
+template <class T>
 void depthwise_pixel(const Correlation<T>& c) {
   using Acc = acc_t<T>;
   const Axis& y = c.images.y;
@@ -103,7 +102,7 @@ void depthwise_pixel(const Correlation<T>& c) {
   for (int64_t i = 0; i < taps * c.channels; ++i) {
     weight[i % taps * c.channels + i / taps] = static_cast<Acc>(c.weight[i]);
   }
-  const DepthwisePixels<kMasked, T> pixels(c, weight.get());
+  const DepthwisePixels<T> pixels(c, weight.get());
   parallel_for(0, c.batch * y.positions, 1, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) pixels.run(row / y.positions, row % y.positions);
   });
@@ -111,7 +110,7 @@ void depthwise_pixel(const Correlation<T>& c) {
 
 // The weight gradient of vectors [begin, end) of channels, a row of positions at a time. Images and
 // rows are taken in their order, so that sums do not depend on how the channels were shared out.
-template <bool kMasked, class T>
+template <class T>
 class DepthwisePixelWeights {
   using Acc = acc_t<T>;
   using V = Vec<Acc>;
@@ -166,10 +165,7 @@ class DepthwisePixelWeights {
     if constexpr (kWhole) lanes = V::kWidth;
     const auto product = [&](int64_t q, int row, int64_t tap, V sum) {
       const T* at = line + row * row_step + x.x.at(q, tap) * x.channels;
-      const T* mask = kMasked ? gradient.mask + (g - gradient.data) + q * x.channels : nullptr;
-      V grad = V::load(g + q * x.channels, lanes);
-      if constexpr (kMasked) grad = V::where_positive(V::load(mask, lanes), grad);
-      return V::fma(grad, V::load(at, lanes), sum);
+      return V::fma(V::load(g + q * x.channels, lanes), V::load(at, lanes), sum);
     };
     const int64_t begin = positions_inside(x.x, first).begin;
     const int64_t end = std::max(begin, positions_inside(x.x, first + kColumns - 1).end);
@@ -202,11 +198,11 @@ class DepthwisePixelWeights {
   int64_t taps_;
 };
 
-template <bool kMasked, class T>
+template <class T>
 void depthwise_weight_pixel(const Images<T>& x, const Images<T>& gradient, int64_t batch,
                             T* grad_weight) {
   parallel_for(0, ceil_div(x.channels, Vec<acc_t<T>>::kWidth), 1, [&](int64_t begin, int64_t end) {
-    DepthwisePixelWeights<kMasked, T>(x, gradient).run(batch, begin, end, grad_weight);
+    DepthwisePixelWeights<T>(x, gradient).run(batch, begin, end, grad_weight);
   });
 }
 

@@ -38,7 +38,6 @@ struct PaddedPlane {
   }
 
   // Into memory that was zero before the first plane: the padding stays so.
-  template <bool kMasked>
   void fill(const Images<T>& images, int64_t plane_offset, Acc* out) const {
     constexpr int64_t kLine = 64 / sizeof(T);
     for (int64_t r = std::max<int64_t>(0, -y.origin); r < std::min(height, y.size - y.origin);
@@ -49,14 +48,14 @@ struct PaddedPlane {
       }
       Acc* to = out + r * row_stride();
       if (x.stride == 1) {
-        fill_row<kMasked>(images, row, to);
+        fill_row(images, row, to);
       } else if (x.stride == 2) {
-        fill_residues<kMasked>(images, row, to);
+        fill_residues(images, row, to);
       } else {
         for (int64_t residue = 0; residue < x.stride; ++residue) {
           const auto [begin, end] = columns(residue);
-          copy_rows<kMasked>(images, row + x.origin + residue + begin * x.stride, 0, x.stride,
-                             to + residue * width + begin, 0, 1, end - begin);
+          copy_rows<false>(images, row + x.origin + residue + begin * x.stride, 0, x.stride,
+                           to + residue * width + begin, 0, 1, end - begin);
         }
       }
     }
@@ -71,28 +70,26 @@ struct PaddedPlane {
   }
 
   // Whole vectors are stored: behind the last column there is room, for zeros.
-  template <bool kMasked>
   void fill_row(const Images<T>& images, int64_t row, Acc* to) const {
     const auto [begin, end] = columns(0);
     for (int64_t i = begin; i < end; i += kV) {
       const int n = static_cast<int>(std::min<int64_t>(kV, end - i));
-      load_masked<T, kMasked>(images, row + x.origin + i, n).store(to + i);
+      load_masked<T, false>(images, row + x.origin + i, n).store(to + i);
     }
   }
 
   // Both residues at once: neighbours in the image are the same column of one and of the other.
-  template <bool kMasked>
   void fill_residues(const Images<T>& images, int64_t row, Acc* to) const {
     const Inside even = columns(0), odd = columns(1);
     // An odd padding begins with an element that has no left neighbour.
     if (odd.begin < even.begin) {
-      to[width + odd.begin] = load_masked<T, kMasked>(images, row, 1).sum();
+      to[width + odd.begin] = load_masked<T, false>(images, row, 1).sum();
     }
     for (int64_t i = even.begin; i < std::max(even.end, odd.end); i += kV) {
       const int64_t from = x.origin + 2 * i, left = x.size - from;
       const auto load = [&](int64_t first) {
         const int n = static_cast<int>(std::clamp<int64_t>(left - first, 0, kV));
-        return load_masked<T, kMasked>(images, row + from + first, n);
+        return load_masked<T, false>(images, row + from + first, n);
       };
       const auto [evens, odds] = split<T>(load(0), load(kV));
       Vec<Acc>{in_order<T>(evens.v)}.store(to + i);
@@ -160,7 +157,7 @@ class DepthwisePlane {
   const PlanarSink<T>& sink;
 };
 
-template <bool kMasked, class T>
+template <class T>
 void depthwise_planar(const Correlation<T>& c) {
   const PaddedPlane<T> padded(c.images);
   const int64_t plane = padded.y.size * padded.x.size, taps = padded.taps();
@@ -172,7 +169,7 @@ void depthwise_planar(const Correlation<T>& c) {
     std::fill(image.get(), image.get() + padded.size(), acc_t<T>{0});
     for (int64_t task = begin; task < end; ++task) {
       const int64_t n = task / c.channels, channel = task % c.channels;
-      padded.template fill<kMasked>(c.images, task * plane, image.get());
+      padded.fill(c.images, task * plane, image.get());
       const auto run = [&]<int kTaps>() {
         DepthwisePlane<kTaps, T>(padded, offsets.get(), sink)
             .run(image.get(), c.weight + channel * taps, channel,
@@ -184,7 +181,7 @@ void depthwise_planar(const Correlation<T>& c) {
 }
 
 // sums[t] += Σ g · x at taps [0, kTaps) from `offsets` on, over one plane.
-template <int kTaps, bool kMasked, class T>
+template <int kTaps, class T>
 void depthwise_weight_taps(const PaddedPlane<T>& padded, const acc_t<T>* image,
                            const Images<T>& gradient, int64_t plane_offset, const int64_t* offsets,
                            acc_t<T>* sums) {
@@ -195,7 +192,7 @@ void depthwise_weight_taps(const PaddedPlane<T>& padded, const acc_t<T>* image,
     const int64_t row = plane_offset + qy * padded.x.positions;
     const acc_t<T>* from = image + qy * padded.y.stride * padded.row_stride();
     const auto add = [&](int64_t qx, int lanes) {
-      const V g = load_masked<T, kMasked>(gradient, row + qx, lanes);
+      const V g = load_masked<T, false>(gradient, row + qx, lanes);
       for (int t = 0; t < kTaps; ++t) {
         const acc_t<T>* at = from + offsets[t] + qx;
         // Beyond the row may lie what a zero does not silence.
@@ -209,7 +206,7 @@ void depthwise_weight_taps(const PaddedPlane<T>& padded, const acc_t<T>* image,
   for (int t = 0; t < kTaps; ++t) sums[t] += sum[t].sum();
 }
 
-template <bool kMasked, class T>
+template <class T>
 void depthwise_weight_planar(const Images<T>& x, const Images<T>& gradient, int64_t batch,
                              T* grad_weight) {
   using Acc = acc_t<T>;
@@ -225,15 +222,15 @@ void depthwise_weight_planar(const Images<T>& x, const Images<T>& gradient, int6
       std::fill(sums.get(), sums.get() + taps, Acc{0});
       for (int64_t n = 0; n < batch; ++n) {
         const int64_t at = n * channels + channel;
-        padded.template fill<false>(x, at * plane, image.get());
+        padded.fill(x, at * plane, image.get());
         int64_t t = 0;
         for (; t + 9 <= taps; t += 9) {
-          depthwise_weight_taps<9, kMasked>(padded, image.get(), gradient, at * positions,
-                                            offsets.get() + t, sums.get() + t);
+          depthwise_weight_taps<9>(padded, image.get(), gradient, at * positions, offsets.get() + t,
+                                   sums.get() + t);
         }
         for (; t < taps; ++t) {
-          depthwise_weight_taps<1, kMasked>(padded, image.get(), gradient, at * positions,
-                                            offsets.get() + t, sums.get() + t);
+          depthwise_weight_taps<1>(padded, image.get(), gradient, at * positions, offsets.get() + t,
+                                   sums.get() + t);
         }
       }
       for (int64_t t = 0; t < taps; ++t) {

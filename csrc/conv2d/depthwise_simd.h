@@ -1,5 +1,5 @@
 // Convolutions with one input and one output channel per group: no sum over channels, hence no
-// GEMM.
+// GEMM. Gradients come without a mask, which every tap would apply anew.
 #pragma once
 
 #include "conv2d/depthwise_pixel_simd.h"
@@ -11,16 +11,16 @@ inline bool is_depthwise(const Conv2dShape& s) {
   return s.groups > 1 && s.c == s.groups && s.o == s.groups;
 }
 
-template <bool kMasked, class T>
+template <class T>
 void depthwise(const Correlation<T>& c) {
-  c.channels_last ? depthwise_pixel<kMasked>(c) : depthwise_planar<kMasked>(c);
+  c.channels_last ? depthwise_pixel(c) : depthwise_planar(c);
 }
 
-template <bool kMasked, class T>
+template <class T>
 void depthwise_weight(bool channels_last, const Images<T>& x, const Images<T>& gradient,
                       int64_t batch, T* grad_weight) {
-  channels_last ? depthwise_weight_pixel<kMasked>(x, gradient, batch, grad_weight)
-                : depthwise_weight_planar<kMasked>(x, gradient, batch, grad_weight);
+  channels_last ? depthwise_weight_pixel(x, gradient, batch, grad_weight)
+                : depthwise_weight_planar(x, gradient, batch, grad_weight);
 }
 
 }  // namespace pyops::PYOPS_ISA_NAMESPACE
