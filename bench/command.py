@@ -19,6 +19,7 @@ import torch
 
 import pyops
 from pyops.cli import UserError
+from pyops.cli.files import output_file
 from pyops.cli.info import ARCHITECTURES, ISAS, machine
 
 from . import plots, report
@@ -74,9 +75,9 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         "flash, efficient, cudnn, math, flattened, or any backend of torch.compile",
     )  # fmt: skip
     parser.add_argument("--quick", action="store_true", help="one shape per op, eager peers only")
-    parser.add_argument("--json", type=Path, metavar="FILE")
-    parser.add_argument("--png", type=Path, metavar="FILE", help="a picture of the ratios")
-    parser.add_argument("--roofline", type=Path, metavar="FILE", help="one of the limits")
+    parser.add_argument("--json", type=output_file, metavar="FILE")
+    parser.add_argument("--png", type=output_file, metavar="FILE", help="a picture of the ratios")
+    parser.add_argument("--roofline", type=output_file, metavar="FILE", help="one of the limits")
     parser.add_argument("--save", action="store_true", help=f"write {RESULTS.name}/<machine>.*")
     parser.add_argument("--against", metavar="REF", help="compare with another git revision")
 
@@ -164,7 +165,10 @@ def _cases(benches: Sequence[Bench], args: argparse.Namespace, peaks: Peaks) -> 
     peers = base.peers if args.peers is None else _peers(args.peers)
     dtypes = args.dtype or (FULL_DTYPES if args.full else base.dtypes)
     settings = replace(base, dtypes=dtypes, device=args.device, peers=peers, cold=args.cold)
-    only = re.compile(args.only or "")
+    try:
+        only = re.compile(args.only or "")
+    except re.error as error:
+        raise UserError(f"bench: --only {args.only!r} is no regular expression: {error}") from None
     ranked = []
     for bench in benches:
         shapes = bench.shapes_on(args.device, full=args.full)

@@ -1,6 +1,16 @@
 """Faster PyTorch layers: own kernels as drop-in functions, modules and models."""
 
-from pyops import _extension as _extension  # first: loads the operators everything else calls
+import sys
+from pathlib import Path
+
+try:
+    from pyops import _extension as _extension  # first: loads the operators everything else calls
+except (ImportError, ValueError) as error:
+    # The command says it in a line, but its module is part of what could not be imported.
+    if Path(*sys.argv[:1]).name != "pyops":
+        raise
+    print(f"pyops: {error}", file=sys.stderr)
+    raise SystemExit(2) from None
 from pyops import functional, nn
 from pyops._control import CallLog, explain, isa, isa_cap
 from pyops.accelerate import accelerate, restore

@@ -220,6 +220,8 @@ def test_command_writes_json_and_png(tmp_path, monkeypatch, capsys):
     assert {r["op"] for r in json.loads(json_file.read_text())["results"]} == {"linear"}
     assert all(picture.read_bytes().startswith(b"\x89PNG") for picture in pictures)
     assert "minimum" in capsys.readouterr().out
+    with pytest.raises(UserError, match="'\\[' is no regular expression"):
+        command.run(parser.parse_args(["--quick", "--only", "["]))
 
 
 RUN = """

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -83,3 +84,17 @@ def test_an_unknown_name_in_the_environment_is_one_clear_error():
     expected = "expected one of scalar, avx2, avx512, amx, sm_80, sm_90, got 'avx1024'"
     assert result.stderr.splitlines()[-1] == f"ValueError: PYOPS_ISA: {expected}"
     assert result.stderr.count("Traceback") == 1
+
+
+def test_the_command_says_it_in_a_line(tmp_path):
+    command = tmp_path / "pyops"
+    command.write_text("from pyops.cli import main; raise SystemExit(main())")
+    result = subprocess.run(
+        [sys.executable, command, "info"],
+        env=os.environ | {"PYOPS_ISA": "avx1024", "PYTHONPATH": str(Path(__file__).parent.parent)},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 2
+    assert result.stderr.startswith("pyops: PYOPS_ISA: expected one of scalar, avx2")
+    assert result.stderr.count("\n") == 1
