@@ -9,19 +9,22 @@
 namespace pyops {
 namespace {
 
-// The vector kernels count positions of a plane in lanes as wide as a float.
+// The vector kernels count positions of a plane in lanes as wide as a float. Where windows lie far
+// apart they load a lane at a time, which few outputs to a row do not pay for.
 template <class Params>
-bool plane_fits_lanes(const Params& p) {
-  return p.h.size * p.w.size <= std::numeric_limits<int32_t>::max();
+bool fills_lanes(const Params& p) {
+  return p.h.size * p.w.size <= std::numeric_limits<int32_t>::max() &&
+         (p.channels_last || p.w.stride <= 2 || p.ow >= 8);
 }
-constexpr const char* kPlaneFitsLanes = "planes of fewer than 2^31 elements";
+constexpr const char* kFillsLanes =
+    "planes of fewer than 2^31 elements; in rows 8 outputs or more, or a stride of 2 at most";
 
 // Gathering asks every window that covers an element; when there are many, scattering is cheaper.
 bool suits_gather(const MaxPool2dBackwardParams& p) {
   const int64_t windows = ((p.h.kernel - 1) / p.h.stride + 1) * ((p.w.kernel - 1) / p.w.stride + 1);
-  return windows <= 25 && plane_fits_lanes(p);
+  return windows <= 25 && fills_lanes(p);
 }
-constexpr const char* kSuitsGather = "at most 25 windows over an element, planes below 2^31";
+constexpr const char* kSuitsGather = "at most 25 windows over an element; lanes filled as forward";
 
 constexpr Candidate<MaxPool2dParams> kForward[] = {
 #ifdef PYOPS_CUDA
@@ -31,10 +34,10 @@ constexpr Candidate<MaxPool2dParams> kForward[] = {
      suits_strips, kSuitsStrips},
     {"max_pool2d_forward_cuda", Arch::kSm80, kAnyFloat, max_pool2d_forward_cuda},
 #endif
-    {"max_pool2d_forward_avx512", Isa::kAvx512, kAnyFloat, max_pool2d_forward_avx512,
-     plane_fits_lanes, kPlaneFitsLanes},
-    {"max_pool2d_forward_avx2", Isa::kAvx2, kAnyFloat, max_pool2d_forward_avx2, plane_fits_lanes,
-     kPlaneFitsLanes},
+    {"max_pool2d_forward_avx512", Isa::kAvx512, kAnyFloat, max_pool2d_forward_avx512, fills_lanes,
+     kFillsLanes},
+    {"max_pool2d_forward_avx2", Isa::kAvx2, kAnyFloat, max_pool2d_forward_avx2, fills_lanes,
+     kFillsLanes},
     {"max_pool2d_forward_scalar", Isa::kScalar, kAnyFloat, max_pool2d_forward_scalar},
 };
 constexpr Candidate<MaxPool2dBackwardParams> kBackward[] = {
