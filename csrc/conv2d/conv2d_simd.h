@@ -347,16 +347,29 @@ void conv2d_backward_masked_once(Conv2dBackwardParams p) {
   conv2d_backward<T, false>(p);
 }
 
+// A window that covers the image is one tap, with all of the image's elements for its channels.
+template <class Params>
+Params as_pointwise(Params p) {
+  const bool covers = p.kh == p.h && p.kw == p.w && p.oh * p.ow == 1;
+  if (!covers || p.groups > 1 || p.padding_h > 0 || p.padding_w > 0) return p;
+  p.c *= p.h * p.w;
+  p.h = p.w = p.kh = p.kw = 1;
+  p.stride_h = p.stride_w = p.dilation_h = p.dilation_w = 1;
+  p.channels_last = true;
+  return p;
+}
+
 inline void conv2d_forward(const Conv2dParams& params) {
-  dispatch_dtype<kKernelTypes>(params.dtype, [&](auto t) { conv2d_forward<decltype(t)>(params); });
+  const Conv2dParams p = as_pointwise(params);
+  dispatch_dtype<kKernelTypes>(p.dtype, [&](auto t) { conv2d_forward<decltype(t)>(p); });
 }
 
 inline void conv2d_backward(const Conv2dBackwardParams& params) {
-  dispatch_dtype<kKernelTypes>(params.dtype, [&](auto t) {
+  const Conv2dBackwardParams p = as_pointwise(params);
+  dispatch_dtype<kKernelTypes>(p.dtype, [&](auto t) {
     using T = decltype(t);
-    if (params.y == nullptr) return conv2d_backward<T, false>(params);
-    is_depthwise(params) ? conv2d_backward_masked_once<T>(params)
-                         : conv2d_backward<T, true>(params);
+    if (p.y == nullptr) return conv2d_backward<T, false>(p);
+    is_depthwise(p) ? conv2d_backward_masked_once<T>(p) : conv2d_backward<T, true>(p);
   });
 }
 
