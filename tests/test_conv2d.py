@@ -133,8 +133,10 @@ class TestConv2d(ConvSuite):
 class TestConv2dReLU(ConvSuite):
     op = staticmethod(conv2d_relu)
     reference = staticmethod(lambda **arguments: F.relu(F.conv2d(**arguments)))
-    alone = ("tiny", "the window covers the image")  # a single output is too few to pool
-    cases = [c for c in conv_cases(shift=2) if c.name in (*alone, *FUSED)]
+    # A single output is too few to pool.
+    cases = [
+        c for c in conv_cases(shift=2) if c.name in ("tiny", "the window covers the image", *FUSED)
+    ]
     rejects = CONV_REJECTS
 
 

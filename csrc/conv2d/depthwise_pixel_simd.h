@@ -16,11 +16,11 @@ class DepthwisePixels {
 
  public:
   DepthwisePixels(const Correlation<T>& correlation, const Acc* taps)
-      : c(correlation), weight(taps), sink{c.result, c.map, c.epilogue} {}
+      : c_(correlation), weight_(taps), sink_{c_.result, c_.map, c_.epilogue} {}
 
   // Row qy of the positions of image n.
   void run(int64_t n, int64_t qy) const {
-    const Axis& x = c.images.x;
+    const Axis& x = c_.images.x;
     const int64_t whole = positions_inside(x, 0).begin;
     const int64_t edge = std::max(whole, positions_inside(x, x.taps - 1).end);
     int64_t q = 0;
@@ -32,25 +32,25 @@ class DepthwisePixels {
  private:
   template <int kCount>
   void positions(int64_t n, int64_t qy, int64_t q, const Inside& kx) const {
-    const Axis& y = c.images.y;
-    T* out = c.result + c.map.offset((n * y.positions + qy) * c.images.x.positions + q);
+    const Axis& y = c_.images.y;
+    T* out = c_.result + c_.map.offset((n * y.positions + qy) * c_.images.x.positions + q);
     int64_t channel = 0;
-    for (; channel + kVectors * V::kWidth <= c.channels; channel += kVectors * V::kWidth) {
+    for (; channel + kVectors * V::kWidth <= c_.channels; channel += kVectors * V::kWidth) {
       sum<kCount, kVectors, true>(n, qy, q, kx, channel, V::kWidth, out);
     }
-    for (; channel + V::kWidth <= c.channels; channel += V::kWidth) {
+    for (; channel + V::kWidth <= c_.channels; channel += V::kWidth) {
       sum<kCount, 1, true>(n, qy, q, kx, channel, V::kWidth, out);
     }
-    const int rest = static_cast<int>(c.channels - channel);
+    const int rest = static_cast<int>(c_.channels - channel);
     if (rest > 0) sum<kCount, 1, false>(n, qy, q, kx, channel, rest, out);
   }
 
   template <int kCount, int kWide, bool kWhole>
   void sum(int64_t n, int64_t qy, int64_t q, const Inside& kx, int64_t channel, int lanes,
            T* out) const {
-    const Axis &y = c.images.y, &x = c.images.x;
+    const Axis &y = c_.images.y, &x = c_.images.x;
     const Inside ky = taps_inside(y, qy);
-    const int64_t step = x.stride * c.channels;
+    const int64_t step = x.stride * c_.channels;
     if constexpr (kWhole) lanes = V::kWidth;
     V sums[kCount][kWide];
 #pragma GCC unroll 4
@@ -61,36 +61,37 @@ class DepthwisePixels {
     for (int64_t j = ky.begin; j < ky.end; ++j) {
       const int64_t line = (n * y.size + y.at(qy, j)) * x.size;
       for (int64_t i = kx.begin; i < kx.end; ++i) {
-        const int64_t from = (line + x.at(q, i)) * c.channels + channel;
+        const int64_t from = (line + x.at(q, i)) * c_.channels + channel;
 #pragma GCC unroll 2
         for (int v = 0; v < kWide; ++v) {
           const V w =
-              V::load(weight + (j * x.taps + i) * c.channels + channel + v * V::kWidth, lanes);
+              V::load(weight_ + (j * x.taps + i) * c_.channels + channel + v * V::kWidth, lanes);
 #pragma GCC unroll 4
           for (int k = 0; k < kCount; ++k) {
-            const V pixel = load_masked<T, false>(c.images, from + k * step + v * V::kWidth, lanes);
+            const V pixel =
+                load_masked<T, false>(c_.images, from + k * step + v * V::kWidth, lanes);
             sums[k][v] = V::fma(w, pixel, sums[k][v]);
           }
         }
       }
     }
     V bias[kWide];
-    for (int v = 0; v < kWide; ++v) bias[v] = sink.bias(channel + v * V::kWidth, lanes);
+    for (int v = 0; v < kWide; ++v) bias[v] = sink_.bias(channel + v * V::kWidth, lanes);
     const int64_t below = (n * y.size + y.at(qy + 1, y.taps - 1)) * x.size + x.at(q, 0);
 #pragma GCC unroll 4
     for (int k = 0; k < kCount; ++k) {
-      T* to = out + k * c.map.col_stride + channel;
+      T* to = out + k * c_.map.col_stride + channel;
       // Rows lie too far apart for the processor to see what comes next.
-      prefetch_to_read(c.images.data + below * c.channels + k * step + channel);
-      prefetch_to_write(to + kCount * c.map.col_stride);
+      prefetch_to_read(c_.images.data + below * c_.channels + k * step + channel);
+      prefetch_to_write(to + kCount * c_.map.col_stride);
 #pragma GCC unroll 2
-      for (int v = 0; v < kWide; ++v) sink.put(sums[k][v] + bias[v], to + v * V::kWidth, lanes);
+      for (int v = 0; v < kWide; ++v) sink_.put(sums[k][v] + bias[v], to + v * V::kWidth, lanes);
     }
   }
 
-  const Correlation<T>& c;
-  const Acc* weight;
-  PixelSink<T> sink;
+  const Correlation<T>& c_;
+  const Acc* weight_;
+  PixelSink<T> sink_;
 };
 
 template <class T>
@@ -117,21 +118,21 @@ class DepthwisePixelWeights {
 
  public:
   DepthwisePixelWeights(const Images<T>& images, const Images<T>& grad)
-      : x(images), gradient(grad), taps_(x.y.taps * x.x.taps) {}
+      : x_(images), gradient_(grad), taps_(x_.y.taps * x_.x.taps) {}
 
   void run(int64_t batch, int64_t begin, int64_t end, T* grad_weight) const {
     constexpr int kV = V::kWidth;
     Scratch<Acc> sums((end - begin) * taps_ * kV);  // (vectors, taps, channels)
     std::fill(sums.get(), sums.get() + (end - begin) * taps_ * kV, Acc{0});
-    for (int64_t row = 0; row < batch * x.y.positions; ++row) {
+    for (int64_t row = 0; row < batch * x_.y.positions; ++row) {
       for (int64_t block = begin; block < end; ++block) {
         const int64_t c = block * kV;
         Acc* to = sums.get() + (block - begin) * taps_ * kV;
-        c + kV <= x.channels ? add_row<true>(row, c, kV, to)
-                             : add_row<false>(row, c, static_cast<int>(x.channels - c), to);
+        c + kV <= x_.channels ? add_row<true>(row, c, kV, to)
+                              : add_row<false>(row, c, static_cast<int>(x_.channels - c), to);
       }
     }
-    for (int64_t c = begin * kV; c < std::min(end * kV, x.channels); ++c) {
+    for (int64_t c = begin * kV; c < std::min(end * kV, x_.channels); ++c) {
       const Acc* of_channel = sums.get() + (c / kV - begin) * taps_ * kV + c % kV;
       for (int64_t t = 0; t < taps_; ++t) {
         grad_weight[c * taps_ + t] = static_cast<T>(of_channel[t * kV]);
@@ -142,18 +143,18 @@ class DepthwisePixelWeights {
  private:
   template <bool kWhole>
   void add_row(int64_t row, int64_t c, int lanes, Acc* sums) const {
-    const int64_t qy = row % x.y.positions, first_line = row / x.y.positions * x.y.size;
-    const Inside ky = taps_inside(x.y, qy);
-    const T* g = gradient.data + row * x.x.positions * x.channels + c;
-    const auto line = [&](int64_t j) { return (first_line + x.y.at(qy, j)) * x.x.size; };
-    if (x.x.taps == 3 && ky.end - ky.begin == 3) {
-      const T* from = x.data + line(ky.begin) * x.channels + c;
+    const int64_t qy = row % x_.y.positions, first_line = row / x_.y.positions * x_.y.size;
+    const Inside ky = taps_inside(x_.y, qy);
+    const T* g = gradient_.data + row * x_.x.positions * x_.channels + c;
+    const auto line = [&](int64_t j) { return (first_line + x_.y.at(qy, j)) * x_.x.size; };
+    if (x_.x.taps == 3 && ky.end - ky.begin == 3) {
+      const T* from = x_.data + line(ky.begin) * x_.channels + c;
       return add_taps<3, 3, kWhole>(from, g, 0, lanes, sums + ky.begin * 3 * V::kWidth);
     }
     for (int64_t j = ky.begin; j < ky.end; ++j) {
-      for (int64_t i = 0; i < x.x.taps; ++i) {
-        const T* from = x.data + line(j) * x.channels + c;
-        add_taps<1, 1, kWhole>(from, g, i, lanes, sums + (j * x.x.taps + i) * V::kWidth);
+      for (int64_t i = 0; i < x_.x.taps; ++i) {
+        const T* from = x_.data + line(j) * x_.channels + c;
+        add_taps<1, 1, kWhole>(from, g, i, lanes, sums + (j * x_.x.taps + i) * V::kWidth);
       }
     }
   }
@@ -161,14 +162,14 @@ class DepthwisePixelWeights {
   // Taps first … first + kColumns - 1 of kRows rows of the kernel; `line` is the first row's image.
   template <int kRows, int kColumns, bool kWhole>
   void add_taps(const T* line, const T* g, int64_t first, int lanes, Acc* sums) const {
-    const int64_t row_step = x.y.dilation * x.x.size * x.channels;
+    const int64_t row_step = x_.y.dilation * x_.x.size * x_.channels;
     if constexpr (kWhole) lanes = V::kWidth;
     const auto product = [&](int64_t q, int row, int64_t tap, V sum) {
-      const T* at = line + row * row_step + x.x.at(q, tap) * x.channels;
-      return V::fma(V::load(g + q * x.channels, lanes), V::load(at, lanes), sum);
+      const T* at = line + row * row_step + x_.x.at(q, tap) * x_.channels;
+      return V::fma(V::load(g + q * x_.channels, lanes), V::load(at, lanes), sum);
     };
-    const int64_t begin = positions_inside(x.x, first).begin;
-    const int64_t end = std::max(begin, positions_inside(x.x, first + kColumns - 1).end);
+    const int64_t begin = positions_inside(x_.x, first).begin;
+    const int64_t end = std::max(begin, positions_inside(x_.x, first + kColumns - 1).end);
     V sum[kRows][kColumns];
     for (auto& of_row : sum) std::fill(of_row, of_row + kColumns, V::zero());
     for (int64_t q = begin; q < end; ++q) {
@@ -180,7 +181,7 @@ class DepthwisePixelWeights {
     }
     for (int j = 0; j < kRows; ++j) {
       for (int i = 0; i < kColumns; ++i) {
-        const Inside own = positions_inside(x.x, first + i);
+        const Inside own = positions_inside(x_.x, first + i);
         for (int64_t q = own.begin; q < std::min(begin, own.end); ++q) {
           sum[j][i] = product(q, j, first + i, sum[j][i]);
         }
@@ -193,8 +194,8 @@ class DepthwisePixelWeights {
     }
   }
 
-  const Images<T>& x;
-  const Images<T>& gradient;
+  const Images<T>& x_;
+  const Images<T>& gradient_;
   int64_t taps_;
 };
 

@@ -106,27 +106,27 @@ class DepthwisePlane {
 
  public:
   DepthwisePlane(const PaddedPlane<T>& plane, const int64_t* tap_offsets, const PlanarSink<T>& to)
-      : padded(plane), offsets(tap_offsets), sink(to) {}
+      : padded_(plane), offsets_(tap_offsets), sink_(to) {}
 
   void run(const Acc* image, const T* weight, int64_t channel, int64_t first_position) const {
     V taps[std::max(kTaps, 1)];
     for (int t = 0; t < kTaps; ++t) taps[t] = V::set1(static_cast<Acc>(weight[t]));
-    const V bias = V::set1(sink.bias(channel));
-    const int64_t positions = padded.x.positions,
+    const V bias = V::set1(sink_.bias(channel));
+    const int64_t positions = padded_.x.positions,
                   last = std::max<int64_t>(0, positions - V::kWidth);
     const int rest = static_cast<int>(std::min<int64_t>(V::kWidth, positions));
-    for (int64_t qy = 0; qy < padded.y.positions; ++qy) {
-      const Acc* from = image + qy * padded.y.stride * padded.row_stride();
-      T* to =
-          sink.y + channel * sink.channel_stride + sink.map.offset(first_position + qy * positions);
+    for (int64_t qy = 0; qy < padded_.y.positions; ++qy) {
+      const Acc* from = image + qy * padded_.y.stride * padded_.row_stride();
+      T* to = sink_.y + channel * sink_.channel_stride +
+              sink_.map.offset(first_position + qy * positions);
       int64_t q = 0;
       for (; q + 4 * V::kWidth <= positions; q += 4 * V::kWidth) {
-        sum<4>(from + q, weight, taps, bias, to + q * sink.map.col_stride, V::kWidth);
+        sum<4>(from + q, weight, taps, bias, to + q * sink_.map.col_stride, V::kWidth);
       }
       for (; q < positions; q += V::kWidth) {
         // The last vector of a row reaches back over the one before rather than beyond the row.
         const int64_t at = std::min(q, last);
-        sum<1>(from + at, weight, taps, bias, to + at * sink.map.col_stride, rest);
+        sum<1>(from + at, weight, taps, bias, to + at * sink_.map.col_stride, rest);
       }
     }
   }
@@ -136,25 +136,25 @@ class DepthwisePlane {
   void sum(const Acc* from, const T* weight, const V* taps, V bias, T* to, int n) const {
     V sums[kVectors];
     for (V& s : sums) s = V::zero();
-    const int64_t count = kTaps ? kTaps : padded.taps();
+    const int64_t count = kTaps ? kTaps : padded_.taps();
 #pragma GCC unroll 9
     for (int64_t t = 0; t < count; ++t) {
       const V w = kTaps ? taps[t] : V::set1(static_cast<Acc>(weight[t]));
       for (int v = 0; v < kVectors; ++v) {
-        sums[v] = V::fma(w, V::load(from + offsets[t] + v * V::kWidth), sums[v]);
+        sums[v] = V::fma(w, V::load(from + offsets_[t] + v * V::kWidth), sums[v]);
       }
     }
     for (int v = 0; v < kVectors; ++v) {
-      T* at = to + v * V::kWidth * sink.map.col_stride;
+      T* at = to + v * V::kWidth * sink_.map.col_stride;
       prefetch_to_write(at + kAhead);
-      sink.put(sums[v] + bias, at, n);
+      sink_.put(sums[v] + bias, at, n);
     }
   }
 
   static constexpr int64_t kAhead = 1024 / sizeof(T);
-  const PaddedPlane<T>& padded;
-  const int64_t* offsets;
-  const PlanarSink<T>& sink;
+  const PaddedPlane<T>& padded_;
+  const int64_t* offsets_;
+  const PlanarSink<T>& sink_;
 };
 
 template <class T>

@@ -100,6 +100,7 @@ void store_lanes(Lanes<A> x, uint8_t* p, int n) {
 // The same for lanes kept in memory as 64-bit integers.
 template <class A>
 struct WideLanes {
+  // An alias takes no attribute that depends on a parameter. NOLINTNEXTLINE(modernize-use-using)
   typedef int64_t type __attribute__((vector_size(8 * Vec<A>::kWidth)));
 };
 
