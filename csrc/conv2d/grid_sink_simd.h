@@ -58,7 +58,7 @@ class GridSink {
   void prefetch(const Numbering& all, GridStretch at, int64_t i, int64_t channels, T* out, int part,
                 int parts) const {
     constexpr int64_t kLine = 64 / sizeof(T);
-    const auto begin = [&](int64_t all, int k) { return all * k / parts; };
+    const auto begin = [&](int64_t count, int k) { return count * k / parts; };
     int64_t first = 0, end = channels;
     if (c_.channels_last) {
       at = at.part(all, begin(at.count, part), begin(at.count, part + 1));

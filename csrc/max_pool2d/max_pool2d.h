@@ -45,6 +45,11 @@ struct MaxPool2dBackwardParams {
   void* grad_x;        // (N, C, H, W), every element is written
 };
 
+// Rows of so many elements that pay for waking a thread.
+PYOPS_HOST_DEVICE inline int64_t row_grain(int64_t row_elements) {
+  return row_elements < 16384 ? 16384 / row_elements : 1;
+}
+
 void max_pool2d_forward_scalar(const MaxPool2dParams& params);
 void max_pool2d_forward_avx2(const MaxPool2dParams& params);
 void max_pool2d_forward_avx512(const MaxPool2dParams& params);

@@ -253,16 +253,13 @@ class ChannelsBackward {
   Scratch<int64_t> columns_end_;  // of each
 };
 
-// Enough elements per thread to pay for waking it.
-inline int64_t grain(int64_t row_elements) { return std::max<int64_t>(1, 16384 / row_elements); }
-
 // Whether the call's windows are square ones that are unrolled; if so, computes them.
 template <class T>
 bool unrolled_backward(const MaxPool2dBackwardParams& p) {
   const auto run = [&]<int kKernel, int kStride, int kPadding>() {
     using Backward = SquareBackward<T, kKernel, kStride, kPadding>;
     if (p.channels_last || !Backward::suits(p)) return false;
-    parallel_for(0, p.n * p.c * Backward::rows(p), grain(kStride * p.w.size),
+    parallel_for(0, p.n * p.c * Backward::rows(p), row_grain(kStride * p.w.size),
                  [&](int64_t begin, int64_t end) { Backward(p).run(begin, end); });
     return true;
   };
@@ -277,7 +274,7 @@ void max_pool2d_backward(const MaxPool2dBackwardParams& p) {
   }
   const int64_t planes = p.channels_last ? p.n : p.n * p.c;
   const int64_t row = p.w.size * (p.channels_last ? p.c : 1);
-  parallel_for(0, planes * p.h.size, grain(row), [&](int64_t begin, int64_t end) {
+  parallel_for(0, planes * p.h.size, row_grain(row), [&](int64_t begin, int64_t end) {
     if (p.channels_last) return ChannelsBackward<T, Where>(p).run(begin, end);
     if (p.w.stride == 1) return PlanarBackward<T, Where, 1>(p).run(begin, end);
     if (p.w.stride == 2) return PlanarBackward<T, Where, 2>(p).run(begin, end);

@@ -315,11 +315,6 @@ class ChannelsForward {
   const MaxPool2dParams& p;
 };
 
-// Enough work per thread to pay for waking it.
-inline int64_t row_grain(int64_t row_elements) {
-  return std::max<int64_t>(1, 16384 / row_elements);
-}
-
 template <class T, Argmax kArgmax>
 void max_pool2d_forward(const MaxPool2dParams& p) {
   const int64_t planes = p.channels_last ? p.n : p.n * p.c;
