@@ -21,7 +21,7 @@ from judging import Case, Randn, Reject, convert, flat, judge, name_of, results,
 from layouts import LAYOUTS, dense_strides
 from pyops.numerics import MAX_ZEROS
 
-__all__ = ["DEVICES", "Case", "ExactSuite", "OpSuite", "Randn", "Reject", "on_devices"]
+__all__ = ["DEVICES", "Case", "ExactSuite", "OpSuite", "Randn", "Reject", "isas", "on_devices"]
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 HALF = [torch.bfloat16, torch.float16]
@@ -33,13 +33,15 @@ DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
 on_devices = pytest.mark.parametrize("device", DEVICES)
 
 
-def _places():
+def isas(least="scalar"):
+    """The instruction sets from `least` on as parameters; what this machine lacks is skipped."""
     have = ISAS.index(pyops._C.isa_detected())
 
-    def place(i, isa):
-        return pytest.param(isa, marks=pytest.mark.skipif(i > have, reason=f"no {isa} here"))
+    def place(isa):
+        missing = ISAS.index(isa) > have
+        return pytest.param(isa, marks=pytest.mark.skipif(missing, reason=f"no {isa} here"))
 
-    return [*(place(i, isa) for i, isa in enumerate(ISAS)), *DEVICES[1:]]
+    return [place(isa) for isa in ISAS[ISAS.index(least) :]]
 
 
 class OpSuite(Composition):
@@ -70,7 +72,7 @@ class OpSuite(Composition):
             ids = [r.match for r in axes[axis]] if axis == "reject" else ids
             metafunc.parametrize(axis, axes[axis], ids=ids)
         if "place" in metafunc.fixturenames:
-            metafunc.parametrize("place", _places(), indirect=True)
+            metafunc.parametrize("place", [*isas(), *DEVICES[1:]], indirect=True)
 
     @pytest.fixture
     def place(self, request):

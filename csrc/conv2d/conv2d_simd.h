@@ -1,4 +1,5 @@
-// Implicit GEMM over the shared engine: the weights times the image's patches.
+// Implicit GEMM over the shared engine, the weights times the image's patches, where no kernel
+// without patches serves: Winograd's (winograd_simd.h), the grid's (correlate_simd.h), depthwise.
 //
 // The input gradient gathers: it is a correlation of grad_y with the transposed weights, one for
 // each residue of the input coordinate modulo the stride, so that no zero is multiplied. The weight
@@ -11,6 +12,8 @@
 #include "conv2d/depthwise_simd.h"
 #include "conv2d/patches_simd.h"
 #include "conv2d/weight_gradient_simd.h"
+#include "conv2d/winograd_gradient_simd.h"
+#include "conv2d/winograd_simd.h"
 #include "gemm/short_sums.h"
 #if defined(__AMX_TILE__)
 #include "conv2d/correlate_amx.h"
@@ -48,7 +51,6 @@ void correlate_patches(const Correlation<T>& c) {
   }
 }
 
-#if defined(__AMX_TILE__)
 // Rows [row, row + rows) of image n alone.
 template <class T>
 Correlation<T> band_of(const Correlation<T>& c, int64_t n, int64_t row, int64_t rows) {
@@ -65,6 +67,7 @@ Correlation<T> band_of(const Correlation<T>& c, int64_t n, int64_t row, int64_t 
   return band;
 }
 
+#if defined(__AMX_TILE__)
 // Whether it was done.
 template <bool kMasked, class T>
 bool correlate_tiles(const Correlation<T>& c) {
@@ -83,11 +86,25 @@ bool correlate_tiles(const Correlation<T>& c) {
 // Where the AMX unit would multiply six times, vector registers are as fast on a quiet machine and
 // faster where neighbours share the unit (Sapphire Rapids, November 2026).
 template <class T>
-bool vectors_pay(const Correlation<T>& c) {
+bool vectors_pay([[maybe_unused]] const Correlation<T>& c) {
 #if defined(__AMX_TILE__)
   if (bf16_parts<StridedOperand<T>, StridedOperand<T>>(c.precision) < 3) return false;
 #endif
-  return grid_pays(c) && (c.channels >= 8 || c.channels_last);
+  return std::is_same_v<acc_t<T>, float>;
+}
+
+// The sums as they are defined.
+template <bool kMasked, class T>
+void correlate_directly(const Correlation<T>& c) {
+  if constexpr (std::is_same_v<acc_t<T>, float>) {
+    if (vectors_pay(c) && grid_pays(c) && (c.channels >= 8 || c.channels_last)) {
+      return VectorCorrelation<kMasked, T>(c).run();
+    }
+  }
+#if defined(__AMX_TILE__)
+  if (correlate_tiles<kMasked>(c)) return;
+#endif
+  correlate_patches<kMasked>(c);
 }
 
 template <bool kMasked, class T>
@@ -96,12 +113,12 @@ void correlate(const Correlation<T>& c) {
     if (c.depthwise) return depthwise(c);
   }
   if constexpr (std::is_same_v<acc_t<T>, float>) {
-    if (vectors_pay(c)) return VectorCorrelation<kMasked, T>(c).run();
+    if (vectors_pay(c) && winograd_pays(c.images, c.channels)) {
+      return WinogradCorrelation<kMasked, T>(c).run(
+          [&](int64_t n) { correlate_directly<kMasked>(band_of(c, n, 0, c.images.y.positions)); });
+    }
   }
-#if defined(__AMX_TILE__)
-  if (correlate_tiles<kMasked>(c)) return;
-#endif
-  correlate_patches<kMasked>(c);
+  correlate_directly<kMasked>(c);
 }
 
 // Groups are done one after the other, depthwise ones all at once.
@@ -252,11 +269,18 @@ bool backward_weight_on_grid(const Conv2dBackwardParams& p, int64_t pass, T* gra
 #endif
     constexpr int64_t kManySums = 8 << 20;
     const auto x = input_images<T>(p, p.x, pass);
-    const int64_t weights = p.group_o() * x.taps();
-    if (weights > many_weights || weights * num_threads() > kManySums) return false;
-    if (p.group_o() < 8 || x.taps() < 8) return false;
     const Axis y_points{p.oh, p.oh, 1, 1, 0, 1}, x_points{p.ow, p.ow, 1, 1, 0, 1};
     const auto g = gradient_images<T>(p, pass, y_points, x_points);
+    const int64_t weights = p.group_o() * x.taps();
+#if !defined(__AMX_TILE__)
+    const int64_t points = TileGrid::kPoints * p.group_o() * x.channels;
+    if (winograd_pays(x, p.group_o()) && TileGrid(x.y, x.x, p.n).count >= 48 &&
+        points * num_threads() <= kManySums) {
+      if (WinogradWeightGradient<kMasked, T>(x, g, p.n, p.channels_last).run(grad)) return true;
+    }
+#endif
+    if (weights > many_weights || weights * num_threads() > kManySums) return false;
+    if (p.group_o() < 8 || x.taps() < 8) return false;
 #if defined(__AMX_TILE__)
     return with_parts<T>(p.precision, [&](auto parts) {
       constexpr int kParts = decltype(parts)::value;

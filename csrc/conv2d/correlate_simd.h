@@ -91,6 +91,21 @@ void multiply_taps(int64_t depth, Rows from, int64_t count, const int64_t* offse
   }
 }
 
+// A panel of the weights of kWidth channels from i on, its depth in the order (channel, ky, kx)
+// whatever the layout's; `of_tap` has room for one element of the window.
+template <int kWidth, class T>
+void pack_taps(const Correlation<T>& c, int64_t i, float* of_tap, float* panel) {
+  const int64_t taps = c.images.taps(), channels = c.images.channels, window = taps / channels;
+  const StridedOperand<T> weight{c.weight, c.channels, taps, 1};
+  if (!c.channels_last) return weight.template pack<kWidth>(i, 0, taps, panel);
+  for (int64_t k = 0; k < window; ++k) {
+    weight.template pack<kWidth>(i, k * channels, channels, of_tap);
+    for (int64_t j = 0; j < channels; ++j) {
+      std::copy_n(of_tap + j * kWidth, kWidth, panel + (j * window + k) * kWidth);
+    }
+  }
+}
+
 // What lies between the rows is computed too, but where the tiles of all panels can do without.
 template <class T>
 Numbering numbering(const Correlation<T>& c, const Axis& y, const Axis& x) {
@@ -138,24 +153,10 @@ class VectorCorrelation {
       Scratch<float> window(kCols * c_.images.channels);
       for (int64_t i = begin * kCols; i < std::min(c_.channels, end * kCols); i += kCols) {
         with_vectors(c_.channels - i, [&]<int kVecs>(std::integral_constant<int, kVecs>) {
-          pack_panel<kVecs * V::kWidth>(i, window.get());
+          pack_taps<kVecs * V::kWidth>(c_, i, window.get(), weight_.get() + i * taps_);
         });
       }
     });
-  }
-
-  template <int kWidth>
-  void pack_panel(int64_t i, float* of_tap) {
-    const StridedOperand<T> weight{c_.weight, c_.channels, taps_, 1};
-    float* panel = weight_.get() + i * taps_;
-    if (!c_.channels_last) return weight.template pack<kWidth>(i, 0, taps_, panel);
-    const int64_t channels = c_.images.channels, window = taps_ / channels;
-    for (int64_t k = 0; k < window; ++k) {
-      weight.template pack<kWidth>(i, k * channels, channels, of_tap);
-      for (int64_t c = 0; c < channels; ++c) {
-        std::copy_n(of_tap + c * kWidth, kWidth, panel + (c * window + k) * kWidth);
-      }
-    }
   }
 
   class Worker {

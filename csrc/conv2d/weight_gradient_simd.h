@@ -10,38 +10,6 @@
 
 namespace pyops::PYOPS_ISA_NAMESPACE {
 
-// `length` pixels from `offset` on: out[i * width + c] for c < width, zero from `channels` on.
-template <bool kMasked, class T>
-void copy_pixels(const Images<T>& images, bool channels_last, int64_t offset, int64_t length,
-                 int64_t channels, float* out, int64_t width) {
-  using V = Vec<float>;
-  const int64_t plane = images.y.size * images.x.size;
-  for (int64_t c = 0; c < width; c += V::kWidth) {
-    const int have = static_cast<int>(std::clamp<int64_t>(channels - c, 0, V::kWidth));
-    const int room = static_cast<int>(std::min<int64_t>(V::kWidth, width - c));
-    const auto store = [&](V pixel, int64_t i) {
-      float* to = out + i * width + c;
-      room == V::kWidth ? pixel.store(to) : pixel.store(to, room);
-    };
-    if (channels_last) {
-      for (int64_t i = 0; i < length; ++i) {
-        store(load_masked<T, kMasked>(images, offset + i * images.total_channels + c, have), i);
-      }
-      continue;
-    }
-    for (int64_t i = 0; i < length; i += V::kWidth) {
-      const int n = static_cast<int>(std::min<int64_t>(V::kWidth, length - i));
-      V block[V::kWidth];
-      for (int k = 0; k < V::kWidth; ++k) {
-        const int64_t from = offset + (c + k) * plane + i;
-        block[k] = k < have ? load_masked<T, kMasked>(images, from, n) : V::zero();
-      }
-      transpose(block);
-      for (int k = 0; k < n; ++k) store(block[k], i + k);
-    }
-  }
-}
-
 template <int kVecs, bool kMasked, class T>
 class VectorWeightGradient {
  public:
@@ -172,7 +140,7 @@ class VectorWeightGradient {
         } else {
           copy_pixels<false>(job_.x_, job_.channels_last_,
                              image + (iy * x.size + x.origin + begin) * pixel, end - begin,
-                             channels, out + begin * channels, channels);
+                             channels, out + begin * channels, channels, channels);
         }
       }
     }
@@ -186,7 +154,7 @@ class VectorWeightGradient {
         copy_pixels<kMasked>(g, job_.channels_last_,
                              image + channel_offset(job_.channels_last_, o, plane) + first * pixel,
                              count, std::min<int64_t>(kCols, g.channels - o),
-                             panels_.get() + k * kBlock * kCols, kCols);
+                             panels_.get() + k * kBlock * kCols, kCols, kCols);
       }
     }
 

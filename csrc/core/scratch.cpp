@@ -1,5 +1,7 @@
 #include "core/scratch.h"
 
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <atomic>
 #include <cstdlib>
@@ -10,7 +12,7 @@
 namespace pyops {
 namespace {
 
-constexpr size_t kAlignment = 64;
+constexpr size_t kAlignment = 64, kHugePage = size_t{2} << 20;
 // Packed weights of the largest usual layers fit; more than this goes back to the system.
 constexpr size_t kKeepPerThread = size_t{128} << 20;
 
@@ -38,9 +40,17 @@ Cache& cache() {
   return instance;
 }
 
+// Large blocks lie in huge pages, where the system gives them on request: packed operands are
+// streamed, and a 4 KiB page costs a walk through the tables as often as it comes.
 void* allocate(size_t capacity) {
-  void* raw = std::aligned_alloc(kAlignment, capacity + kAlignment);
+  const bool huge = capacity >= kHugePage;
+  const size_t alignment = huge ? kHugePage : kAlignment;
+  const size_t bytes = (capacity + kAlignment + alignment - 1) / alignment * alignment;
+  void* raw = std::aligned_alloc(alignment, bytes);
   if (raw == nullptr) throw std::bad_alloc();
+#if defined(MADV_HUGEPAGE)
+  if (huge) madvise(raw, bytes, MADV_HUGEPAGE);
+#endif
   static_cast<Header*>(raw)->capacity = capacity;
   return static_cast<char*>(raw) + kAlignment;
 }

@@ -6,6 +6,7 @@
 // Geijn 2015). When several row blocks would pack B again and again, B is packed once up front.
 #pragma once
 
+#include "core/cache.h"
 #include "core/precision.h"
 #include "core/scratch.h"
 #include "gemm/dot_products.h"
@@ -21,6 +22,7 @@ struct Blocking {
   int64_t depth, depth_blocks, row_blocks, block_rows, col_ranges, range_cols;
 };
 
+// Half of L2 is for a block of A, if its depth takes several passes together with its results.
 template <class Engine>
 Blocking choose_blocking(int64_t m, int64_t n, int64_t k) {
   constexpr int64_t kRows = Engine::kRows, kCols = Engine::kCols;
@@ -31,14 +33,24 @@ Blocking choose_blocking(int64_t m, int64_t n, int64_t k) {
   blocking.depth_blocks = ceil_div(std::max<int64_t>(k, 1), blocking.depth);
 
   const int64_t row_panels = ceil_div(m, kRows), col_panels = ceil_div(n, kCols);
-  blocking.row_blocks = ceil_div(row_panels, Engine::kMaxRowPanels);
-  blocking.col_ranges = ceil_div(col_panels, Engine::kMaxColPanels);
-  const int64_t threads = num_threads();
-  if (blocking.row_blocks * blocking.col_ranges < threads) {
-    blocking.col_ranges = std::min(col_panels, ceil_div(threads, blocking.row_blocks));
-    // Never fewer than before: a block has room for kMaxRowPanels.
+  const int64_t panel = Engine::panel_elements(kRows, blocking.depth) *
+                        static_cast<int64_t>(sizeof(typename Engine::Element));
+  const int64_t tile = kRows * kCols * static_cast<int64_t>(sizeof(typename Engine::Acc));
+  const bool one_pass = blocking.depth_blocks == 1;
+  const int64_t space = l2_bytes() / (one_pass ? 2 : 4);
+  const int64_t max_rows = std::max<int64_t>(1, space / panel);
+  const int64_t max_cols =
+      one_pass ? col_panels : std::max<int64_t>(1, space / (std::min(max_rows, row_panels) * tile));
+  blocking.row_blocks = ceil_div(row_panels, max_rows);
+  blocking.col_ranges = ceil_div(col_panels, max_cols);
+  // As much for every thread, by cutting columns, which leaves A's blocks, or else rows.
+  const int64_t threads = num_threads(), tasks = blocking.row_blocks * blocking.col_ranges;
+  if (tasks % threads != 0 && tasks < 8 * threads) {
+    blocking.col_ranges =
+        std::min(col_panels, ceil_div(ceil_div(tasks, threads) * threads, blocking.row_blocks));
+    const int64_t wanted = ceil_div(blocking.row_blocks * blocking.col_ranges, threads) * threads;
     blocking.row_blocks =
-        std::max(blocking.row_blocks, std::min(row_panels, ceil_div(threads, blocking.col_ranges)));
+        std::max(blocking.row_blocks, std::min(row_panels, ceil_div(wanted, blocking.col_ranges)));
   }
   blocking.block_rows = ceil_div(row_panels, blocking.row_blocks) * kRows;
   blocking.range_cols = ceil_div(col_panels, blocking.col_ranges) * kCols;
@@ -47,18 +59,26 @@ Blocking choose_blocking(int64_t m, int64_t n, int64_t k) {
   return blocking;
 }
 
-// A panel as an engine packed it, and whether its products come out right (see amx_engine.h).
+// Room for packed panels of one size, with whether the engine's products of them come out right
+// (see amx_engine.h).
 template <class Element>
-struct Panel {
-  const Element* data;
-  bool regular;
-};
+class Panels {
+ public:
+  Panels(int64_t count, int64_t elements)
+      : elements_(elements), data_(count * elements), regular_(count) {}
 
-// All of B, packed panel by panel, each in blocks of the blocking's depth.
-template <class Engine>
-struct PackedPanels {
-  typename Engine::Element* data = nullptr;
-  bool* regular = nullptr;
+  // pack(data) writes panel `at`.
+  template <class Pack>
+  void fill(int64_t at, const Pack& pack) {
+    regular_[at] = pack(data(at));
+  }
+  Element* data(int64_t at) const { return data_.get() + at * elements_; }
+  bool regular(int64_t at) const { return regular_[at]; }
+
+ private:
+  int64_t elements_;
+  Scratch<Element> data_;
+  Scratch<bool> regular_;
 };
 
 template <class Engine, class A, class B, class Sink>
@@ -71,22 +91,25 @@ class Gemm {
         a_(a),
         b_(b),
         sink_(sink),
-        blocking_(choose_blocking<Engine>(m, n, k)) {}
+        blocking_(choose_blocking<Engine>(m, n, k)),
+        a_once_(pays_to_pack_once<A>(m, blocking_.col_ranges)),
+        b_once_(pays_to_pack_once<B>(n, blocking_.row_blocks)) {}
 
   void run() {
-    if (!B::kPackOnce || blocking_.row_blocks == 1) return run_tasks({});
-    const int64_t blocks = ceil_div(n_, kCols) * blocking_.depth_blocks;
-    Scratch<Element> data(blocks * b_panel_elements());
-    Scratch<bool> regular(blocks);
-    parallel_for(0, blocks, 4, [&](int64_t begin, int64_t end) {
-      Engine engine;
-      for (int64_t block = begin; block < end; ++block) {
-        const int64_t j = block / blocking_.depth_blocks * kCols;
-        const int64_t p0 = block % blocking_.depth_blocks * blocking_.depth;
-        regular[block] = engine.pack_b(b_, j, p0, depth_at(p0), &data[block * b_panel_elements()]);
-      }
-    });
-    run_tasks({data.get(), regular.get()});
+    const int64_t a_panels = ceil_div(m_, kRows), b_panels = ceil_div(n_, kCols);
+    Panels<Element> a(a_once_ ? a_panels * blocking_.depth_blocks : 0, a_panel_elements());
+    Panels<Element> b(b_once_ ? b_panels * blocking_.depth_blocks : 0, b_panel_elements());
+    if (a_once_) {
+      pack_all(a_panels, [&](Engine& engine, int64_t panel, int64_t block) {
+        pack_a(engine, panel * kRows, block, a, place(panel, block));
+      });
+    }
+    if (b_once_) {
+      pack_all(b_panels, [&](Engine& engine, int64_t panel, int64_t block) {
+        pack_b(engine, panel * kCols, block, b, place(panel, block));
+      });
+    }
+    run_tasks(a, b);
   }
 
  private:
@@ -94,71 +117,98 @@ class Gemm {
   using Element = typename Engine::Element;
   static constexpr int kRows = Engine::kRows, kCols = Engine::kCols;
 
-  struct Workspace {
-    Element *a_block, *b_panel;
-    Acc* c_block;
-  };
-
-  int64_t depth_at(int64_t p0) const { return std::min(blocking_.depth, k_ - p0); }
+  int64_t depth_at(int64_t block) const {
+    return std::min(blocking_.depth, k_ - block * blocking_.depth);
+  }
   int64_t a_panel_elements() const { return Engine::panel_elements(kRows, blocking_.depth); }
   int64_t b_panel_elements() const { return Engine::panel_elements(kCols, blocking_.depth); }
 
-  void run_tasks(PackedPanels<Engine> packed) {
+  // Whether an operand that tasks need `times` is packed before them. Patches are many times the
+  // image that they are packed from.
+  template <class Source>
+  bool pays_to_pack_once(int64_t extent, int64_t times) const {
+    constexpr int64_t kManyBytes = 16 << 20;
+    const int64_t bytes = extent * k_ * static_cast<int64_t>(sizeof(Element));
+    return times > 1 && (Source::kPackOnce || bytes <= kManyBytes);
+  }
+
+  // Where a panel's block of depth lies among all.
+  int64_t place(int64_t panel, int64_t block) const {
+    return panel * blocking_.depth_blocks + block;
+  }
+
+  template <class Pack>
+  void pack_all(int64_t panels, const Pack& pack) {
+    parallel_for(0, panels * blocking_.depth_blocks, 4, [&](int64_t begin, int64_t end) {
+      Engine engine;
+      for (int64_t at = begin; at < end; ++at) {
+        pack(engine, at / blocking_.depth_blocks, at % blocking_.depth_blocks);
+      }
+    });
+  }
+
+  void pack_a(Engine& engine, int64_t i, int64_t block, Panels<Element>& panels, int64_t at) const {
+    panels.fill(at, [&](Element* data) {
+      return engine.pack_a(a_, i, block * blocking_.depth, depth_at(block), data);
+    });
+  }
+  void pack_b(Engine& engine, int64_t j, int64_t block, Panels<Element>& panels, int64_t at) const {
+    panels.fill(at, [&](Element* data) {
+      return engine.pack_b(b_, j, block * blocking_.depth, depth_at(block), data);
+    });
+  }
+
+  void run_tasks(Panels<Element>& all_a, Panels<Element>& all_b) {
     parallel_for(
         0, blocking_.row_blocks * blocking_.col_ranges, 1, [&](int64_t begin, int64_t end) {
           Engine engine;
-          Scratch<Element> a_block(blocking_.block_rows / kRows * a_panel_elements());
-          Scratch<Element> b_panel(b_panel_elements());
-          Scratch<Acc> c_block(blocking_.block_rows * blocking_.range_cols);
+          Panels<Element> own_a(a_once_ ? 0 : blocking_.block_rows / kRows, a_panel_elements());
+          Panels<Element> own_b(b_once_ ? 0 : 1, b_panel_elements());
+          Scratch<Acc> c_block(one_pass() ? kRows * kCols
+                                          : blocking_.block_rows * blocking_.range_cols);
           for (int64_t task = begin; task < end; ++task) {
             const int64_t i0 = task % blocking_.row_blocks * blocking_.block_rows;
             const int64_t j0 = task / blocking_.row_blocks * blocking_.range_cols;
-            run_task(engine, i0, j0, packed, {a_block.get(), b_panel.get(), c_block.get()});
+            run_task(engine, i0, j0, a_once_ ? all_a : own_a, b_once_ ? all_b : own_b,
+                     c_block.get());
           }
         });
   }
 
+  bool one_pass() const { return blocking_.depth_blocks == 1; }
+
   // Rows from i0 times columns from j0, over the whole depth.
-  void run_task(Engine& engine, int64_t i0, int64_t j0, PackedPanels<Engine> packed,
-                const Workspace& space) {
+  void run_task(Engine& engine, int64_t i0, int64_t j0, Panels<Element>& a, Panels<Element>& b,
+                Acc* c_block) {
     const int64_t i1 = std::min(m_, i0 + blocking_.block_rows);
     const int64_t j1 = std::min(n_, j0 + blocking_.range_cols);
-    const bool one_pass = blocking_.depth_blocks == 1;
-    const int64_t ldc = one_pass ? kCols : blocking_.range_cols;
-    Panel<Element> a_panels[Engine::kMaxRowPanels];
+    const int64_t ldc = one_pass() ? kCols : blocking_.range_cols;
     for (int64_t block = 0; block < blocking_.depth_blocks; ++block) {
-      const int64_t p0 = block * blocking_.depth, depth = depth_at(p0);
-      for (int64_t i = i0, at = 0; i < i1; i += kRows, ++at) {
-        Element* data = space.a_block + at * a_panel_elements();
-        a_panels[at] = {data, engine.pack_a(a_, i, p0, depth, data)};
+      if (!a_once_) {
+        for (int64_t i = i0; i < i1; i += kRows) pack_a(engine, i, block, a, (i - i0) / kRows);
       }
       for (int64_t j = j0; j < j1; j += kCols) {
+        if (!b_once_) pack_b(engine, j, block, b, 0);
+        const int64_t b_at = b_once_ ? place(j / kCols, block) : 0;
         const int cols = static_cast<int>(std::min<int64_t>(kCols, j1 - j));
-        const Panel<Element> b = b_panel(engine, j, block, depth, packed, space.b_panel);
-        for (int64_t i = i0, at = 0; i < i1; i += kRows, ++at) {
+        for (int64_t i = i0; i < i1; i += kRows) {
+          const int64_t a_at = a_once_ ? place(i / kRows, block) : (i - i0) / kRows;
           const int rows = static_cast<int>(std::min<int64_t>(kRows, i1 - i));
+          const bool last = block + 1 == blocking_.depth_blocks;
           if constexpr (requires { sink_.prefetch(i, j, rows, cols); }) {
-            if (block + 1 == blocking_.depth_blocks) sink_.prefetch(i, j, rows, cols);
+            if (last) sink_.prefetch(i, j, rows, cols);
           }
-          Acc* tile = one_pass ? space.c_block : space.c_block + (i - i0) * ldc + (j - j0);
-          if (a_panels[at].regular && b.regular) {
-            engine.multiply(rows, cols, depth, a_panels[at].data, b.data, tile, ldc, block > 0);
+          Acc* tile = one_pass() ? c_block : c_block + (i - i0) * ldc + (j - j0);
+          if (a.regular(a_at) && b.regular(b_at)) {
+            engine.multiply(rows, cols, depth_at(block), a.data(a_at), b.data(b_at), tile, ldc,
+                            block > 0);
           } else {
-            multiply_exactly(i, j, p0, depth, tile, ldc, block > 0);
+            multiply_exactly(i, j, block * blocking_.depth, depth_at(block), tile, ldc, block > 0);
           }
-          if (block + 1 == blocking_.depth_blocks) sink_(i, j, rows, cols, tile, ldc);
+          if (last) sink_(i, j, rows, cols, tile, ldc);
         }
       }
     }
-  }
-
-  Panel<Element> b_panel(Engine& engine, int64_t j, int64_t block, int64_t depth,
-                         PackedPanels<Engine> packed, Element* buffer) const {
-    if (packed.data == nullptr) {
-      return {buffer, engine.pack_b(b_, j, block * blocking_.depth, depth, buffer)};
-    }
-    const int64_t at = j / kCols * blocking_.depth_blocks + block;
-    return {packed.data + at * b_panel_elements(), packed.regular[at]};
   }
 
   // A tile whose numbers the engine cannot represent, from the operands themselves. Rare, so plain.
@@ -185,6 +235,7 @@ class Gemm {
   const B& b_;
   const Sink& sink_;
   const Blocking blocking_;
+  const bool a_once_, b_once_;
 };
 
 // sink(i, j, rows, cols, tile, ld) once for each finished tile of the m×n result; k = 0 gives

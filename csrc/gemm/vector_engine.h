@@ -109,9 +109,8 @@ struct VectorEngine {
   using Acc = T;
   using Element = T;  // of a packed panel
   static constexpr int kRows = RegisterTile<T>::kRows, kCols = RegisterTile<T>::kCols;
-  // A B-panel of 320 rows (40 KiB) shares a 48 KiB L1 with the streamed A-panel; 16 panels of A
-  // (287 KiB) and the block's results stay in a 1 MiB L2.
-  static constexpr int64_t kMaxDepth = 320, kMaxRowPanels = 16, kMaxColPanels = 18;
+  // A panel of B, 40 KiB of AVX-512 or 20 KiB of AVX2, shares L1 with the streamed panel of A.
+  static constexpr int64_t kMaxDepth = 320;
   static constexpr int64_t kDepthStep = 1;
 
   static constexpr int64_t panel_elements(int width, int64_t depth) { return width * depth; }
@@ -128,10 +127,10 @@ struct VectorEngine {
     return true;
   }
   // In stretches: one running sum over the whole depth would lose more digits than float32 results
-  // may. A stretch costs one addition per result, 1 % of its products.
+  // may.
   void multiply(int rows, int cols, int64_t depth, const T* a, const T* b, T* c, int64_t ldc,
                 bool add) {
-    constexpr int64_t kStretch = 112;
+    constexpr int64_t kStretch = 160;
     const auto multiply_stretch = multiply_panels_for<T>(rows, cols);
     const int64_t some = std::max<int64_t>(depth, 1),
                   length = ceil_div(some, ceil_div(some, kStretch));

@@ -1,0 +1,202 @@
+// The weight gradient of 3×3 windows at stride 1 by Winograd's minimal filtering, the forward's
+// adjoint: dU[16][channel, result] = Σ_tile V[16][tile, channel] · dM[16][tile, result] of
+// transformed pixels and gradients, dw = Gᵀ dU G.
+//
+// A thread takes a slice of the tiles, block by block, and keeps its own sums; slices are added in
+// order.
+#pragma once
+
+#include "conv2d/winograd_tiles_simd.h"
+
+namespace pyops::PYOPS_ISA_NAMESPACE {
+
+template <class V>
+void transform_gradient(const V (&g)[2], V (&out)[4]) {
+  out[0] = g[0];
+  out[1] = g[0] + g[1];
+  out[2] = g[0] - g[1];
+  out[3] = V::zero() - g[1];
+}
+template <class V>
+void transform_sums(const V (&u)[4], V (&out)[3]) {
+  const V half = V::set1(0.5f), sides = half * (u[1] + u[2]);
+  out[0] = u[0] + sides;
+  out[1] = half * (u[1] - u[2]);
+  out[2] = sides + u[3];
+}
+
+// Two rows of pixels to out[16 points, `point` apart][tile][kCols], of kCols channels.
+[[gnu::noinline]] inline void transform_gradients(int64_t tiles, const float* top,
+                                                  const float* bottom, int64_t pitch, float* out,
+                                                  int64_t point) {
+  using V = Vec<float>;
+  for (int64_t t = 0; t < tiles; ++t, top += 2 * pitch, bottom += 2 * pitch) {
+    for (int v = 0; v < TapTile::kCols; v += V::kWidth, out += V::kWidth) {
+      V columns[2][4];
+      for (int x = 0; x < 2; ++x) {
+        transform_gradient({V::load(top + x * pitch + v), V::load(bottom + x * pitch + v)},
+                           columns[x]);
+      }
+      for (int y = 0; y < 4; ++y) {
+        V row[4];
+        transform_gradient({columns[0][y], columns[1][y]}, row);
+        for (int x = 0; x < 4; ++x) row[x].store(out + (4 * y + x) * point);
+      }
+    }
+  }
+}
+
+// sums[row, column] (+)= Σ_tile input[tile * pitch + row] · gradient[tile, column]
+[[gnu::noinline]] inline void sum_tiles(int64_t tiles, const float* input, int64_t pitch,
+                                        const float* gradient, float* sums, bool add) {
+  constexpr int kCols = TapTile::kCols;
+  const auto columns = [=](int64_t t) { return input + t * pitch; };
+  const auto rows = [=](int64_t t) { return gradient + t * kCols; };
+  multiply_rows<float, TapTile::rows(2), 2>(tiles, columns, rows, sums, kCols, add);
+}
+
+template <bool kMasked, class T>
+class WinogradWeightGradient {
+ public:
+  // x meets the taps; g, of the same positions, has axes of one tap.
+  WinogradWeightGradient(const Images<T>& x, const Images<T>& g, int64_t batch, bool channels_last)
+      : x_(x),
+        g_(g),
+        channels_last_(channels_last),
+        tiles_(x.y, x.x, batch),
+        rows_(ceil_div(x.channels, kRows)),
+        panels_(ceil_div(g.channels, kCols)),
+        units_(ceil_div(tiles_.count, kMostTiles)),
+        slice_(ceil_div(units_, num_threads())),
+        slices_(ceil_div(units_, slice_)),
+        sums_(slices_ * slice_sums()) {}
+
+  // grad[o, tap], taps in the order of the layout. Whether it was done: not where it is not finite.
+  bool run(T* grad) const {
+    parallel_for(0, slices_, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t slice = begin; slice < end; ++slice) {
+        Worker worker(*this, sums_.get() + slice * slice_sums());
+        worker.run(slice * slice_, std::min(units_, (slice + 1) * slice_));
+      }
+    });
+    std::atomic<bool> finite{true};
+    parallel_for(0, rows_, 1, [&](int64_t begin, int64_t end) {
+      V zeros = V::zero();  // NaN once a weight is not finite
+      for (int64_t c = begin * kRows; c < std::min(x_.channels, end * kRows); ++c) {
+        for (int64_t o = 0; o < g_.channels; o += V::kWidth) write_weights(c, o, grad, zeros);
+      }
+      if (zeros.sum() != 0) finite = false;
+    });
+    return finite;
+  }
+
+ private:
+  using V = Vec<float>;
+  static constexpr int kPoints = TileGrid::kPoints, kTaps = 9;
+  static constexpr int kCols = TapTile::kCols, kRows = TapTile::rows(2);
+  static constexpr int64_t kTileSums = kRows * kCols;
+  static constexpr int64_t kMostTiles = 96;  // of one running sum
+
+  int64_t slice_sums() const { return kPoints * rows_ * panels_ * kTileSums; }
+
+  // Of a tile of sums: kRows channels by kCols results.
+  int64_t place(int64_t point, int64_t row, int64_t panel) const {
+    return ((point * rows_ + row) * panels_ + panel) * kTileSums;
+  }
+
+  // The window of channel c for a vector of results from o on.
+  void write_weights(int64_t c, int64_t o, T* grad, V& zeros) const {
+    const float* sums = sums_.get() + c % kRows * kCols + o % kCols;
+    V columns[4][3];
+    for (int x = 0; x < 4; ++x) {
+      V u[4];
+      for (int y = 0; y < 4; ++y) {
+        const float* from = sums + place(4 * y + x, c / kRows, o / kCols);
+        u[y] = V::load(from);
+        for (int64_t s = 1; s < slices_; ++s) u[y] = u[y] + V::load(from + s * slice_sums());
+      }
+      transform_sums(u, columns[x]);
+    }
+    alignas(64) float weights[kTaps * V::kWidth];
+    for (int y = 0; y < 3; ++y) {
+      V row[3];
+      transform_sums({columns[0][y], columns[1][y], columns[2][y], columns[3][y]}, row);
+      for (int x = 0; x < 3; ++x) {
+        zeros = V::fma(row[x], V::zero(), zeros);
+        row[x].store(weights + (3 * y + x) * V::kWidth);
+      }
+    }
+    const int64_t tap = channels_last_ ? x_.channels : 1, channel = channels_last_ ? 1 : kTaps;
+    for (int64_t k = 0; k < std::min<int64_t>(V::kWidth, g_.channels - o); ++k) {
+      T* out = grad + (o + k) * kTaps * x_.channels + c * channel;
+      for (int t = 0; t < kTaps; ++t) {
+        out[t * tap] = static_cast<T>(weights[t * V::kWidth + k]);
+      }
+    }
+  }
+
+  class Worker {
+   public:
+    Worker(const WinogradWeightGradient& job, float* sums)
+        : job_(job),
+          sums_(sums),
+          pixels_(job.x_, job.channels_last_, kMostTiles),
+          input_(job.x_.channels, pixels_.pitch(), kMostTiles),
+          gradient_pixels_(job.g_, job.channels_last_, kMostTiles),
+          gradient_(job.panels_ * kPoints * kPoint) {}
+
+    void run(int64_t first, int64_t last) {
+      for (int64_t unit = first; unit < last; ++unit) {
+        const int64_t begin = unit * kMostTiles;
+        const int64_t end = std::min(job_.tiles_.count, begin + kMostTiles);
+        job_.tiles_.for_segments(begin, end, [&](const TileGrid::Segment& segment, int64_t t) {
+          input_.fill(pixels_.fill(segment), segment.count, t - begin);
+          const auto rows = gradient_pixels_.fill(segment);
+          for (int64_t panel = 0; panel < job_.panels_; ++panel) {
+            transform_gradients(segment.count, rows[0] + panel * kCols, rows[1] + panel * kCols,
+                                gradient_pixels_.pitch(), gradient(panel, 0) + (t - begin) * kCols,
+                                kPoint);
+          }
+        });
+        multiply(end - begin, unit > first);
+      }
+    }
+
+   private:
+    // Between the points of a panel, not a multiple of 4 KiB: see WinogradCorrelation.
+    static constexpr int64_t kPoint = (kMostTiles + 1) * kCols;
+
+    float* gradient(int64_t panel, int64_t point) const {
+      return gradient_.get() + (panel * kPoints + point) * kPoint;
+    }
+
+    void multiply(int64_t tiles, bool add) const {
+      const int64_t pitch = input_.pitch();
+      for (int64_t k = 0; k < kPoints; ++k) {
+        for (int64_t row = 0; row < job_.rows_; ++row) {
+          const float* from = input_.point(k) + row * kRows;
+          for (int64_t panel = 0; panel < job_.panels_; ++panel) {
+            sum_tiles(tiles, from, pitch, gradient(panel, k), sums_ + job_.place(k, row, panel),
+                      add);
+          }
+        }
+      }
+    }
+
+    const WinogradWeightGradient& job_;
+    float* const sums_;
+    TilePixels<4, false, T> pixels_;
+    InputTiles input_;
+    TilePixels<2, kMasked, T> gradient_pixels_;
+    Scratch<float> gradient_;
+  };
+
+  const Images<T> x_, g_;
+  const bool channels_last_;
+  const TileGrid tiles_;
+  const int64_t rows_, panels_;  // of tiles of sums: kRows channels, kCols results
+  const int64_t units_, slice_, slices_;
+  const Scratch<float> sums_;
+};
+
+}  // namespace pyops::PYOPS_ISA_NAMESPACE

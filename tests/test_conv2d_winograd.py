@@ -1,0 +1,96 @@
+"""3x3 convolutions in tiles of Winograd's minimal filtering, forward and both gradients."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import pyops
+from pyops.functional import conv2d
+from suite import isas
+from test_conv2d_exact import LAST, assert_exact
+
+FORMATS = [torch.contiguous_format, LAST]
+
+
+@pytest.mark.parametrize("place", isas("avx2"))
+@pytest.mark.parametrize("memory_format", FORMATS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize(
+    ("x", "w", "options"),
+    [
+        ((7, 16, 9, 11), (33, 16, 3, 3), {"padding": 1}),  # blocks of tiles of several images
+        ((1, 16, 6, 230), (17, 16, 3, 3), {"padding": 1}),  # a line of more tiles than a block
+        ((2, 171, 14, 13), (40, 171, 3, 3), {}),  # channels in several stretches
+        ((3, 32, 10, 12), (64, 16, 3, 3), {"padding": (2, 1), "groups": 2}),
+        ((1, 50, 33, 5), (130, 50, 3, 3), {"padding": 2}),
+    ],
+)
+def test_exact(place, memory_format, dtype, relu, x, w, options):
+    assert_exact(place, memory_format, x, w, dtype, relu, **options)
+
+
+@pytest.fixture(params=FORMATS, ids=str)
+def layer(request):
+    """Input, weight and gradient of a layer that is computed in tiles."""
+    torch.manual_seed(0)
+    shapes = (2, 16, 14, 15), (24, 16, 3, 3), (2, 24, 14, 15)
+    return [torch.randn(s).contiguous(memory_format=request.param) for s in shapes]
+
+
+def results(function, x, w, grad):
+    x, w = x.detach().requires_grad_(), w.detach().requires_grad_()
+    y = function(x, w, padding=1)
+    return (y.detach(), *torch.autograd.grad(y, (x, w), grad))
+
+
+@pytest.mark.parametrize("place", isas("avx2"))
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf, 3e38], ids=str)
+@pytest.mark.parametrize("where", ["input", "gradient"])
+def test_nonfinite(place, layer, value, where):
+    """Infinities that the transforms would turn to NaN, and sums of theirs that overflow."""
+    x, w, grad = layer
+    (x if where == "input" else grad)[1, 3, 6, 6] = value
+    with pyops.isa_cap(place):
+        ours = results(conv2d, x, w, grad)
+    for a, b in zip(ours, results(F.conv2d, x, w, grad), strict=True):
+        assert torch.equal(a.isnan(), b.isnan())
+        assert torch.equal(a.isinf(), b.isinf())
+        some = a.isfinite()
+        torch.testing.assert_close(a[some], b[some], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("place", isas("avx2"))
+@pytest.mark.parametrize("exponent", [-135, -100, 60])
+def test_range(place, layer, exponent):
+    """Subnormal results lose no more than they have to."""
+    x, w, grad = (t * 2.0**e for t, e in zip(layer, (exponent, 0, exponent), strict=True))
+    with pyops.isa_cap(place):
+        ours = results(conv2d, x, w, grad)
+    exact = results(F.conv2d, x.double(), w.double(), grad.double())
+    for a, b, native in zip(ours, exact, results(F.conv2d, x, w, grad), strict=True):
+        b, native = b.float().double(), native.double()  # what overflows overflows
+        scale = b.norm() + 1e-300
+        assert (a - b).norm() / scale <= max(1.5 * ((native - b).norm() / scale), 3e-7) or (
+            not b.isfinite().all() and torch.equal(a.isfinite(), native.isfinite())
+        )
+
+
+@pytest.mark.parametrize("place", isas("avx2"))
+@pytest.mark.parametrize("memory_format", FORMATS)
+@pytest.mark.parametrize("shape", [(2, 64, 28, 28), (4, 512, 7, 7)])
+def test_error(place, memory_format, shape):
+    """The rule of float32, where sums are long and native's own error is smallest."""
+    torch.manual_seed(1)
+    x, w, grad = (
+        torch.randn(shape),
+        torch.randn(32, shape[1], 3, 3),
+        torch.randn(shape[0], 32, *shape[2:]),
+    )
+    x, w, grad = (t.contiguous(memory_format=memory_format) for t in (x, w, grad))
+    with pyops.isa_cap(place):
+        ours = results(conv2d, x, w, grad)
+    exact = results(F.conv2d, x.double(), w.double(), grad.double())
+    for a, b, native in zip(ours, exact, results(F.conv2d, x, w, grad), strict=True):
+        error, own = ((t - b).norm() / b.norm() for t in (a, native))
+        assert error <= max(1.5 * own, 3e-7)
