@@ -1,8 +1,5 @@
 #include "rnn/rnn_layer_call.h"
 
-#include "rnn/rnn_tensorop.h"
-#include "rnn/rnn_tiling.h"
-
 namespace pyops {
 namespace {
 
@@ -11,19 +8,6 @@ GpuLimits gpu_of([[maybe_unused]] const Tensor& t) {
     if (t.is_cuda()) return limits_of_gpu(t.device());
   }
   return {};
-}
-
-// What Hopper's products over all rows keep besides their results.
-int64_t sums_bytes([[maybe_unused]] const RnnBackwardParams& p,
-                   [[maybe_unused]] const Tensor& input) {
-  if constexpr (kBuiltWithCuda) {
-    const bool on_hopper = input.is_cuda() && target_of_gpu(input.device()).capability == 90;
-    const bool half = (dtype_bit(p.dtype) & kHalfTypes) != 0;
-    if (on_hopper && half && suits_clusters(p) && suits_tensorop(p)) {
-      return rnn_backward_sums_bytes_sm90(p);
-    }
-  }
-  return 0;
 }
 
 }  // namespace
@@ -145,9 +129,6 @@ RnnBackwardCall::RnnBackwardCall(const RnnLayerBackward& layer)
   if (params.projects()) params.grad_out = work_({rows, params.output}, options);
   params.carry = work_({params.batch, params.hidden}, accumulate_type(layer.input));
   params.arrivals = work_.arrivals();
-  if (const int64_t bytes = sums_bytes(params, layer.input)) {
-    params.sums = work_({bytes}, options.dtype(at::kByte));
-  }
 }
 
 }  // namespace pyops

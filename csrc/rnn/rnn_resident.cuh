@@ -100,7 +100,9 @@ cudaError_t launch_backward(const RnnBackwardStack& stack, const Steps& steps, c
   };
   cudaError_t status = launch_fronts(stack, steps, inputs);
   for (int64_t l = 0; l < stack.layers && status == cudaSuccess; ++l) {
-    status = weights_of(stack.layer[l], stream);
+    RnnBackwardParams p = stack.layer[l];
+    p.workspace = stack.workspace;
+    status = weights_of(p, stream);
   }
   return status;
 }

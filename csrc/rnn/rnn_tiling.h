@@ -59,9 +59,7 @@ inline constexpr RnnTiling kClusterTilings[] = {{4, 1, 4}, {4, 2, 4}};
 inline int64_t resident_columns(const RnnParams& p) { return 4 * p.hidden; }
 inline int64_t resident_columns(const RnnBackwardParams& p) { return p.hidden; }
 inline int64_t resident_depth(const RnnParams& p) { return p.output; }
-inline int64_t resident_depth(const RnnBackwardParams& p) {
-  return (p.cell == RnnCell::kLstm ? 4 : 3) * p.hidden;
-}
+inline int64_t resident_depth(const RnnBackwardParams& p) { return p.gates() * p.hidden; }
 
 template <class Params>
 bool fits_resident(const RnnTiling& tiling, const Params& p) {
