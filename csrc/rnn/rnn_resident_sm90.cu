@@ -119,15 +119,11 @@ int64_t rnn_backward_workspace_sm90(const RnnBackwardParams& p) {
 }
 
 cudaError_t rnn_backward_wavefront_sm90(const RnnBackwardStack& stack, cudaStream_t stream) {
-  cudaError_t status = cudaErrorInvalidValue;
-  dispatch_cell<kHalfTypes>(stack.layer[0], [&]<class Cell, class T>(Cell, T) {
-    using Sweep = RnnBackwardSweep<Cell, T>;
-    const auto steps = [&](const RnnBackwardFront& front, const RnnSchedule& schedule) {
-      return launch_tensor_steps<Backward, Sweep, kClusterTilings>(front, schedule, stream);
-    };
-    status = launch_backward(stack, steps, stream, launch_input_gradients, launch_weight_gradients);
-  });
-  return status;
+  const auto steps = [&]<class Sweep>(const auto& front, const auto& schedule) {
+    return launch_tensor_steps<Backward, Sweep, kClusterTilings>(front, schedule, stream);
+  };
+  return launch_sweeps<kHalfTypes, RnnBackwardSweep>(stack, steps, stream, launch_input_gradients,
+                                                     launch_weight_gradients);
 }
 cudaError_t rnn_backward_resident_sm90(const RnnBackwardParams& p, cudaStream_t stream) {
   return rnn_backward_wavefront_sm90(alone(p), stream);
