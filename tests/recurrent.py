@@ -36,6 +36,14 @@ def batch_sizes(lengths):
     return torch.tensor([sum(n > t for n in lengths) for t in range(max(lengths))])
 
 
+def without_cudnn():
+    """Native by PyTorch's own cells on a GPU.
+
+    cuDNN's networks refuse states that are not contiguous and gradients in evaluation mode.
+    """
+    return torch.backends.cudnn.flags(enabled=False)
+
+
 class NetworkCase(Case):
     def draw(self, *args, **options):
         """batch_sizes stay on the CPU, as those of a PackedSequence."""

@@ -157,15 +157,17 @@ class OpSuite(Composition):
 
     @pytest.mark.parametrize("inference", [False, True], ids=["grad", "inference"])
     def test_rejects(self, reject, inference, device):
-        """With native's exception type, also where autograd does not look."""
+        """With native's exception type on the CPU, also where autograd does not look.
+
+        On a GPU it depends on the library that native asks, and some crash.
+        """
         base = self.cases[0]
         case = Case(base.name, **base.arguments | reject.arguments)
         with torch.inference_mode(inference):
-            arguments = case.draw(torch.float32, device, grad=not inference)
             with pytest.raises(Exception) as native:
-                self.reference(**arguments)
+                self.reference(**case.draw(torch.float32, grad=not inference))
             with pytest.raises(native.type, match=reject.match) as ours:
-                self.op(**arguments)
+                self.op(**case.draw(torch.float32, device, grad=not inference))
             assert ours.type is native.type
 
     @pytest.mark.parametrize("inference", [False, True], ids=["grad", "inference"])

@@ -1,5 +1,6 @@
 """PyTorch's own samples of the modules we subclass: same state, outputs and gradients."""
 
+from contextlib import nullcontext
 from functools import partial
 
 import pytest
@@ -11,6 +12,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 import pyops
 from judging import assert_passed, convert, name_of, redrawn, results, verdicts, widen
 from pyops.numerics import settle
+from recurrent import without_cudnn
 from suite import on_devices
 
 NAMES = [
@@ -83,9 +85,13 @@ def test_samples(name, mode, dtype, device):
         info, device=device, dtype=dtype, requires_grad=mode != "inference", training=training
     )
     assert samples
+    recurrent = issubclass(getattr(nn, name), nn.RNNBase)
     for i, sample in enumerate(samples):
         try:
-            with torch.inference_mode(mode == "inference"):
+            with (
+                without_cudnn() if recurrent else nullcontext(),
+                torch.inference_mode(mode == "inference"),
+            ):
                 state = build(nn, name, sample).state_dict()
                 judged = partial(verdicts_on, name, sample, state, dtype, device, training)
                 assert_passed(settle(judged))

@@ -165,6 +165,11 @@ def test_what_tilings_take_of_an_h100():
     assert tilings(1024, 16, False, Launch(132, shared=50175))[0] == (128, 50176, 0)
 
 
+def test_clusters_leave_processors_without_neighbours():
+    """96 blocks in clusters of four, where ten processors hold two of them."""
+    assert [tilings(768, 16, True, Launch(n))[2][2] for n in (119, 120)] == [0, 1]
+
+
 @pytest.mark.parametrize("sizes, r", [([3], 6), ([129, 129], 6), ([3, 3], 4)])
 def test_what_one_launch_does_not_take(sizes, r):
     """A single step, many sequences, a projection; weights that do not fit."""

@@ -267,8 +267,8 @@ Tensor gru_cell(const Tensor& input, const Tensor& hx, const Tensor& w_ih, const
   if (is_elsewhere("gru_cell", input)) return at::gru_cell(input, hx, w_ih, w_hh, b_ih, b_hh);
   const Tensor y =
       std::get<0>(run_cell("gru_cell", {input, hx, std::nullopt, w_ih, w_hh, b_ih, b_hh}));
-  // Native's last operation is elementwise on hx, and so the result has its strides.
-  return hx.is_contiguous() ? y : at::empty_like(hx).copy_(y);
+  // Native's last operation on the CPU is elementwise on hx, and so the result has its strides.
+  return hx.is_cuda() || hx.is_contiguous() ? y : at::empty_like(hx).copy_(y);
 }
 
 void implement(torch::Library& m) {

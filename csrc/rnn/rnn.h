@@ -45,6 +45,7 @@ struct RnnShape {
     return reverse ? steps - 1 - s : s;
   }  // the s-th to compute
   PYOPS_HOST_DEVICE bool projects() const { return output != hidden; }
+  PYOPS_HOST_DEVICE int64_t gates() const { return cell == RnnCell::kLstm ? 4 : 3; }
 
   // The s-th to compute; beyond either end is a step without rows.
   RnnStep step_at(int64_t s) const {
@@ -101,7 +102,7 @@ struct RnnBackwardParams : RnnShape {
   void* grad_out;  // (N, R) with a projection: the gradient of y, also by way of the later steps
   void* carry;     // (B, H), in the type arithmetic is done in: what passes a step by its products
   void* arrivals;  // as in the forward
-  void* sums;      // Hopper's products over all rows, of the bytes they ask for below
+  void* workspace = nullptr;  // of the bytes that the table's row asks for
 };
 
 void rnn_forward_scalar(const RnnParams& params);
@@ -125,9 +126,6 @@ cudaError_t rnn_backward_cuda(const RnnBackwardParams& params, cudaStream_t stre
 
 // The weights' gradients, behind launches for all steps.
 cudaError_t rnn_backward_weights_cuda(const RnnBackwardParams& params, cudaStream_t stream);
-int64_t rnn_backward_sums_bytes_sm90(const RnnBackwardParams& params);
-// grad (N, columns) in half precision, aligned to 16 bytes, to bias (columns)
-cudaError_t rnn_backward_bias_cuda(Dtype dtype, const void* grad, void* bias, int64_t rows,
-                                   int64_t columns, cudaStream_t stream);
+int64_t rnn_backward_workspace_sm90(const RnnBackwardParams& params);
 
 }  // namespace pyops

@@ -3,7 +3,6 @@
 // every run gives the same. In half precision the products over all rows, that of the inputs and
 // the gradients of inputs and weights, have tensor cores; those of the steps do without.
 #include "gemm/block_product.cuh"
-#include "gemm/column_sums.h"
 #include "gemm/tensorop.cuh"
 #include "rnn/rnn_backward_product.h"
 #include "rnn/rnn_forward_product.h"
@@ -34,15 +33,6 @@ __global__ void __launch_bounds__(kBlock, kBlocksOfProducts)
     rnn_backward_inputs_kernel(const __grid_constant__ RnnBackwardFront front) {
   multiply_blocks(Product::of(front.layer[blockIdx.y]));
 }
-template <class T>
-__global__ void __launch_bounds__(kBlock, kBlocksWanted)
-    rnn_backward_bias_kernel(ColumnSums<T> columns) {
-  static_assert(ColumnSums<T>::kThreads == kBlock);
-  __shared__ typename ColumnSums<T>::Shared shared;
-  columns.accumulate(blockIdx.x, threadIdx.x, shared);
-  __syncthreads();
-  columns.finish(blockIdx.x, threadIdx.x, shared);
-}
 template <class Gemm>
 __global__ void __launch_bounds__(Gemm::GemmKernel::kThreadCount, 2)
     rnn_forward_tensorop_kernel(const __grid_constant__ typename Gemm::GemmKernel::Params p) {
@@ -57,6 +47,7 @@ __global__ void __launch_bounds__(Gemm::GemmKernel::kThreadCount, 2)
 // Runs each product where it belongs; after an error nothing more.
 template <bool kTensorop>
 struct Forward {
+  const RnnParams& p;
   cudaStream_t stream;
   cudaError_t status = cudaSuccess;
 
@@ -69,7 +60,6 @@ struct Forward {
   template <class Cell, class T>
     requires kTensorop
   void operator()(const RnnInputProduct<Cell, T>& product) {
-    const RnnParams& p = product.p;
     using Gemm =
         TensoropGemm<typename CutlassType<T>::type, RowMajor, ColumnMajor, StoreSums<float>>;
     if (status == cudaSuccess && product.rows > 0) {
@@ -85,7 +75,7 @@ struct Forward {
 
 template <bool kTensorop>
 struct Backward {
-  Dtype dtype;
+  const RnnBackwardParams& p;
   cudaStream_t stream;
   cudaError_t status = cudaSuccess;
 
@@ -98,7 +88,6 @@ struct Backward {
   template <class Cell, class T>
     requires kTensorop
   void operator()(const RnnInputGradient<Cell, T>& product) {
-    const RnnBackwardParams& p = product.p;
     using Gemm = TensoropGemm<typename CutlassType<T>::type, RowMajor, RowMajor>;
     if (product.rows == 0) return;
     const T* from_x = static_cast<const T*>(p.from_x) + product.first * product.depth;
@@ -115,7 +104,7 @@ struct Backward {
       run<Gemm>({rows, width, depth, grad, by, nullptr, weight, rows, width, width});
     }
     if (bias == nullptr || status != cudaSuccess) return;
-    status = rnn_backward_bias_cuda(dtype, grad, bias, depth, rows, stream);
+    status = sum_columns_cuda(gradient_of(p), grad, bias, p.workspace, stream);
   }
 
  private:
@@ -144,17 +133,18 @@ cudaError_t launch_inputs(void (*kernel)(RnnFront<Params>), const RnnFront<Param
   return cudaLaunchKernelEx(&config, kernel, front);
 }
 
-// One after the other, on tensor cores where they take the layer; a Run begins with `begin`.
-template <template <bool> class Run, class Product, class Params, class... Begin>
-cudaError_t run_inputs(const RnnFront<Params>& front, const Begin&... begin) {
+// One after the other, on tensor cores where they take the layer.
+template <template <bool> class Run, class Product, class Params>
+cudaError_t run_inputs(const RnnFront<Params>& front, cudaStream_t stream) {
   cudaError_t status = cudaSuccess;
   for (int64_t l = 0; l < front.layers && status == cudaSuccess; ++l) {
+    const RnnPiece<Params>& piece = front.layer[l];
     const auto multiply = [&](auto run) {
-      run(Product::of(front.layer[l]));
+      run(Product::of(piece));
       status = run.status;
     };
-    suits_tensorop(front.layer[l].p) ? multiply(Run<true>{begin...})
-                                     : multiply(Run<false>{begin...});
+    suits_tensorop(piece.p) ? multiply(Run<true>{piece.p, stream})
+                            : multiply(Run<false>{piece.p, stream});
   }
   return status;
 }
@@ -162,13 +152,13 @@ cudaError_t run_inputs(const RnnFront<Params>& front, const Begin&... begin) {
 }  // namespace
 
 cudaError_t rnn_forward_cuda(const RnnParams& p, cudaStream_t stream) {
-  Forward<false> run{stream};
+  Forward<false> run{p, stream};
   dispatch_cell(p, [&]<class Cell, class T>(Cell, T) { rnn_forward_products<Cell, T>(p, run); });
   return run.status;
 }
 
 cudaError_t rnn_forward_tensorop_cuda(const RnnParams& p, cudaStream_t stream) {
-  Forward<true> run{stream};
+  Forward<true> run{p, stream};
   dispatch_cell<kHalfTypes>(
       p, [&]<class Cell, class T>(Cell, T) { rnn_forward_products<Cell, T>(p, run); });
   return run.status;
@@ -188,28 +178,17 @@ cudaError_t rnn_forward_inputs_cuda(const RnnForwardFront& front, cudaStream_t s
 }
 
 cudaError_t rnn_backward_cuda(const RnnBackwardParams& p, cudaStream_t stream) {
-  Backward<false> run{p.dtype, stream};
+  Backward<false> run{p, stream};
   dispatch_cell(p, [&]<class Cell, class T>(Cell, T) { rnn_backward_products<Cell, T>(p, run); });
   return run.status;
 }
 
-cudaError_t rnn_backward_bias_cuda(Dtype dtype, const void* grad, void* bias, int64_t rows,
-                                   int64_t columns, cudaStream_t stream) {
-  cudaError_t status = cudaErrorInvalidValue;
-  dispatch_dtype<kHalfTypes>(dtype, [&]<class T>(T) {
-    const ColumnSums<T> sums{static_cast<const T*>(grad), static_cast<T*>(bias), rows, columns};
-    status = launch(rnn_backward_bias_kernel<T>, sums.blocks() * kBlock, stream, sums);
-  });
-  return status;
-}
-
 cudaError_t rnn_backward_inputs_cuda(const RnnBackwardFront& front, cudaStream_t stream) {
-  const Dtype dtype = front.layer[0].p.dtype;
   cudaError_t status = cudaSuccess;
   dispatch_cell(front.layer[0].p, [&]<class Cell, class T>(Cell, T) {
     using Product = RnnInputGradient<Cell, T>;
     if constexpr (sizeof(T) == 2) {
-      status = run_inputs<Backward, Product>(front, dtype, stream);
+      status = run_inputs<Backward, Product>(front, stream);
     } else {
       status = launch_inputs<Product>(rnn_backward_inputs_kernel<Product>, front, stream);
     }
@@ -225,15 +204,15 @@ cudaError_t rnn_backward_weights_cuda(const RnnBackwardParams& p, cudaStream_t s
       status = run.status;
     };
     if constexpr (sizeof(T) == 2) {
-      if (suits_tensorop(p)) return sum_by(Backward<true>{p.dtype, stream});
+      if (suits_tensorop(p)) return sum_by(Backward<true>{p, stream});
     }
-    sum_by(Backward<false>{p.dtype, stream});
+    sum_by(Backward<false>{p, stream});
   });
   return status;
 }
 
 cudaError_t rnn_backward_tensorop_cuda(const RnnBackwardParams& p, cudaStream_t stream) {
-  Backward<true> run{p.dtype, stream};
+  Backward<true> run{p, stream};
   dispatch_cell<kHalfTypes>(
       p, [&]<class Cell, class T>(Cell, T) { rnn_backward_products<Cell, T>(p, run); });
   return run.status;

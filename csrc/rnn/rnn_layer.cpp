@@ -26,13 +26,14 @@ constexpr Candidate<RnnParams> kForward[] = {
 constexpr Candidate<RnnBackwardParams> kBackward[] = {
 #ifdef PYOPS_CUDA
     {"rnn_backward_resident_sm90", Arch::kSm90, kHalfTypes, rnn_backward_resident_sm90,
-     suits_clusters, kSuitsResidentTensorop},
+     suits_clusters, kSuitsResidentTensorop, rnn_backward_workspace_sm90},
     {"rnn_backward_resident_tensorop_cuda", Arch::kSm80, kHalfTypes,
-     rnn_backward_resident_tensorop_cuda, suits_resident_tensorop, kSuitsResidentTensorop},
+     rnn_backward_resident_tensorop_cuda, suits_resident_tensorop, kSuitsResidentTensorop,
+     rnn_backward_workspace},
     {"rnn_backward_resident_cuda", Arch::kSm80, kAnyFloat, rnn_backward_resident_cuda,
-     suits_resident, kSuitsResident},
+     suits_resident, kSuitsResident, rnn_backward_workspace},
     {"rnn_backward_tensorop_cuda", Arch::kSm80, kHalfTypes, rnn_backward_tensorop_cuda,
-     suits_tensorop, kSuitsTensorop},
+     suits_tensorop, kSuitsTensorop, rnn_backward_workspace},
     {"rnn_backward_cuda", Arch::kSm80, kAnyFloat, rnn_backward_cuda},
 #endif
     {"rnn_backward_amx", Isa::kAmx, kTileTypes, rnn_backward_amx},

@@ -1,8 +1,5 @@
 #include "rnn/rnn_layer_call.h"
 
-#include "rnn/rnn_tensorop.h"
-#include "rnn/rnn_tiling.h"
-
 namespace pyops {
 namespace {
 
@@ -11,19 +8,6 @@ GpuLimits gpu_of([[maybe_unused]] const Tensor& t) {
     if (t.is_cuda()) return limits_of_gpu(t.device());
   }
   return {};
-}
-
-// What Hopper's products over all rows keep besides their results.
-int64_t sums_bytes([[maybe_unused]] const RnnBackwardParams& p,
-                   [[maybe_unused]] const Tensor& input) {
-  if constexpr (kBuiltWithCuda) {
-    const bool on_hopper = input.is_cuda() && target_of_gpu(input.device()).capability == 90;
-    const bool half = (dtype_bit(p.dtype) & kHalfTypes) != 0;
-    if (on_hopper && half && suits_clusters(p) && suits_tensorop(p)) {
-      return rnn_backward_sums_bytes_sm90(p);
-    }
-  }
-  return 0;
 }
 
 }  // namespace
@@ -70,10 +54,20 @@ at::TensorOptions accumulate_type(const Tensor& t) {
   return t.options().dtype(t.scalar_type() == at::kDouble ? at::kDouble : at::kFloat);
 }
 
-RnnForwardCall::RnnForwardCall(const RnnLayer& layer)
-    : offsets_(offsets_of(layer)), work_(layer.input) {
-  const Tensor& input = layer.input;
+template <class Params>
+RnnCall<Params>::RnnCall(const RnnLayer& layer) : work_(layer.input), offsets_(offsets_of(layer)) {
   static_cast<RnnShape&>(params) = shape_of(layer, offsets_);
+  params.x = data_(layer.input);
+  params.h0 = data_(layer.h0);
+  params.c0 = data_(layer.c0);
+  params.w_ih = data_(layer.w_ih);
+  params.w_hh = data_(layer.w_hh);
+  params.w_hr = data_(layer.w_hr);
+  params.arrivals = work_.arrivals();
+}
+
+RnnForwardCall::RnnForwardCall(const RnnLayer& layer) : RnnCall(layer) {
+  const Tensor& input = layer.input;
   auto sizes = c10::SmallVector<int64_t, 3>(input.sizes());
   sizes.back() = params.output;
   const int64_t width = (layer.save ? layer.kept() : layer.gates()) * params.hidden;
@@ -83,31 +77,22 @@ RnnForwardCall::RnnForwardCall(const RnnLayer& layer)
   cn = at::empty(layer.c0 ? layer.c0->sizes() : at::IntArrayRef{0}, y.options());
   reserve = at::empty({params.rows(), width}, accumulate);
   params.save = layer.save;
-  params.x = data_(input);
-  params.h0 = data_(layer.h0);
-  params.c0 = data_(layer.c0);
-  params.w_ih = data_(layer.w_ih);
-  params.w_hh = data_(layer.w_hh);
   params.b_ih = data_(layer.b_ih);
   params.b_hh = data_(layer.b_hh);
-  params.w_hr = data_(layer.w_hr);
   params.y = y.mutable_data_ptr();
   params.hn = hn.mutable_data_ptr();
   params.cn = cn.mutable_data_ptr();
   params.reserve = reserve.mutable_data_ptr();
   if (layer.c0) params.c = work_({params.batch, params.hidden}, accumulate);
   if (params.projects()) params.out = work_({params.batch, params.hidden}, accumulate);
-  params.arrivals = work_.arrivals();
 }
 
 RnnOutputs RnnForwardCall::outputs() const {
   return {y, hn, cn, params.save ? reserve : at::empty({0}, reserve.options())};
 }
 
-RnnBackwardCall::RnnBackwardCall(const RnnLayerBackward& layer)
-    : offsets_(offsets_of(layer)), work_(layer.input) {
-  static_cast<RnnShape&>(params) = shape_of(layer, offsets_);
-  const int64_t rows = params.rows(), gates = layer.gates() * params.hidden;
+RnnBackwardCall::RnnBackwardCall(const RnnLayerBackward& layer) : RnnCall(layer) {
+  const int64_t rows = params.rows(), gates = params.gates() * params.hidden;
   TORCH_CHECK(layer.reserve.numel() == rows * layer.kept() * params.hidden &&
                   layer.y.numel() == rows * params.output,
               layer.name(), ": the backward needs what a forward with save=True returned, got ",
@@ -119,12 +104,6 @@ RnnBackwardCall::RnnBackwardCall(const RnnLayerBackward& layer)
     grads[k] = at::empty(inputs[k]->sizes(), inputs[k]->options());
     to[k] = grads[k].mutable_data_ptr();
   }
-  params.x = data_(layer.input);
-  params.h0 = data_(layer.h0);
-  params.c0 = data_(layer.c0);
-  params.w_ih = data_(layer.w_ih);
-  params.w_hh = data_(layer.w_hh);
-  params.w_hr = data_(layer.w_hr);
   params.y = data_(layer.y);
   params.reserve = data_(layer.reserve);
   params.grad_y = data_(layer.grad_y);
@@ -144,10 +123,6 @@ RnnBackwardCall::RnnBackwardCall(const RnnLayerBackward& layer)
   params.previous = work_({rows, params.output}, options);
   if (params.projects()) params.grad_out = work_({rows, params.output}, options);
   params.carry = work_({params.batch, params.hidden}, accumulate_type(layer.input));
-  params.arrivals = work_.arrivals();
-  if (const int64_t bytes = sums_bytes(params, layer.input)) {
-    params.sums = work_({bytes}, options.dtype(at::kByte));
-  }
 }
 
 }  // namespace pyops

@@ -46,37 +46,39 @@ class Workspaces {
   c10::SmallVector<Tensor, 7> all_;
 };
 
-// A forward of a layer that lives as long: its results, still to be written, and all else that the
-// parameters point to.
-class RnnForwardCall {
+// A call of a layer that lives as long as what its parameters point to.
+template <class Params>
+class RnnCall {
  public:
+  RnnCall(const RnnCall&) = delete;
+
+  Params params{};
+
+ protected:
+  // With what both directions read.
+  explicit RnnCall(const RnnLayer& layer);
+
+  Contiguous data_;
+  Workspaces work_;
+
+ private:
+  RnnOffsets offsets_;
+};
+
+// Its results are still to be written.
+struct RnnForwardCall : RnnCall<RnnParams> {
   explicit RnnForwardCall(const RnnLayer& layer);
-  RnnForwardCall(const RnnForwardCall&) = delete;
 
   RnnOutputs outputs() const;
 
   Tensor y, hn, cn, reserve;
-  RnnParams params{};
-
- private:
-  RnnOffsets offsets_;
-  Contiguous data_;
-  Workspaces work_;
 };
 
-// The same of a backward; gradients that are not wanted stay undefined.
-class RnnBackwardCall {
- public:
+// Gradients that are not wanted stay undefined.
+struct RnnBackwardCall : RnnCall<RnnBackwardParams> {
   explicit RnnBackwardCall(const RnnLayerBackward& layer);
-  RnnBackwardCall(const RnnBackwardCall&) = delete;
 
   std::array<Tensor, kInputs> grads;
-  RnnBackwardParams params{};
-
- private:
-  RnnOffsets offsets_;
-  Contiguous data_;
-  Workspaces work_;
 };
 
 }  // namespace pyops

@@ -81,7 +81,7 @@ cudaError_t launch_fronts(const RnnStack<Params>& stack, const Launch&... launch
 
 // `steps` launches those of a front.
 template <class Steps>
-cudaError_t launch_forward(const RnnForwardStack& stack, const Steps& steps, cudaStream_t stream) {
+cudaError_t launch_stack(const RnnForwardStack& stack, const Steps& steps, cudaStream_t stream) {
   const auto inputs = [&](const RnnForwardFront& front, const RnnSchedule&) {
     return rnn_forward_inputs_cuda(front, stream);
   };
@@ -90,18 +90,35 @@ cudaError_t launch_forward(const RnnForwardStack& stack, const Steps& steps, cud
 
 // The products with W_ih, and those of the weights, may be others than those of any GPU.
 template <class Steps>
-cudaError_t launch_backward(const RnnBackwardStack& stack, const Steps& steps, cudaStream_t stream,
-                            cudaError_t (*inputs_of)(const RnnBackwardFront&,
-                                                     cudaStream_t) = rnn_backward_inputs_cuda,
-                            cudaError_t (*weights_of)(const RnnBackwardParams&,
-                                                      cudaStream_t) = rnn_backward_weights_cuda) {
+cudaError_t launch_stack(const RnnBackwardStack& stack, const Steps& steps, cudaStream_t stream,
+                         cudaError_t (*inputs_of)(const RnnBackwardFront&,
+                                                  cudaStream_t) = rnn_backward_inputs_cuda,
+                         cudaError_t (*weights_of)(const RnnBackwardParams&,
+                                                   cudaStream_t) = rnn_backward_weights_cuda) {
   const auto inputs = [&](const RnnBackwardFront& front, const RnnSchedule&) {
     return inputs_of(front, stream);
   };
   cudaError_t status = launch_fronts(stack, steps, inputs);
   for (int64_t l = 0; l < stack.layers && status == cudaSuccess; ++l) {
-    status = weights_of(stack.layer[l], stream);
+    RnnBackwardParams p = stack.layer[l];
+    p.workspace = stack.workspace;
+    status = weights_of(p, stream);
   }
+  return status;
+}
+
+// The same with steps that are launched by steps.operator()<Sweep>(front, schedule).
+template <DtypeSet kTypes, template <class Cell, class T> class SweepOf, class Params, class Steps,
+          class... Products>
+cudaError_t launch_sweeps(const RnnStack<Params>& stack, const Steps& steps, cudaStream_t stream,
+                          Products... products) {
+  cudaError_t status = cudaErrorInvalidValue;
+  dispatch_cell<kTypes>(stack.layer[0], [&]<class Cell, class T>(Cell, T) {
+    const auto of_type = [&](const RnnFront<Params>& front, const RnnSchedule& schedule) {
+      return steps.template operator()<SweepOf<Cell, T>>(front, schedule);
+    };
+    status = launch_stack(stack, of_type, stream, products...);
+  });
   return status;
 }
 

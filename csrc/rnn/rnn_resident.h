@@ -130,10 +130,9 @@ inline int64_t resident_blocks(const RnnShape& s) {
   return s.hidden < s.gpu.processors ? s.hidden : s.gpu.processors;
 }
 inline int64_t resident_bytes(const RnnShape& s) {
-  const int64_t gates = s.cell == RnnCell::kLstm ? 4 : 3;
   int64_t size = 0;
   dispatch_dtype(s.dtype, [&]<class T>(T) { size = sizeof(T); });
-  return most_resident_units(s, resident_blocks(s)) * gates * s.output * size;
+  return most_resident_units(s, resident_blocks(s)) * s.gates() * s.output * size;
 }
 
 // Every block reads what the step before left of all rows: few rows, or tiles serve better.

@@ -11,6 +11,8 @@ namespace {
 // As many as leave each the registers that its sums take.
 template <class Sweep>
 constexpr int kThreads = sizeof(typename Sweep::Type) == 8 ? 256 : 512;
+template <class Sweep>
+constexpr int kPack = Pack<typename Sweep::Type>::kWidth;
 
 template <class Sweep, int kWidth>
 __device__ void run_steps(const RnnPiece<typename Sweep::Params>& piece,
@@ -86,32 +88,22 @@ cudaError_t launch_steps(ResidentKernel<Params> by_packs, ResidentKernel<Params>
 }  // namespace
 
 cudaError_t rnn_forward_wavefront_cuda(const RnnForwardStack& stack, cudaStream_t stream) {
-  cudaError_t status = cudaSuccess;
-  dispatch_cell(stack.layer[0], [&]<class Cell, class T>(Cell, T) {
-    using Sweep = RnnForwardSweep<Cell, T>;
-    const auto steps = [&](const RnnForwardFront& front, const RnnSchedule& schedule) {
-      return launch_steps<Sweep>(rnn_forward_resident_kernel<Sweep, Pack<T>::kWidth>,
-                                 rnn_forward_resident_kernel<Sweep, 1>, front, schedule, stream);
-    };
-    status = launch_forward(stack, steps, stream);
-  });
-  return status;
+  const auto steps = [&]<class Sweep>(const auto& front, const auto& schedule) {
+    return launch_steps<Sweep>(rnn_forward_resident_kernel<Sweep, kPack<Sweep>>,
+                               rnn_forward_resident_kernel<Sweep, 1>, front, schedule, stream);
+  };
+  return launch_sweeps<kAnyFloat, RnnForwardSweep>(stack, steps, stream);
 }
 cudaError_t rnn_forward_resident_cuda(const RnnParams& p, cudaStream_t stream) {
   return rnn_forward_wavefront_cuda(alone(p), stream);
 }
 
 cudaError_t rnn_backward_wavefront_cuda(const RnnBackwardStack& stack, cudaStream_t stream) {
-  cudaError_t status = cudaSuccess;
-  dispatch_cell(stack.layer[0], [&]<class Cell, class T>(Cell, T) {
-    using Sweep = RnnBackwardSweep<Cell, T>;
-    const auto steps = [&](const RnnBackwardFront& front, const RnnSchedule& schedule) {
-      return launch_steps<Sweep>(rnn_backward_resident_kernel<Sweep, Pack<T>::kWidth>,
-                                 rnn_backward_resident_kernel<Sweep, 1>, front, schedule, stream);
-    };
-    status = launch_backward(stack, steps, stream);
-  });
-  return status;
+  const auto steps = [&]<class Sweep>(const auto& front, const auto& schedule) {
+    return launch_steps<Sweep>(rnn_backward_resident_kernel<Sweep, kPack<Sweep>>,
+                               rnn_backward_resident_kernel<Sweep, 1>, front, schedule, stream);
+  };
+  return launch_sweeps<kAnyFloat, RnnBackwardSweep>(stack, steps, stream);
 }
 cudaError_t rnn_backward_resident_cuda(const RnnBackwardParams& p, cudaStream_t stream) {
   return rnn_backward_wavefront_cuda(alone(p), stream);

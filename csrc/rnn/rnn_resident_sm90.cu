@@ -68,10 +68,10 @@ struct Sums {
   void operator()(const RnnWeightGradient<T>& product) {
     const auto& [grad, by, weight, bias, rows, width, depth, begin, columns] = product;
     if (weight != nullptr && status == cudaSuccess) {
-      status = gemm_tn_sm90(weight_product(p, grad, by, width, weight), p.sums, stream);
+      status = gemm_tn_sm90(weight_product(p, grad, by, width, weight), p.workspace, stream);
     }
     if (bias != nullptr && status == cudaSuccess) {
-      status = rnn_backward_bias_cuda(p.dtype, grad, bias, depth, rows, stream);
+      status = sum_columns_cuda(gradient_of(p), grad, bias, p.workspace, stream);
     }
   }
   template <class Cell, class T>
@@ -110,22 +110,20 @@ cudaError_t launch_weight_gradients(const RnnBackwardParams& p, cudaStream_t str
 
 }  // namespace
 
-int64_t rnn_backward_sums_bytes_sm90(const RnnBackwardParams& p) {
+int64_t rnn_backward_workspace_sm90(const RnnBackwardParams& p) {
+  if (!suits_tensorop(p)) return 0;
   return std::max(
-      gemm_tn_workspace_sm90(weight_product(p, p.from_x, p.x, p.input, p.grad_w_ih)),
-      gemm_tn_workspace_sm90(weight_product(p, p.from_h, p.previous, p.output, p.grad_w_hh)));
+      {rnn_backward_workspace(p),
+       gemm_tn_workspace_sm90(weight_product(p, p.from_x, p.x, p.input, p.grad_w_ih)),
+       gemm_tn_workspace_sm90(weight_product(p, p.from_h, p.previous, p.output, p.grad_w_hh))});
 }
 
 cudaError_t rnn_backward_wavefront_sm90(const RnnBackwardStack& stack, cudaStream_t stream) {
-  cudaError_t status = cudaErrorInvalidValue;
-  dispatch_cell<kHalfTypes>(stack.layer[0], [&]<class Cell, class T>(Cell, T) {
-    using Sweep = RnnBackwardSweep<Cell, T>;
-    const auto steps = [&](const RnnBackwardFront& front, const RnnSchedule& schedule) {
-      return launch_tensor_steps<Backward, Sweep, kClusterTilings>(front, schedule, stream);
-    };
-    status = launch_backward(stack, steps, stream, launch_input_gradients, launch_weight_gradients);
-  });
-  return status;
+  const auto steps = [&]<class Sweep>(const auto& front, const auto& schedule) {
+    return launch_tensor_steps<Backward, Sweep, kClusterTilings>(front, schedule, stream);
+  };
+  return launch_sweeps<kHalfTypes, RnnBackwardSweep>(stack, steps, stream, launch_input_gradients,
+                                                     launch_weight_gradients);
 }
 cudaError_t rnn_backward_resident_sm90(const RnnBackwardParams& p, cudaStream_t stream) {
   return rnn_backward_wavefront_sm90(alone(p), stream);

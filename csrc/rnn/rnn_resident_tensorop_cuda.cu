@@ -50,15 +50,10 @@ struct Backward {
 }  // namespace
 
 cudaError_t rnn_forward_wavefront_tensorop_cuda(const RnnForwardStack& stack, cudaStream_t stream) {
-  cudaError_t status = cudaErrorInvalidValue;
-  dispatch_cell<kHalfTypes>(stack.layer[0], [&]<class Cell, class T>(Cell, T) {
-    using Sweep = RnnForwardSweep<Cell, T>;
-    const auto steps = [&](const RnnForwardFront& front, const RnnSchedule& schedule) {
-      return launch_tensor_steps<Forward, Sweep, kForwardTilings>(front, schedule, stream);
-    };
-    status = launch_forward(stack, steps, stream);
-  });
-  return status;
+  const auto steps = [&]<class Sweep>(const auto& front, const auto& schedule) {
+    return launch_tensor_steps<Forward, Sweep, kForwardTilings>(front, schedule, stream);
+  };
+  return launch_sweeps<kHalfTypes, RnnForwardSweep>(stack, steps, stream);
 }
 cudaError_t rnn_forward_resident_tensorop_cuda(const RnnParams& p, cudaStream_t stream) {
   return rnn_forward_wavefront_tensorop_cuda(alone(p), stream);
@@ -66,15 +61,10 @@ cudaError_t rnn_forward_resident_tensorop_cuda(const RnnParams& p, cudaStream_t 
 
 cudaError_t rnn_backward_wavefront_tensorop_cuda(const RnnBackwardStack& stack,
                                                  cudaStream_t stream) {
-  cudaError_t status = cudaErrorInvalidValue;
-  dispatch_cell<kHalfTypes>(stack.layer[0], [&]<class Cell, class T>(Cell, T) {
-    using Sweep = RnnBackwardSweep<Cell, T>;
-    const auto steps = [&](const RnnBackwardFront& front, const RnnSchedule& schedule) {
-      return launch_tensor_steps<Backward, Sweep, kBackwardTilings>(front, schedule, stream);
-    };
-    status = launch_backward(stack, steps, stream);
-  });
-  return status;
+  const auto steps = [&]<class Sweep>(const auto& front, const auto& schedule) {
+    return launch_tensor_steps<Backward, Sweep, kBackwardTilings>(front, schedule, stream);
+  };
+  return launch_sweeps<kHalfTypes, RnnBackwardSweep>(stack, steps, stream);
 }
 cudaError_t rnn_backward_resident_tensorop_cuda(const RnnBackwardParams& p, cudaStream_t stream) {
   return rnn_backward_wavefront_tensorop_cuda(alone(p), stream);

@@ -8,6 +8,7 @@
 
 #include "rnn/rnn_autograd.h"
 #include "rnn/rnn_layer_call.h"
+#include "rnn/rnn_tensorop.h"
 #include "rnn/rnn_wavefront.h"
 
 namespace pyops {
@@ -25,9 +26,10 @@ constexpr Candidate<RnnForwardStack> kForward[] = {
 };
 constexpr Candidate<RnnBackwardStack> kBackward[] = {
     {"rnn_backward_wavefront_sm90", Arch::kSm90, kHalfTypes, rnn_backward_wavefront_sm90,
-     suits_wavefront_clusters, kSuitsWavefront},
+     suits_wavefront_clusters, kSuitsWavefront, most_of_layers<rnn_backward_workspace_sm90>},
     {"rnn_backward_wavefront_tensorop_cuda", Arch::kSm80, kHalfTypes,
-     rnn_backward_wavefront_tensorop_cuda, suits_wavefront_tensorop, kSuitsWavefront},
+     rnn_backward_wavefront_tensorop_cuda, suits_wavefront_tensorop, kSuitsWavefront,
+     most_of_layers<rnn_backward_workspace>},
     {"rnn_backward_wavefront_cuda", Arch::kSm80, kFloat32 | kFloat64, rnn_backward_wavefront_cuda,
      suits_wavefront, kSuitsWavefront},
 };

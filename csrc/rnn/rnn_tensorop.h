@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "core/pack.h"
+#include "gemm/gradient_matrix.h"
 #include "rnn/rnn.h"
 
 namespace pyops {
@@ -23,5 +24,16 @@ inline bool suits_tensorop(const RnnParams& p) { return suits_tensorop(p, {p.x, 
 inline bool suits_tensorop(const RnnBackwardParams& p) { return suits_tensorop(p, {p.x, p.w_ih}); }
 inline constexpr const char* kSuitsTensorop =
     "input, hidden and output features in multiples of 8, aligned to 16 bytes";
+
+// The gates' gradients, whose columns sum up to those of a bias.
+inline GradientMatrix gradient_of(const RnnBackwardParams& p) {
+  return {p.dtype, p.rows(), p.gates() * p.hidden};
+}
+// Bytes that these sums keep, beside products on tensor cores.
+inline int64_t rnn_backward_workspace(const RnnBackwardParams& p) {
+  const bool summed = p.grad_b_ih != nullptr || p.grad_b_hh != nullptr;
+  const bool half = (dtype_bit(p.dtype) & kHalfTypes) != 0;
+  return summed && half && suits_tensorop(p) ? gradient_of(p).parts_bytes() : 0;
+}
 
 }  // namespace pyops

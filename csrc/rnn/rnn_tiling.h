@@ -41,9 +41,10 @@ struct RnnTiling {
     return sums_bytes() + strips_kept * tiles * 2 * kThreads * 16;
   }
 
-  // Clusters want neighbours: a part of the GPU's processors may have none.
+  // Clusters want neighbours: those of four leave two processors of ten, the fewest on a GPU of
+  // Hopper's that lie together.
   constexpr bool fits(const RnnShape& s, int64_t columns, int64_t depth) const {
-    const int64_t processors = slices > 1 ? s.gpu.processors * 7 / 8 : s.gpu.processors;
+    const int64_t processors = slices > 1 ? s.gpu.processors * 4 / 5 : s.gpu.processors;
     return teams(s.batch) <= kRnnTeams && blocks(s.batch, columns) <= processors &&
            shared_bytes(depth) <= s.gpu.shared_bytes;
   }
@@ -59,9 +60,7 @@ inline constexpr RnnTiling kClusterTilings[] = {{4, 1, 4}, {4, 2, 4}};
 inline int64_t resident_columns(const RnnParams& p) { return 4 * p.hidden; }
 inline int64_t resident_columns(const RnnBackwardParams& p) { return p.hidden; }
 inline int64_t resident_depth(const RnnParams& p) { return p.output; }
-inline int64_t resident_depth(const RnnBackwardParams& p) {
-  return (p.cell == RnnCell::kLstm ? 4 : 3) * p.hidden;
-}
+inline int64_t resident_depth(const RnnBackwardParams& p) { return p.gates() * p.hidden; }
 
 template <class Params>
 bool fits_resident(const RnnTiling& tiling, const Params& p) {

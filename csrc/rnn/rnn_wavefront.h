@@ -16,14 +16,15 @@ struct RnnStack {
   Dtype dtype;
   bool stacked;  // each layer's x is the y of the one before; else all have the same
   int64_t layers;
-  const Params* layer;  // the first's counts of arrivals have room for all
+  const Params* layer;        // the first's counts of arrivals have room for all
+  void* workspace = nullptr;  // of a backward, for the weights of one layer after the other
 };
 using RnnForwardStack = RnnStack<RnnParams>;
 using RnnBackwardStack = RnnStack<RnnBackwardParams>;
 
-template <class Params>
-RnnStack<Params> alone(const Params& p) {
-  return {p.dtype, false, 1, &p};
+inline RnnForwardStack alone(const RnnParams& p) { return {p.dtype, false, 1, &p}; }
+inline RnnBackwardStack alone(const RnnBackwardParams& p) {
+  return {p.dtype, false, 1, &p, p.workspace};
 }
 
 // Counted for 6 layers of 512 steps, H 256 and B 10 in float32 on an H100: a step takes 3 µs on a
@@ -95,6 +96,13 @@ bool suits_wavefront_tensorop(const RnnStack<Params>& stack) {
 }
 inline bool suits_wavefront_clusters(const RnnBackwardStack& stack) {
   return suits_wavefront(stack, suits_clusters);
+}
+// Bytes of the workspace, from those of a layer.
+template <int64_t (*kOfLayer)(const RnnBackwardParams&)>
+int64_t most_of_layers(const RnnBackwardStack& stack) {
+  int64_t most = 0;
+  for (int64_t l = 0; l < stack.layers; ++l) most = std::max(most, kOfLayer(stack.layer[l]));
+  return most;
 }
 inline constexpr const char* kSuitsWavefront =
     "both directions of a layer, or 2 to 12 layers over 128 steps or more, of which one launch "
