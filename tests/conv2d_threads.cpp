@@ -2,6 +2,7 @@
 #include <memory>
 #include <vector>
 
+#include "conv2d/conv2d_pool_channels.h"
 #include "conv2d/conv2d_sm90.h"
 #include "conv2d/conv2d_workspace.h"
 
@@ -161,8 +162,8 @@ int pools_by_fours(const int64_t* shape, const int64_t* pool) {
       pool_params(0, shape, pool, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr));
 }
 
-void pool_forward(int fused, int dtype, const int64_t* shape, const int64_t* pool, const void* x,
-                  const void* w, const void* bias, void* y, void* offsets) {
+void pool_forward(int fused, int by_packs, int dtype, const int64_t* shape, const int64_t* pool,
+                  const void* x, const void* w, const void* bias, void* y, void* offsets) {
   Conv2dPoolParams p = pool_params(dtype, shape, pool, x, w, bias, y, offsets, nullptr);
   std::vector<double> workspace(p.n * p.o * p.oh * p.ow, __builtin_nan(""));
   p.workspace = workspace.data();
@@ -176,19 +177,28 @@ void pool_forward(int fused, int dtype, const int64_t* shape, const int64_t* poo
     Conv2dParams convolution = p;
     convolution.y = p.workspace;
     multiply(ForwardProblem<T, kLast>{convolution});
-    for (int64_t e = 0; e < p.n * p.o * p.pooled_h * p.pooled_w; ++e) pool_element<T>(p, e);
+    const int64_t count = p.n * p.o * p.pooled_h * p.pooled_w;
+    for (int64_t e = 0; by_packs == 0 && e < count; ++e) pool_element<T>(p, e);
+    for (uint32_t i = 0; by_packs != 0 && i < count / Pack<T>::kWidth; ++i) pool_pack<T>(p, i);
   });
 }
 
-void pool_backward(int dtype, const int64_t* shape, const int64_t* pool, const void* grad_pooled,
-                   const void* offsets, void* grad_y) {
+int pools_by_packs(int dtype, const int64_t* shape, const int64_t* pool) {
+  return is_pooled_by_packs(
+      pool_params(dtype, shape, pool, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr));
+}
+
+void pool_backward(int by_packs, int dtype, const int64_t* shape, const int64_t* pool,
+                   const void* grad_pooled, const void* offsets, void* grad_y) {
   const Conv2dPoolParams p =
       pool_params(dtype, shape, pool, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr);
   const Conv2dPoolBackwardParams b{shape_of(shape), p.dtype,    p.pool_h,       p.pool_w,
                                    p.pooled_h,      p.pooled_w, p.wide_offsets, grad_pooled,
                                    offsets,         grad_y};
   dispatch_dtype(b.dtype, [&]<class T>(T) {
-    for (int64_t e = 0; e < b.n * b.o * b.oh * b.ow; ++e) unpool_element<T>(b, e);
+    const int64_t count = b.n * b.o * b.oh * b.ow;
+    for (int64_t e = 0; by_packs == 0 && e < count; ++e) unpool_element<T>(b, e);
+    for (uint32_t i = 0; by_packs != 0 && i < count / Pack<T>::kWidth; ++i) unpool_pack<T>(b, i);
   });
 }
 }

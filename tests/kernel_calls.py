@@ -86,10 +86,10 @@ class Call:
 
 HALF, FLOAT = torch.bfloat16, torch.float32
 POOL, LINEAR, CONV = "max_pool2d", "linear_relu", "conv2d_relu"
-CONV_POOL, ATTENTION = "conv2d_relu_max_pool2d", "scaled_dot_product_attention"
+POOLED_CONV, ATTENTION = "conv2d_relu_max_pool2d", "scaled_dot_product_attention"
 ROWS = dict(n=37, i=72, o=40)
 IMAGES = dict(n=2, c=16, o=24, hw=(13, 15), k=3, padding=1)
-WIDE = IMAGES | dict(c=40)
+WIDE, OVERLAP = IMAGES | dict(c=40), dict(kernel_size=3, pool_stride=2)
 DEPTHWISE = dict(n=2, c=16, o=16, hw=(13, 15), k=3, padding=1, groups=16)
 POOLED = dict(n=2, c=16, hw=(33, 35))
 SQUARE, ODD = (dict(k=3, stride=2, padding=1), dict(k=(5, 3), stride=3, padding=1))
@@ -109,6 +109,10 @@ def _both(stem: str, *ways: str) -> tuple[str, ...]:
     return f"{stem}_forward_{forward}", f"{stem}_backward_{backward}"
 
 
+def _pooled(way: str) -> tuple[str, ...]:
+    return _both("conv2d_pool", way, "channels_cuda")
+
+
 CALLS = [
     Call(POOL, POOLED | ODD, _both("max_pool2d", "cuda")),
     Call(POOL, POOLED | SQUARE, _both("max_pool2d", "strips_cuda")),
@@ -125,14 +129,13 @@ CALLS = [
     Call(CONV, IMAGES, _both("conv2d", "tf32_cuda"), FLOAT, LAST, precision="high"),
     Call(CONV, IMAGES, _both("conv2d", "3xtf32_cuda"), FLOAT, LAST),
     Call(CONV, WIDE, _both("conv2d", "sm90"), HALF, LAST, arch="sm_90"),
-    Call(CONV_POOL, IMAGES | dict(c=3, kernel_size=3, pool_stride=2), _both("conv2d_pool", "cuda")),
-    Call(CONV_POOL, IMAGES | dict(c=3), _both("conv2d_pool", "fused_cuda", "cuda")),
-    Call(CONV_POOL, IMAGES, _both("conv2d_pool", "tensorop_cuda", "cuda"), HALF, LAST),
-    Call(
-        CONV_POOL, IMAGES, _both("conv2d_pool", "tf32_cuda", "cuda"), FLOAT, LAST, precision="high"
-    ),
-    Call(CONV_POOL, IMAGES, _both("conv2d_pool", "3xtf32_cuda", "cuda"), FLOAT, LAST),
-    Call(CONV_POOL, WIDE, _both("conv2d_pool", "sm90", "cuda"), HALF, LAST, arch="sm_90"),
+    Call(POOLED_CONV, IMAGES | dict(c=3) | OVERLAP, _both("conv2d_pool", "cuda")),
+    Call(POOLED_CONV, IMAGES | dict(c=3), _both("conv2d_pool", "fused_cuda", "cuda")),
+    Call(POOLED_CONV, IMAGES, _pooled("tensorop_cuda"), HALF, LAST),
+    Call(POOLED_CONV, IMAGES, _pooled("tf32_cuda"), FLOAT, LAST, precision="high"),
+    Call(POOLED_CONV, IMAGES, _pooled("3xtf32_cuda"), FLOAT, LAST),
+    Call(POOLED_CONV, WIDE, _pooled("fused_sm90"), HALF, LAST, arch="sm_90"),
+    Call(POOLED_CONV, WIDE | OVERLAP, _pooled("sm90"), HALF, LAST, arch="sm_90"),
     Call(ATTENTION, HEADS | dict(d=24, mask=True), _both("attention", "cuda")),
     Call(ATTENTION, GROUPED, _both("attention", "tensorop_cuda", "cuda")),
     Call(ATTENTION, GROUPED, _both("attention", "sm90"), arch="sm_90"),

@@ -42,6 +42,15 @@ void backward(int dtype, const int64_t* mnk, const void* grad_y, const void* y, 
   });
 }
 
+void mask(int dtype, int64_t rows, int64_t columns, const void* grad, const void* y, void* to) {
+  const GradientMatrix matrix{static_cast<Dtype>(dtype), rows, columns};
+  dispatch_dtype<kTileTypes>(matrix.dtype, [&]<class T>(T) {
+    for (int64_t i = 0; i < matrix.packs(); ++i) {
+      mask_pack(static_cast<const T*>(grad), static_cast<const T*>(y), static_cast<T*>(to), i);
+    }
+  });
+}
+
 // The gradient of a bias, and in how many parts it was summed.
 int64_t sum_columns(int dtype, int64_t rows, int64_t columns, const void* grad, void* to) {
   const GradientMatrix matrix{static_cast<Dtype>(dtype), rows, columns};

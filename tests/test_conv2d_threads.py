@@ -275,7 +275,7 @@ POOLS = [
 def test_pooled_elements_are_exact(pool, dtype, format):
     """Values, offsets and what the offsets let through; ties between integers are many."""
     kernel, stride, padding, dilation, ceil_mode = pool
-    shape = Shape(2, 6, (11, 13), 70, (3, 3), padding=(1, 1), groups=2)
+    shape = Shape(2, 6, (11, 13), 72, (3, 3), padding=(1, 1), groups=2)
     (x, w, b, y, _), _ = reference(shape, 1, True)
     y = y.clone().requires_grad_()
     expected, where = F.max_pool2d(
@@ -287,11 +287,14 @@ def test_pooled_elements_are_exact(pool, dtype, format):
     code = DTYPES.index(dtype)
     fits = threads().pools_by_fours(numbers, windows)
     assert fits == (kernel == (2, 2))
-    for fused in (0, 1) if fits else (0,):
+    packs = threads().pools_by_packs(code, numbers, windows)
+    assert packs == (format == torch.channels_last)
+    for fused, by_packs in [(0, 0), *([(1, 0)] * fits), *([(0, 1)] * packs)]:
         mine = unwritten(expected, dtype, format)
         kind, no_tap = (torch.int32, -1) if kernel[0] * kernel[1] > 255 else (torch.uint8, 255)
         offsets = torch.zeros(expected.shape, dtype=kind).contiguous(memory_format=format)
-        call("pool_forward", fused, code, numbers, windows, xc, wc, b.to(dtype), mine, offsets)
+        tensors = xc, wc, b.to(dtype), mine, offsets
+        call("pool_forward", fused, by_packs, code, numbers, windows, *tensors)
         assert torch.equal(mine, expected.to(dtype))
         rows, cols = (
             torch.arange(n).view(s) * st - p + tap * d
@@ -313,5 +316,27 @@ def test_pooled_elements_are_exact(pool, dtype, format):
         (right,) = torch.autograd.grad(expected, y, masked, retain_graph=True)
         grad_y = unwritten(y, dtype, format)
         gc = grad.to(dtype).contiguous(memory_format=format)
-        call("pool_backward", code, numbers, windows, gc, offsets, grad_y)
+        call("pool_backward", by_packs, code, numbers, windows, gc, offsets, grad_y)
         assert torch.equal(grad_y, right.to(dtype))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "changes", "stride", "fits"),
+    [
+        (torch.bfloat16, {}, 2, True),
+        (torch.bfloat16, {"o": 60}, 2, False),
+        (torch.float32, {"o": 60}, 2, True),
+        (torch.float64, {"o": 62}, 2, True),
+        (torch.bfloat16, {}, 2**29 + 1, False),
+        (torch.bfloat16, {"n": 2**19}, 2, True),
+        (torch.bfloat16, {"n": 2**20}, 2, False),
+    ],
+    ids=str,
+)
+def test_what_is_pooled_by_packs(dtype, changes, stride, fits):
+    """Of channels that fill them, counted by 32 bits."""
+    shape = replace(FITTING, **changes)
+    pooled = (size // 2 if stride == 2 else 1 for size in shape.output())
+    windows = int64s(2, 2, stride, stride, 0, 0, 1, 1, *pooled)
+    numbers = shape.numbers(last=True)
+    assert bool(threads().pools_by_packs(DTYPES.index(dtype), numbers, windows)) == fits

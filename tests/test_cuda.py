@@ -121,31 +121,35 @@ def test_convolutions_are_exact(kernel, sizes, filters, options, stride):
 
 
 @pytest.mark.parametrize(
-    ("kernel", "channels", "window"),
+    ("kernel", "channels", "outputs", "window"),
     [
-        ("conv2d_pool_forward_tensorop_cuda", 16, 3),
-        pytest.param(
-            "conv2d_pool_forward_sm90",
-            40,
-            2,
-            marks=pytest.mark.skipif(not HOPPER, reason="no Hopper GPU"),
-        ),
-        ("conv2d_pool_forward_fused_cuda", 3, 2),
-        ("conv2d_pool_forward_cuda", 3, 3),
+        ("conv2d_pool_forward_tensorop_cuda", 16, 24, 3),
+        ("conv2d_pool_forward_sm90", 40, 24, 3),
+        # Weights that stay, of both depths, weights that come again, and two tiles of columns.
+        ("conv2d_pool_forward_fused_sm90", 16, 24, 2),
+        ("conv2d_pool_forward_fused_sm90", 40, 24, 2),
+        ("conv2d_pool_forward_fused_sm90", 72, 40, 2),
+        ("conv2d_pool_forward_fused_sm90", 136, 200, 2),
+        ("conv2d_pool_forward_fused_cuda", 3, 24, 2),
+        ("conv2d_pool_forward_cuda", 3, 24, 3),
     ],
 )
-def test_pooled_convolutions_are_exact(kernel, channels, window):
+@pytest.mark.parametrize("images", [2, 150])
+def test_pooled_convolutions_are_exact(kernel, channels, outputs, window, images):
+    """Of many images a block has several tiles."""
+    if "sm90" in kernel and not HOPPER:
+        pytest.skip("no Hopper GPU")
     x, w = (
         torch.randint(-1, 2, shape, device="cuda")
         .bfloat16()
         .to(memory_format=NHWC)
         .requires_grad_()
-        for shape in ((2, channels, 17, 19), (24, channels, 3, 3))
+        for shape in ((images, channels, 17, 19), (outputs, channels, 3, 3))
     )
     with pyops.explain() as log:
         y = f.conv2d_relu_max_pool2d(x, w, kernel_size=window, pool_stride=2)
         gradients = torch.autograd.grad(y.sum(), (x, w))
-    assert [c.kernel for c in log.calls][:2] == [kernel, "conv2d_pool_backward_cuda"]
+    assert [c.kernel for c in log.calls][:2] == [kernel, "conv2d_pool_backward_channels_cuda"]
     wide = [t.detach().double().requires_grad_() for t in (x, w)]
     expected = F.max_pool2d(F.relu(F.conv2d(*wide)), window, 2)
     assert torch.equal(y, expected.to(y))

@@ -89,6 +89,18 @@ def test_conv2d(format):
     )
 
 
+def test_pooled_conv2d():
+    """On Hopper in one kernel, which counts images and patches and not elements."""
+    x = integers(BEYOND // 2**15 + 1, 8, 64, 64).to(memory_format=torch.channels_last)
+    w = integers(8, 8, 3, 3).to(memory_format=torch.channels_last)
+    judge(
+        lambda x, w: P.conv2d_relu_max_pool2d(x, w, padding=1, kernel_size=2),
+        lambda x, w: F.max_pool2d(F.relu(F.conv2d(x, w, padding=1)), 2),
+        x,
+        w,
+    )
+
+
 def test_linear():
     judge(P.linear_relu, lambda x, w: F.relu(F.linear(x, w)), integers(BEYOND // 64, 64),
           integers(72, 64))  # fmt: skip

@@ -83,3 +83,14 @@ def test_the_columns_of_a_gradient_are_summed(rows, columns, parts, dtype):
     found = threads.sum_columns(DTYPES.index(dtype), *sizes, pointer(grad), pointer(sums))
     assert found == parts
     assert torch.equal(sums, grad.double().sum(0).to(dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_a_mask_of_packs_lets_pass_what_is_positive_and_a_nan(dtype):
+    grad, y = (integers(5, 24, dtype=dtype) for _ in range(2))
+    y[0, 3], y[1, 4], y[4, 23] = torch.nan, -0.0, torch.inf
+    masked = unwritten(5, 24, dtype=dtype)
+    sizes = (ctypes.c_int64(5), ctypes.c_int64(24))
+    tensors = (pointer(t) for t in (grad, y, masked))
+    library("linear_threads.cpp").mask(DTYPES.index(dtype), *sizes, *tensors)
+    assert torch.equal(masked, torch.where(y <= 0, 0, grad))

@@ -16,6 +16,10 @@ int place_by_tma(int row, int column, int box_rows) {
   const int r = row - box_row, c = column - box_column;
   return box_offset<kRows>(box_row, box_column) + r * 64 + ((c / 8) ^ (r % 8)) * 8 + c % 8;
 }
+// The same of 64-byte rows, of which two by two are swizzled alike.
+int place_in_narrow_box(int row, int column) {
+  return row * 32 + ((column / 8) ^ (row / 2 % 4)) * 8 + column % 8;
+}
 
 // CuTe swizzles bytes of an address; here elements of a tile that begins where a pattern does.
 template <class Layout>
@@ -31,6 +35,24 @@ bool agrees(int box_rows) {
       const int place = place_by_tma<kRows>(i, j, box_rows);
       if (place_by_cute<TileByRows<T, kRows, kColumns>>(i, j) != place) return false;
       if (place_by_cute<TileByColumns<T, kRows, kColumns>>(j, i) != place) return false;
+    }
+  }
+  return true;
+}
+
+// A tile of 32 columns, and an operand of any eight rows on of a box of patches.
+template <class T, int kColumns>
+bool shifted_tiles_agree() {
+  for (int first = 0; first < 14 * 8; first += 8) {
+    for (int i = 0; i < 64; ++i) {
+      for (int j = 0; j < kColumns; ++j) {
+        const int row = first + i;
+        const int place =
+            kColumns == 32 ? place_in_narrow_box(row, j) : place_by_tma<176>(row, j, 176);
+        if (first * kColumns + place_by_cute<TileByRows<T, 64, kColumns>>(i, j) != place) {
+          return false;
+        }
+      }
     }
   }
   return true;
@@ -72,7 +94,8 @@ extern "C" {
 int tiles_agree() {
   return agrees<BFloat16, 64, 64>(64) && agrees<BFloat16, 64, 128>(64) &&
          agrees<Float16, 128, 64>(64) && agrees<Float16, 128, 128>(64) &&
-         agrees<BFloat16, 128, 64>(128) && agrees<BFloat16, 128, 128>(128);
+         agrees<BFloat16, 128, 64>(128) && agrees<BFloat16, 128, 128>(128) &&
+         shifted_tiles_agree<BFloat16, 64>() && shifted_tiles_agree<Float16, 32>();
 }
 
 int registers_agree() {

@@ -149,7 +149,8 @@ struct Team {
     });
   }
 
- private:
+ protected:
+  // f(state of its thread, which of the thread's numbers it is, row, column)
   template <int kN, class F>
   void each_number(const F& f) {
     for (int t = 0; t < 128; ++t) {

@@ -172,7 +172,7 @@ __global__ void __launch_bounds__((1 + Algorithm::kConsumers) * kWarpgroup, 1)
 template <class T, int kD, bool kKeysOwn>
 cudaError_t run(const BackwardArguments& arguments, cudaStream_t stream) {
   using Algorithm = AttentionWarpgroupBackward<T, kD, kKeysOwn>;
-  return launch_warpgroups<Algorithm, BackwardShared<Algorithm>>(
+  return launch_attention<Algorithm, BackwardShared<Algorithm>>(
       attention_backward_sm90_kernel<Algorithm>, arguments, stream);
 }
 

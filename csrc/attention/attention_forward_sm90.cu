@@ -75,25 +75,18 @@ struct ForwardTeam : WarpgroupTeam<Algorithm> {
   using Shared = ForwardShared<Algorithm>;
   using WarpgroupTeam<Algorithm>::state;
   static constexpr int kKeys = Algorithm::kKeys, kD = Algorithm::kD;
-  static constexpr int kConsumers = Algorithm::kConsumers;
 
   Shared& shared;
   int consumer;
+  Turns<Algorithm::kConsumers> turns;
   Ring<1>::Place query{};
   typename Ring<Algorithm::kBuffers>::Place key{}, value{};
 
-  __device__ ForwardTeam(Shared& shared_, int consumer_) : shared(shared_), consumer(consumer_) {
-    if (consumer == 0) give_turn(0);
-  }
-  // The last turn comes back to the first, so that no barrier is left with half its threads.
-  PYOPS_DEVICE void leave() {
-    if (consumer == 0) take_turn();
-  }
-  // A turn is a barrier of those who wait for it and those who give it.
-  PYOPS_DEVICE void take_turn() {
-    cutlass::arch::NamedBarrier::sync(2 * kWarpgroup, static_cast<uint32_t>(consumer));
-  }
-  PYOPS_DEVICE void pass_turn() { give_turn(consumer + 1 == kConsumers ? 0 : consumer + 1); }
+  __device__ ForwardTeam(Shared& shared_, int consumer_)
+      : shared(shared_), consumer(consumer_), turns(consumer_) {}
+  PYOPS_DEVICE void leave() { turns.leave(); }
+  PYOPS_DEVICE void take_turn() { turns.take(); }
+  PYOPS_DEVICE void pass_turn() { turns.pass(); }
 
   PYOPS_DEVICE void await_queries() { shared.queries.await(query); }
   PYOPS_DEVICE void release_queries() { shared.queries.release(query); }
@@ -116,11 +109,6 @@ struct ForwardTeam : WarpgroupTeam<Algorithm> {
     fence_registers(state.out);
     shared.values.release(value);
   }
-
- private:
-  PYOPS_DEVICE static void give_turn(int to) {
-    cutlass::arch::NamedBarrier::arrive(2 * kWarpgroup, static_cast<uint32_t>(to));
-  }
 };
 
 template <class Algorithm>
@@ -141,7 +129,7 @@ cudaError_t run(const AttentionParams& p, cudaStream_t stream) {
   if (status != cudaSuccess) return status;
   status = map_rows(p, p.v, p.kv_heads, p.keys, p.value_dim, Algorithm::kKeys, &arguments.v);
   if (status != cudaSuccess) return status;
-  return launch_warpgroups<Algorithm, ForwardShared<Algorithm>>(
+  return launch_attention<Algorithm, ForwardShared<Algorithm>>(
       attention_forward_sm90_kernel<Algorithm>, arguments, stream);
 }
 

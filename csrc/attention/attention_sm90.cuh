@@ -1,22 +1,10 @@
-// A block of warpgroups on Hopper: the first loads for the others, and gives them its registers.
+// What the warpgroups of attention share on Hopper: their threads, and loading rows of a head.
 #pragma once
 
-#include <cutlass/arch/reg_reconfig.h>
-
-#include <cute/arch/cluster_sm90.hpp>
-#include <cute/arch/copy_sm90_desc.hpp>
-#include <cute/arch/copy_sm90_tma.hpp>
-
 #include "attention/attention_warpgroup.h"
-#include "core/cuda.cuh"
-#include "core/tensor_map.cuh"
-#include "gemm/warpgroup.cuh"
+#include "gemm/warpgroup_block.cuh"
 
 namespace pyops {
-
-// Of a thread, out of 65536 on an SM: one block of a producer and two or three consumers.
-constexpr uint32_t registers_of_producer(int consumers) { return consumers == 2 ? 24 : 32; }
-constexpr uint32_t registers_of_consumer(int consumers) { return consumers == 2 ? 240 : 160; }
 
 // What a thread of a consumer keeps, and how it meets the others of its warpgroup.
 template <class Algorithm>
@@ -56,8 +44,19 @@ struct WarpgroupTeam {
 
 inline cudaError_t map_rows(const AttentionShape& p, const ConstRows& t, int64_t heads,
                             int64_t rows, int64_t columns, int box_rows, CUtensorMap* map) {
-  return encode_tensor_map({p.dtype, t.data, p.batch, heads, rows, columns, t.b, t.h, t.row},
-                           box_rows, map);
+  const MappedTensor tensor{p.dtype, t.data, {columns, rows, heads, p.batch}, {t.row, t.h, t.b}};
+  return encode_tensor_map(tensor, {kBoxColumns, box_rows, 1, 1}, map);
+}
+
+// One block an SM; but where they are of unequal work, under a causal mask, the hardware deals
+// them, as SMs get free.
+template <class Algorithm, class Shared, class Arguments>
+cudaError_t launch_attention(void (*kernel)(Arguments), const Arguments& arguments,
+                             cudaStream_t stream) {
+  int most = INT32_MAX;
+  const cudaError_t status = arguments.params.is_causal ? cudaSuccess : count_processors(&most);
+  if (status != cudaSuccess) return status;
+  return launch_warpgroups<Algorithm, Shared>(kernel, arguments, most, stream);
 }
 
 // Loads a tile of kRows rows and kD columns in boxes of kBoxRows.
@@ -66,68 +65,10 @@ PYOPS_DEVICE void load_boxes(const CUtensorMap& map, int64_t b, int64_t h, int64
                              uint64_t* full) {
   PYOPS_UNROLL for (int j = 0; j < kD; j += kBoxColumns) {
     PYOPS_UNROLL for (int i = 0; i < kRows; i += kBoxRows) {
-      cute::SM90_TMA_LOAD_4D::copy(&map, full,
-                                   static_cast<uint64_t>(cute::TMA::CacheHintSm90::EVICT_NORMAL),
-                                   tile + box_offset<kRows>(i, j), j, static_cast<int32_t>(row + i),
-                                   static_cast<int32_t>(h), static_cast<int32_t>(b));
+      load_box(map, tile + box_offset<kRows>(i, j), full, j, static_cast<int>(row + i),
+               static_cast<int>(h), static_cast<int>(b));
     }
   }
-}
-
-// Runs an algorithm's blocks. `Loader` and `Team` are made of the block's shared memory, and stand
-// at the beginning of its rings.
-template <class Algorithm, class Loader, class Team, class Arguments, class Shared>
-PYOPS_DEVICE void run_warpgroups(const Arguments& arguments, Shared& shared) {
-  constexpr int kConsumers = Algorithm::kConsumers;
-  if (threadIdx.x == 0) {
-    shared.init_rings();
-    cutlass::arch::fence_barrier_init();
-  }
-  __syncthreads();
-  // The same in all lanes, and the compiler knows.
-  const int warp = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / kWarp, 0);
-  const int64_t blocks = Algorithm::blocks(arguments.params);
-  if (warp < kWarpsOfGroup) {
-    cutlass::arch::warpgroup_reg_dealloc<registers_of_producer(kConsumers)>();
-    if (warp != 0 || !cute::elect_one_sync()) return;
-    Loader loader(arguments, shared);
-    for (int64_t block = blockIdx.x; block < blocks; block += gridDim.x) {
-      Algorithm(arguments.params, block).load(loader);
-    }
-  } else {
-    cutlass::arch::warpgroup_reg_alloc<registers_of_consumer(kConsumers)>();
-    const int consumer = warp / kWarpsOfGroup - 1;
-    Team team(shared, consumer);
-    for (int64_t block = blockIdx.x; block < blocks; block += gridDim.x) {
-      Algorithm(arguments.params, block).run(consumer, team);
-    }
-    team.leave();
-  }
-}
-
-// Blocks of equal work walk the grid's stride, one block an SM, and load the next tile while the
-// last is stored. Unequal ones, under a causal mask, are dealt by the hardware, as SMs get free.
-template <class Algorithm, class Shared, class Arguments>
-cudaError_t launch_warpgroups(void (*kernel)(Arguments), const Arguments& arguments,
-                              cudaStream_t stream) {
-  int device = 0, processors = 0;
-  cudaError_t status = cudaGetDevice(&device);
-  if (status == cudaSuccess) {
-    status = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
-  }
-  if (status == cudaSuccess) {
-    status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                  static_cast<int>(sizeof(Shared)));
-  }
-  if (status != cudaSuccess) return status;
-  const int64_t blocks = Algorithm::blocks(arguments.params);
-  const int64_t most = arguments.params.is_causal ? INT32_MAX : processors;
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(blocks < most ? blocks : most));
-  config.blockDim = dim3((1 + Algorithm::kConsumers) * kWarpgroup);
-  config.dynamicSmemBytes = sizeof(Shared);
-  config.stream = stream;
-  return cudaLaunchKernelEx(&config, kernel, arguments);
 }
 
 }  // namespace pyops

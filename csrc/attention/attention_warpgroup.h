@@ -1,19 +1,14 @@
-// A warpgroup's thread and its numbers of a tile of 64 rows: of each two rows, 8 apart, and of
-// eight columns two neighbours, so that four threads share a row. Number 4·n + 2·r + c is at row
-// row_of + 8·r and column 8·n + column_of + c.
+// Tiles of 64 rows of a head, a warpgroup's each: which there are, what of them is hidden, and how
+// the threads store one.
 //
 // An algorithm is written for a team (attention_block.h): `team.alone(f)` calls
 // f(thread of the warpgroup, its state), and what begins with begin_ runs on until its end_.
 #pragma once
 
 #include "attention/attention_block.h"
+#include "gemm/warpgroup_threads.h"
 
 namespace pyops {
-
-inline constexpr int kWarpgroupRows = 64;
-
-PYOPS_HOST_DEVICE constexpr int row_of(int thread) { return thread / 32 * 16 + thread % 32 / 4; }
-PYOPS_HOST_DEVICE constexpr int column_of(int thread) { return thread % 4 * 2; }
 
 // Tiles of rows, of every head of every batch. Neighbours are of one head: they meet its other rows
 // in the L2 cache. Under a causal mask those that have most to do come first.

@@ -116,6 +116,8 @@ cudaError_t conv2d_pool_forward_fused_cuda(const Conv2dPoolParams& params, cudaS
 cudaError_t conv2d_pool_forward_cuda(const Conv2dPoolParams& params, cudaStream_t stream);
 
 void conv2d_pool_backward_scalar(const Conv2dPoolBackwardParams& params);
+cudaError_t conv2d_pool_backward_channels_cuda(const Conv2dPoolBackwardParams& params,
+                                               cudaStream_t stream);
 cudaError_t conv2d_pool_backward_cuda(const Conv2dPoolBackwardParams& params, cudaStream_t stream);
 
 }  // namespace pyops

@@ -12,11 +12,17 @@ PYOPS_HOST_DEVICE inline acc_t<T> value_at(const void* tensor, int64_t at) {
   return static_cast<acc_t<T>>(static_cast<const T*>(tensor)[at]);
 }
 
-// What a sum becomes on its way out; a NaN stays one.
+// A NaN stays one.
+template <class Acc>
+PYOPS_HOST_DEVICE inline Acc rectified(Acc sum) {
+  return sum <= 0 ? Acc(0) : sum;
+}
+
+// What a sum becomes on its way out.
 template <class T>
 PYOPS_HOST_DEVICE inline T finished(const Conv2dParams& p, int64_t o, acc_t<T> sum) {
   if (p.bias != nullptr) sum += value_at<T>(p.bias, o);
-  return static_cast<T>(p.relu && sum <= 0 ? acc_t<T>(0) : sum);
+  return static_cast<T>(p.relu ? rectified(sum) : sum);
 }
 
 // The gradient of y where the ReLU let it through.
@@ -119,18 +125,18 @@ PYOPS_HOST_DEVICE inline void finish_positions(const Conv2dBackwardParams& p,
 template <class T>
 struct WindowMaximum {
   T value = static_cast<T>(-__builtin_inff());
-  int64_t offset = 0;
+  int32_t offset = 0;
 
   PYOPS_HOST_DEVICE void take(T candidate, int64_t tap) {
     const auto v = static_cast<acc_t<T>>(candidate);
     if (v > static_cast<acc_t<T>>(value) || v != v) {
       value = candidate;
-      offset = tap;
+      offset = static_cast<int32_t>(tap);
     }
   }
 
   PYOPS_HOST_DEVICE int32_t tap() const {
-    return static_cast<acc_t<T>>(value) <= 0 ? kNoTap : static_cast<int32_t>(offset);
+    return static_cast<acc_t<T>>(value) <= 0 ? kNoTap : offset;
   }
 };
 

@@ -1,7 +1,8 @@
 // Convolution, ReLU and max pooling on any GPU from sm_80 on. Where windows are 2x2 and apart, a
 // thread's four rows of a product are a window: it pools what it has in registers. Otherwise the
-// convolution is stored in the workspace and pooled from there.
+// convolution is stored in the workspace and pooled from there, by packs where channels come last.
 #include "conv2d/conv2d_block.cuh"
+#include "conv2d/conv2d_pool_channels.h"
 #include "conv2d/conv2d_sm90.h"
 
 namespace pyops {
@@ -23,6 +24,22 @@ __global__ void __launch_bounds__(kBlock)
 }
 
 template <class T>
+__global__ void __launch_bounds__(kBlock, kBlocksWanted)
+    conv2d_pool_forward_channels_kernel(const __grid_constant__ Conv2dPoolParams p,
+                                        uint32_t packs) {
+  const auto i = static_cast<uint32_t>(thread_of_grid());
+  if (i < packs) pool_pack<T>(p, i);
+}
+
+template <class T>
+__global__ void __launch_bounds__(kBlock, kBlocksWanted)
+    conv2d_pool_backward_channels_kernel(const __grid_constant__ Conv2dPoolBackwardParams p,
+                                         int packs) {
+  const int64_t i = thread_of_grid();
+  if (i < packs) unpool_pack<T>(p, static_cast<int>(i));
+}
+
+template <class T>
 __global__ void __launch_bounds__(kBlock)
     conv2d_pool_backward_kernel(const __grid_constant__ Conv2dPoolBackwardParams p) {
   const int64_t count = p.n * p.o * p.oh * p.ow;
@@ -36,9 +53,12 @@ cudaError_t convolve_and_pool(cudaError_t (*convolve)(const Conv2dParams&, cudaS
   convolution.y = p.workspace;
   cudaError_t status = convolve(convolution, stream);
   if (status != cudaSuccess) return status;
+  const int64_t pooled = p.n * p.o * p.pooled_h * p.pooled_w;
   dispatch_dtype(p.dtype, [&]<class T>(T) {
-    const int64_t threads = p.n * p.o * p.pooled_h * p.pooled_w;
-    status = launch(conv2d_pool_forward_windows_kernel<T>, threads, stream, p);
+    const int64_t packs = pooled / Pack<T>::kWidth;
+    status = is_pooled_by_packs(p)
+                 ? launch(conv2d_pool_forward_channels_kernel<T>, packs, stream, p, packs)
+                 : launch(conv2d_pool_forward_windows_kernel<T>, pooled, stream, p);
   });
   return status;
 }
@@ -70,6 +90,16 @@ cudaError_t conv2d_pool_forward_tf32_cuda(const Conv2dPoolParams& p, cudaStream_
 }
 cudaError_t conv2d_pool_forward_3xtf32_cuda(const Conv2dPoolParams& p, cudaStream_t stream) {
   return convolve_and_pool(conv2d_forward_3xtf32_cuda, p, stream);
+}
+
+cudaError_t conv2d_pool_backward_channels_cuda(const Conv2dPoolBackwardParams& p,
+                                               cudaStream_t stream) {
+  cudaError_t status = cudaErrorInvalidValue;
+  dispatch_dtype(p.dtype, [&]<class T>(T) {
+    const int64_t packs = p.n * p.o * p.oh * p.ow / Pack<T>::kWidth;
+    status = launch(conv2d_pool_backward_channels_kernel<T>, packs, stream, p, packs);
+  });
+  return status;
 }
 
 cudaError_t conv2d_pool_backward_cuda(const Conv2dPoolBackwardParams& p, cudaStream_t stream) {

@@ -1,6 +1,7 @@
 #include "conv2d/conv2d.h"
 #include "conv2d/conv2d_pool_arguments.h"
-#include "conv2d/conv2d_sm90.h"
+#include "conv2d/conv2d_pool_channels.h"
+#include "conv2d/conv2d_pool_sm90.h"
 #include "conv2d/conv2d_workspace.h"
 #include "core/torch.h"
 
@@ -9,6 +10,8 @@ namespace {
 
 constexpr Candidate<Conv2dPoolParams> kForward[] = {
 #ifdef PYOPS_CUDA
+    {"conv2d_pool_forward_fused_sm90", Arch::kSm90, kHalfTypes, conv2d_pool_forward_fused_sm90,
+     suits_pool_sm90, kSuitsPoolSm90},
     {"conv2d_pool_forward_sm90", Arch::kSm90, kHalfTypes, conv2d_pool_forward_sm90, suits_sm90,
      kSuitsSm90, conv2d_pool_workspace},
     {"conv2d_pool_forward_tensorop_cuda", Arch::kSm80, kHalfTypes,
@@ -29,6 +32,8 @@ constexpr Candidate<Conv2dPoolParams> kForward[] = {
 };
 constexpr Candidate<Conv2dPoolBackwardParams> kBackward[] = {
 #ifdef PYOPS_CUDA
+    {"conv2d_pool_backward_channels_cuda", Arch::kSm80, kAnyFloat,
+     conv2d_pool_backward_channels_cuda, is_pooled_by_packs, kIsPooledByPacks},
     {"conv2d_pool_backward_cuda", Arch::kSm80, kAnyFloat, conv2d_pool_backward_cuda},
 #endif
     {"conv2d_pool_backward_scalar", Isa::kScalar, kAnyFloat, conv2d_pool_backward_scalar},

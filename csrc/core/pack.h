@@ -15,6 +15,12 @@ struct alignas(16) Pack {
   T at[kWidth];
 };
 
+// A byte for each element of a pack, moved together.
+template <class T>
+struct alignas(Pack<T>::kWidth) PackOfBytes {
+  uint8_t at[Pack<T>::kWidth];
+};
+
 inline constexpr int64_t kPackBytes = 16;
 
 inline int64_t pack_width(Dtype dtype) {
@@ -46,6 +52,24 @@ PYOPS_HOST_DEVICE inline void store_pack(T* to, const Pack<T>& pack) {
   memcpy(to, &pack, sizeof pack);
 #endif
 }
+
+// One thread's share of images with channels last: a pixel, and a pack of its channels from
+// `channel` on.
+struct PackOfPixel {
+  int64_t image;
+  int row, column, channel;
+
+  PYOPS_HOST_DEVICE PackOfPixel(uint32_t thread, int64_t height, int64_t width, int64_t channels,
+                                int pack) {
+    const auto packs = static_cast<uint32_t>(channels / pack);
+    const auto columns = static_cast<uint32_t>(width);
+    const uint32_t pixel = thread / packs, line = pixel / columns;
+    channel = static_cast<int>(thread % packs) * pack;
+    column = static_cast<int>(pixel % columns);
+    row = static_cast<int>(line % static_cast<uint32_t>(height));
+    image = line / static_cast<uint32_t>(height);
+  }
+};
 
 inline bool is_pack_aligned(const void* p) {
   return reinterpret_cast<uintptr_t>(p) % kPackBytes == 0;

@@ -1,5 +1,5 @@
-// Descriptors by which Hopper's TMA loads tensors of 16-bit numbers: boxes of rows, 64 columns or
-// 128 bytes wide, swizzled as WGMMA reads them. What lies beyond a tensor's edges is zero.
+// Descriptors by which Hopper's TMA loads tensors of 16-bit numbers: boxes of lines of 64 columns,
+// 128 bytes, or of 32, swizzled as WGMMA reads them. What lies beyond a tensor's edges is zero.
 #pragma once
 
 #include <cuda.h>
@@ -14,12 +14,11 @@ namespace pyops {
 
 inline constexpr int kBoxColumns = 64;
 
-// (batch, heads, rows, columns); strides in elements, the columns' is 1.
+// The innermost dimension first; strides in elements, of all but that, whose stride is 1.
 struct MappedTensor {
   Dtype dtype;
   const void* data;
-  int64_t batch, heads, rows, columns;
-  int64_t batch_stride, head_stride, row_stride;
+  int64_t sizes[4], strides[3];
 };
 
 // The driver's function, asked for at run time: nothing of ours is linked to the driver. Null where
@@ -33,25 +32,28 @@ inline PFN_cuTensorMapEncodeTiled_v12000 find_tensor_map_encoder() {
   return is_known ? reinterpret_cast<PFN_cuTensorMapEncodeTiled_v12000>(found) : nullptr;
 }
 
-inline cudaError_t encode_tensor_map(const MappedTensor& t, int box_rows, CUtensorMap* map) {
+inline cudaError_t encode_tensor_map(const MappedTensor& t, const int (&box)[4], CUtensorMap* map) {
   static const PFN_cuTensorMapEncodeTiled_v12000 encode = find_tensor_map_encoder();
   if (encode == nullptr) return cudaErrorInsufficientDriver;
-  const auto count = [](int64_t n) { return static_cast<cuuint64_t>(n); };
-  // Nobody steps along a dimension of one: its stride may be anything, and TMA is particular.
-  const auto bytes = [](int64_t size, int64_t stride) {
-    return static_cast<cuuint64_t>(size == 1 ? 16 : 2 * stride);
-  };
-  const cuuint64_t sizes[] = {count(t.columns), count(t.rows), count(t.heads), count(t.batch)};
-  const cuuint64_t strides[] = {bytes(t.rows, t.row_stride), bytes(t.heads, t.head_stride),
-                                bytes(t.batch, t.batch_stride)};
-  const cuuint32_t box[] = {kBoxColumns, static_cast<cuuint32_t>(box_rows), 1, 1};
+  cuuint64_t sizes[4], strides[3];
+  cuuint32_t box_sizes[4];
   const cuuint32_t steps[] = {1, 1, 1, 1};
+  for (int i = 0; i < 4; ++i) {
+    sizes[i] = static_cast<cuuint64_t>(t.sizes[i]);
+    box_sizes[i] = static_cast<cuuint32_t>(box[i]);
+  }
+  // Nobody steps along a dimension of one: its stride may be anything, and TMA is particular.
+  for (int i = 0; i < 3; ++i) {
+    strides[i] = t.sizes[i + 1] == 1 ? 16 : static_cast<cuuint64_t>(2 * t.strides[i]);
+  }
   const CUtensorMapDataType type = t.dtype == Dtype::kBFloat16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16
                                                                : CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
+  const CUtensorMapSwizzle swizzle =
+      box[0] == kBoxColumns ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_64B;
   const CUresult result =
-      encode(map, type, 4, const_cast<void*>(t.data), sizes, strides, box, steps,
-             CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-             CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+      encode(map, type, 4, const_cast<void*>(t.data), sizes, strides, box_sizes, steps,
+             CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+             CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   return static_cast<cudaError_t>(result);  // the runtime's numbers are the driver's
 }
 

@@ -31,7 +31,17 @@ struct GradientMatrix {
   int64_t parts_bytes() const { return parts() == 1 ? 0 : 4 * parts() * columns; }
 };
 
-// `masked` is `grad` where `y` lets it pass: a NaN does.
+// Of `masked`, which is `grad` where `y` lets it pass, a pack: a NaN does.
+template <class T>
+PYOPS_HOST_DEVICE inline void mask_pack(const T* grad, const T* y, T* masked, int64_t pack) {
+  const int64_t at = pack * Pack<T>::kWidth;
+  Pack<T> passed = load_pack(grad + at);
+  const Pack<T> outputs = load_pack(y + at);
+  PYOPS_UNROLL for (int v = 0; v < Pack<T>::kWidth; ++v) {
+    if (static_cast<float>(outputs.at[v]) <= 0) passed.at[v] = static_cast<T>(0.0f);
+  }
+  store_pack(masked + at, passed);
+}
 cudaError_t mask_gradient_cuda(const GradientMatrix& matrix, const void* grad, const void* y,
                                void* masked, cudaStream_t stream);
 // The gradient of the bias; the workspace has parts_bytes().

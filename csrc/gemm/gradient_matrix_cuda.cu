@@ -10,13 +10,7 @@ template <class T>
 __global__ void __launch_bounds__(kBlock)
     gemm_backward_mask_kernel(const T* grad, const T* y, T* masked, int64_t packs) {
   for (int64_t i = thread_of_grid(); i < packs; i += stride_of_grid()) {
-    const int64_t at = i * Pack<T>::kWidth;
-    Pack<T> passed = load_pack(grad + at);
-    const Pack<T> outputs = load_pack(y + at);
-    PYOPS_UNROLL for (int v = 0; v < Pack<T>::kWidth; ++v) {
-      if (static_cast<float>(outputs.at[v]) <= 0) passed.at[v] = static_cast<T>(0.0f);
-    }
-    store_pack(masked + at, passed);
+    mask_pack(grad, y, masked, i);
   }
 }
 

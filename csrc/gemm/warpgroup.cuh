@@ -9,11 +9,12 @@
 #include <cute/tensor.hpp>
 
 #include "core/ring.h"
+#include "gemm/warpgroup_threads.h"
 #include "gemm/warpgroup_tile.h"
 
 namespace pyops {
 
-inline constexpr int kWarpgroup = 128, kWarpsOfGroup = 4, kWarp = 32;
+inline constexpr int kWarpsOfGroup = 4, kWarp = 32;
 
 // One barrier a buffer for what TMA brings, one for the warps that read it.
 template <int kBuffers>
@@ -56,8 +57,8 @@ PYOPS_DEVICE auto accumulator(const Mma& mma, float (&c)[kN / 2]) {
   return cute::make_tensor(cute::make_rmem_ptr(&c[0]), cute::make_layout(shape));
 }
 
-// Begins c (64, kN) = a (64, kDepth) · b (kN, kDepth)ᵀ, both tiles by rows.
-template <class T, int kN, int kDepth>
+// Begins c (64, kN) = a (64, kDepth) · b (kN, kDepth)ᵀ, both tiles by rows; with kAdds, c +=.
+template <class T, int kN, int kDepth, bool kAdds = false>
 PYOPS_DEVICE void begin_product(const T* a, const T* b, float (&c)[kN / 2]) {
   using Element = cutlass_t<T>;
   using Shape = cute::Shape<cute::_64, cute::Int<kN>, cute::Int<kDepth>>;
@@ -71,7 +72,7 @@ PYOPS_DEVICE void begin_product(const T* a, const T* b, float (&c)[kN / 2]) {
   auto tCrC = accumulator<decltype(mma), kN>(mma, c);
   fence_registers(c);
   cute::warpgroup_arrive();
-  mma.accumulate_ = cute::GMMA::ScaleOut::Zero;
+  mma.accumulate_ = kAdds ? cute::GMMA::ScaleOut::One : cute::GMMA::ScaleOut::Zero;
   CUTE_UNROLL
   for (int k = 0; k < cute::size<2>(tCrA); ++k) {
     cute::gemm(mma, tCrA(cute::_, cute::_, k), tCrB(cute::_, cute::_, k), tCrC);

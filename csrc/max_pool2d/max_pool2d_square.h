@@ -123,32 +123,10 @@ PYOPS_HOST_DEVICE inline void gather_strip(const MaxPool2dBackwardParams& p, uin
   }
 }
 
-// One thread's share of images with channels last: a pixel, and a pack of its channels from
-// `channel` on.
-struct Pixel {
-  int64_t image;
-  int row, column, channel;
-
-  PYOPS_HOST_DEVICE Pixel(uint32_t thread, int64_t height, int64_t width, int64_t c, int pack) {
-    const auto packs = static_cast<uint32_t>(c / pack), columns = static_cast<uint32_t>(width);
-    const uint32_t pixel = thread / packs, line = pixel / columns;
-    channel = static_cast<int>(thread % packs) * pack;
-    column = static_cast<int>(pixel % columns);
-    row = static_cast<int>(line % static_cast<uint32_t>(height));
-    image = line / static_cast<uint32_t>(height);
-  }
-};
-
-// A byte for each element of a pack, moved together.
-template <int kWidth>
-struct alignas(kWidth) Taps {
-  uint8_t at[kWidth];
-};
-
 template <class T, bool kTaps, int kK, int kS>
 PYOPS_HOST_DEVICE inline void pool_pixel(const MaxPool2dParams& p, uint32_t thread) {
   constexpr int kWidth = Pack<T>::kWidth;
-  const Pixel out(thread, p.oh, p.ow, p.c, kWidth);
+  const PackOfPixel out(thread, p.oh, p.ow, p.c, kWidth);
   const int height = static_cast<int>(p.h.size), width = static_cast<int>(p.w.size);
   const int top = out.row * kS - static_cast<int>(p.h.padding);
   const int left = out.column * kS - static_cast<int>(p.w.padding);
@@ -168,19 +146,19 @@ PYOPS_HOST_DEVICE inline void pool_pixel(const MaxPool2dParams& p, uint32_t thre
   }
   const int64_t at = ((out.image * p.oh + out.row) * p.ow + out.column) * p.c + out.channel;
   Pack<T> y;
-  Taps<kWidth> taps;
+  PackOfBytes<T> taps;
   PYOPS_UNROLL for (int v = 0; v < kWidth; ++v) {
     y.at[v] = static_cast<T>(best[v].value);
     taps.at[v] = static_cast<uint8_t>(best[v].where);
   }
   store_pack(static_cast<T*>(p.y) + at, y);
-  if (kTaps) *reinterpret_cast<Taps<kWidth>*>(static_cast<uint8_t*>(p.where) + at) = taps;
+  if (kTaps) *reinterpret_cast<PackOfBytes<T>*>(static_cast<uint8_t*>(p.where) + at) = taps;
 }
 
 template <class T, int kK, int kS>
 PYOPS_HOST_DEVICE inline void gather_pixel(const MaxPool2dBackwardParams& p, uint32_t thread) {
   constexpr int kWidth = Pack<T>::kWidth, kCover = (kK - 1) / kS + 1;
-  const Pixel in(thread, p.h.size, p.w.size, p.c, kWidth);
+  const PackOfPixel in(thread, p.h.size, p.w.size, p.c, kWidth);
   const int down = in.row + static_cast<int>(p.h.padding);
   const int across = in.column + static_cast<int>(p.w.padding);
   const int top = down < kK ? 0 : (down - kK) / kS + 1;
@@ -192,7 +170,7 @@ PYOPS_HOST_DEVICE inline void gather_pixel(const MaxPool2dBackwardParams& p, uin
     if (row_tap < 0 || col_tap < 0 || oh >= p.oh || ow >= p.ow) continue;
     const int64_t at = ((in.image * p.oh + oh) * p.ow + ow) * p.c + in.channel;
     const auto taps =
-        *reinterpret_cast<const Taps<kWidth>*>(static_cast<const uint8_t*>(p.where) + at);
+        *reinterpret_cast<const PackOfBytes<T>*>(static_cast<const uint8_t*>(p.where) + at);
     const Pack<T> grads = load_pack(static_cast<const T*>(p.grad_y) + at);
     PYOPS_UNROLL for (int v = 0; v < kWidth; ++v) {
       const bool named = taps.at[v] == row_tap * kK + col_tap;
