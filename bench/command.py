@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib
-import json
 import pkgutil
 import re
 import sys
@@ -13,20 +12,20 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import date
+from functools import partial
 from pathlib import Path
 
 import torch
 
 import pyops
 from pyops.cli import UserError
-from pyops.cli.files import output_file
-from pyops.cli.info import ARCHITECTURES, ISAS, machine
+from pyops.cli.files import output_directory, output_file, replace_file, write_json
+from pyops.cli.info import ARCHITECTURES, ISAS, machine, usable_device
 
 from . import plots, report
 from .caps import cap_native, native_capability
 from .harness import Bench, Case, Result, Settings
 from .peaks import Peaks, measure
-from .peers import first_line
 
 RESULTS = Path(__file__).parent / "results"
 ALIASES = {"native": ("eager", "channels_last"), "compile": ("inductor",)}
@@ -126,18 +125,15 @@ def run(args: argparse.Namespace, benches: Sequence[Bench] | None = None) -> int
 
 
 def _prepare(args: argparse.Namespace) -> None:
-    """Set threads and device, and native to its best; UserError for a device that is not here."""
+    """Set threads and device, and native to its best; UserError for what cannot be used here."""
     if args.threads:
         torch.set_num_threads(args.threads)
     gpu = args.device.startswith("cuda")
     if args.cold and not gpu:
         raise UserError("bench: --cold is for GPUs, a CPU's caches cannot be emptied")
-    try:
-        torch.empty(0, device=args.device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(
-            f"bench: cannot use the device {args.device}: {first_line(error)}"
-        ) from error
+    usable_device(args.device)
+    if args.save:
+        output_directory(RESULTS)
     if gpu:
         torch.cuda.set_device(args.device)
         torch.backends.cudnn.benchmark = True
@@ -216,18 +212,17 @@ def _write(
     json_file, png_file, roofline_file = args.json, args.png, args.roofline
     if args.save:
         name = _file_name(args, facts)
-        RESULTS.mkdir(exist_ok=True)
-        (RESULTS / f"{name}.md").write_text(report.markdown(results, peaks, facts))
+        text = report.markdown(results, peaks, facts)
+        replace_file(RESULTS / f"{name}.md", lambda file: file.write_text(text))
         json_file = json_file or RESULTS / f"{name}.json"
         png_file = png_file or RESULTS / f"{name}.png"
         roofline_file = roofline_file or RESULTS / f"{name}-roofline.png"
     if json_file:
-        document = report.document(results, peaks, facts) | {"not timed": left}
-        json_file.write_text(json.dumps(document, indent=1) + "\n")
+        write_json(json_file, report.document(results, peaks, facts) | {"not timed": left})
     if png_file:
-        plots.draw_ratios(results, png_file)
+        replace_file(png_file, partial(plots.draw_ratios, results))
     if roofline_file:
-        plots.draw_rooflines(results, peaks, roofline_file)
+        replace_file(roofline_file, partial(plots.draw_rooflines, results, peaks))
 
 
 def _file_name(args: argparse.Namespace, facts: dict[str, str]) -> str:

@@ -22,6 +22,7 @@ from torch import Tensor
 import pyops
 from pyops import _C
 from pyops.certificate import Inputs, Op, Reference, Shape, kernels, reference_of, verify
+from pyops.cli import first_line
 from pyops.cli.info import architectures_of
 from pyops.numerics import Verdict, settle
 
@@ -31,7 +32,6 @@ from .peers import (
     Job,
     captured_all,
     channels_last,
-    first_line,
     has_images,
     is_channels_last,
     job,

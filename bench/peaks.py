@@ -12,11 +12,11 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 
 from pyops import _C
+from pyops.cli.info import cpu_fact
 
 from .clocks import Clock, clock_of
 
@@ -83,6 +83,11 @@ def measure(device: str, *, seconds: float = 0.05) -> Peaks:
     return Peaks(_by_dtype(matmul, loops), bool(loops), bandwidth)
 
 
+def size_name(size: int) -> str:
+    """A working set in MiB or KiB."""
+    return f"{size >> 20} MiB" if size >= 1 << 20 else f"{size >> 10} KiB"
+
+
 def _sets(device: str) -> tuple[int, ...]:
     """Working sets to measure with: on a GPU those that twice its cache cannot hold."""
     if not device.startswith("cuda"):
@@ -109,7 +114,7 @@ def _by_dtype(matmul: Mapping[str, float], loops: Mapping[str, float]) -> dict[s
     # float32 splits into three bfloat16 parts: 6 tile products give float32, 3 give "high"; a
     # float16 splits into two, 3 products. AVX-512's own 16-bit instructions do twice the work of a
     # float32 FMA.
-    flags = _cpu_flags()
+    flags = cpu_fact("flags").split()
     return {
         "float64": max(matmul["float64"], fma / 2),
         "float32": max(matmul["float32"], fma, tiles / 6),
@@ -117,14 +122,6 @@ def _by_dtype(matmul: Mapping[str, float], loops: Mapping[str, float]) -> dict[s
         "bfloat16": max(matmul["bfloat16"], fma * (1 + ("avx512_bf16" in flags)), tiles),
         "float16": max(matmul["float16"], fma * (1 + ("avx512_fp16" in flags)), tiles / 3),
     }
-
-
-def _cpu_flags() -> set[str]:
-    cpuinfo = Path("/proc/cpuinfo")
-    for line in cpuinfo.read_text().splitlines() if cpuinfo.exists() else ():
-        if line.startswith("flags"):
-            return set(line.split())
-    return set()
 
 
 def _loops() -> dict[str, float]:

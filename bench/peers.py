@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pyops.certificate import Function, Inputs, Op, random_like
+from pyops.cli import first_line
 
 from .runtimes import RUNTIMES, runtime_call
 
@@ -169,9 +170,3 @@ def is_channels_last(inputs: Inputs) -> bool:
 def channels_last(t: Tensor) -> Tensor:
     """The same values in that layout, where there are images."""
     return t.contiguous(memory_format=torch.channels_last) if t.dim() == 4 else t
-
-
-def first_line(error: Exception) -> str:
-    """An exception in one line."""
-    lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0]}"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .harness import DIRECTIONS, Result
-from .peaks import Peaks
+from .peaks import Peaks, size_name
 
 COLOURS = {
     "float32": "#2a6f97", "bfloat16": "#e07a1f", "float16": "#6a994e", "float64": "#7d5ba6",
@@ -144,9 +144,9 @@ def _draw_roofs(axes: Any, points: Sequence[Result], dtype: str, peaks: Peaks) -
         x = math.sqrt(low * corner)
         y = x * rate / 1e9
         axes.text(
-            x, 1.1 * y, f"{what} ({_size(size)}), {rate / 1e9:.0f} GB/s", fontsize=9, ha="center",
-            va="bottom", rotation=math.degrees(math.atan2(y, x)), rotation_mode="anchor",
-            transform_rotates_text=True,
+            x, 1.1 * y, f"{what} ({size_name(size)}), {rate / 1e9:.0f} GB/s", fontsize=9,
+            ha="center", va="bottom", rotation=math.degrees(math.atan2(y, x)),
+            rotation_mode="anchor", transform_rotates_text=True,
         )  # fmt: skip
     for r in _lowest(points):
         axes.annotate(
@@ -177,7 +177,3 @@ def _lowest(points: Sequence[Result]) -> list[Result]:
 def _apart(a: Result, b: Result) -> bool:
     height = abs(math.log(a.gflops / b.gflops))
     return height > 0.2 or abs(math.log(a.intensity / b.intensity)) > 2.5
-
-
-def _size(size: int) -> str:
-    return f"{size >> 20} MiB" if size >= 1 << 20 else f"{size >> 10} KiB"

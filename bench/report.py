@@ -11,7 +11,7 @@ from pyops.cli.table import show
 
 from . import goals
 from .harness import Result
-from .peaks import Peaks
+from .peaks import Peaks, size_name
 
 COLUMNS = (
     "op", "shape", "dtype", "direction", "layout", "kernel",
@@ -52,13 +52,13 @@ def print_report(results: Sequence[Result]) -> None:
 
 
 def document(results: Sequence[Result], peaks: Peaks, machine: Mapping[str, str]) -> dict[str, Any]:
-    """Everything as plain JSON values; what was not measured is null."""
+    """Everything, for JSON."""
     measured = asdict(peaks)
     measured["bandwidth"] = {str(size): rate for size, rate in peaks.bandwidth.items()}
     return {
         "machine": dict(machine),
         "peaks": measured,
-        "results": [{name: _plain(v) for name, v in asdict(r).items()} for r in results],
+        "results": [asdict(r) for r in results],
     }
 
 
@@ -68,7 +68,7 @@ def markdown(results: Sequence[Result], peaks: Peaks, machine: Mapping[str, str]
     kind = "loops" if peaks.exact else "matmul"
     flops = ", ".join(f"{name} {rate / 1e9:.0f}" for name, rate in peaks.flops.items())
     rates = ", ".join(
-        f"{_size(size)} {rate / 1e9:.0f}" for size, rate in sorted(peaks.bandwidth.items())
+        f"{size_name(size)} {rate / 1e9:.0f}" for size, rate in sorted(peaks.bandwidth.items())
     )
     return "\n".join(
         (
@@ -89,11 +89,3 @@ def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str
 
 def _time(ms: float) -> str:
     return f"{1e3 * ms:.1f} µs" if ms < 0.1 else f"{ms:.3g} ms" if ms < 100 else f"{ms:.0f} ms"
-
-
-def _size(size: int) -> str:
-    return f"{size >> 20} MiB" if size >= 1 << 20 else f"{size >> 10} KiB"
-
-
-def _plain(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -5,6 +5,7 @@ from functools import partial
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo import compiled_autograd
 from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
@@ -104,6 +105,33 @@ class Composition:
             case,
             lambda **a: checkpoint(lambda: self.op(**a), use_reentrant=False),
         )
+
+    def test_compiled_autograd(self, device):
+        """Where Dynamo traces the backward pass too, our node hands over all that it knows."""
+        torch._dynamo.reset()
+        case = self.cases[0]
+        compiler = partial(torch.compile, backend="eager")
+        with compiled_autograd._enable(compiler):
+            self.judge(case.draw(torch.float32, device), case)
+
+    @pytest.mark.filterwarnings("ignore:Anomaly Detection has been enabled")
+    def test_anomaly_mode(self, device):
+        """A gradient that is no number is blamed on the operator, where it was called."""
+        case = self.cases[0]
+        with torch.autograd.detect_anomaly(check_nan=False):
+            self.judge(case.draw(torch.float32, device), case)
+        with torch.autograd.detect_anomaly(), pytest.warns(UserWarning, match="forward call"):
+            output = flat(self.op(**case.draw(torch.float32, device)))[0]
+            with pytest.raises(RuntimeError, match=r"Function '\w+Backward0?' returned nan values"):
+                output.backward(torch.full_like(output, torch.nan))
+
+    def test_second_backward_is_refused(self, device):
+        """Once used, a node has let go of what it saved."""
+        case = self.cases[0]
+        output = flat(self.op(**case.draw(torch.float32, device)))[0]
+        output.sum().backward()
+        with pytest.raises(RuntimeError, match="backward through the graph a second time"):
+            output.sum().backward()
 
     def test_changed_after_saving(self, device):
         """Where native's backward refuses a saved tensor that has changed since, so does ours."""

@@ -19,6 +19,7 @@ from pyops.bench.peers import Job
 from pyops.cases import OPS
 from pyops.certificate import reference_of
 from pyops.cli import UserError
+from pyops.cli.files import write_json
 
 SETTINGS = Settings(dtypes=("float32",), peers=("eager", "channels_last"), rounds=3, seconds=1e-4)
 LINEAR = Bench(OPS["linear"], {"tiny": OPS["linear"].shapes["odd"]}, lambda s: 2 * 37 * 67 * 35)
@@ -180,7 +181,7 @@ def test_unknown_peers_are_skipped_with_a_reason():
     assert all("no_such_backend" in r.skipped["no_such_backend"] for r in found)
 
 
-def test_summary_and_documents():
+def test_summary_and_documents(tmp_path):
     found = [
         Result("linear", name, "float32", "forward", "contiguous", "avx2", "avx2", ms=1.0,
                native="eager", native_ms=ratio, ratio=ratio, ratio_low=ratio, ratio_high=ratio,
@@ -200,7 +201,8 @@ def test_summary_and_documents():
     )
     assert lines[0][7].startswith("linear, b, ")
     assert lines[-1][0] == "all"
-    document = json.loads(json.dumps(report.document(found, peaks(), {"processor": "some"})))
+    write_json(tmp_path / "found.json", report.document(found, peaks(), {"processor": "some"}))
+    document = json.loads((tmp_path / "found.json").read_text())
     assert [r["ratio"] for r in document["results"]] == [4.0, 1.0, None]
     text = report.markdown(found, peaks(), {"processor": "some"})
     assert "| linear, fewer rows | float32 | forward | ratio | 2 | 2.00 | 1.00 |" in text

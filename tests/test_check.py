@@ -77,14 +77,21 @@ def test_a_wrong_op_fails(tmp_path, monkeypatch, capsys, mutate, dtype, reason):
     assert f"reproduce: pyops check linear --dtype {dtype} --isa scalar" in output
 
 
-def test_a_raising_op_is_a_finding(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (RuntimeError("no such tile\nof this size"), "RuntimeError: no such tile"),
+        (MemoryError(), "MemoryError"),
+    ],
+)
+def test_a_raising_op_is_a_finding(tmp_path, monkeypatch, error, said):
     def broken(*args):
-        raise RuntimeError("no such tile")
+        raise error
 
     monkeypatch.setattr(pyops.functional, "linear", broken)
     code, document = findings(tmp_path, "linear", "--quick", "--dtype", "float32")
     assert code == 1
-    assert {f["reason"] for f in document["findings"]} == {"RuntimeError: no such tile"}
+    assert {f["reason"] for f in document["findings"]} == {said}
 
 
 def test_a_wrong_second_derivative_fails(tmp_path, monkeypatch):

@@ -1,5 +1,7 @@
 """Training and its checkpoints: what is random is seeded, and no interruption can be noticed."""
 
+import json
+import math
 import os
 import signal
 from dataclasses import replace
@@ -9,7 +11,7 @@ import torch
 
 from pyops import models
 from pyops.cli import UserError
-from pyops.cli.files import output_directory, replace_file
+from pyops.cli.files import output_directory, replace_file, write_json
 from pyops.cli.tasks import TASKS, Task, make_task
 from pyops.cli.trainer import Settings, Trainer
 from suite import on_devices
@@ -133,6 +135,12 @@ def test_failed_write_leaves_the_old_file(tmp_path):
         replace_file(path, fail)
     assert [p.name for p in tmp_path.iterdir()] == ["result.json"]
     assert path.read_text() == "old"
+
+
+def test_json_has_null_for_what_is_no_number(tmp_path):
+    write_json(tmp_path / "a.json", {"rows": [{"accuracy": (0.5, math.nan)}], "allowed": math.inf})
+    content = json.loads((tmp_path / "a.json").read_text(), parse_constant=pytest.fail)
+    assert content == {"rows": [{"accuracy": [0.5, None]}], "allowed": None}
 
 
 def test_output_directory_that_is_a_file(tmp_path):

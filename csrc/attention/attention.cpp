@@ -5,7 +5,7 @@
 
 #include "attention/attention_sm90.h"
 #include "attention/attention_tensorop.h"
-#include "core/torch.h"
+#include "core/autograd.h"
 
 namespace pyops {
 namespace {
@@ -290,54 +290,31 @@ Forward call_forward(const Tensor& q, const Tensor& k, const Tensor& v, const Op
   return op.call(q, k, v, mask, seed, dropout_p, is_causal, scale, query_layout);
 }
 
-struct AttentionFunction : torch::autograd::Function<AttentionFunction> {
-  static torch::autograd::variable_list forward(torch::autograd::AutogradContext* ctx,
-                                                const Tensor& q, const Tensor& k, const Tensor& v,
-                                                const OptionalTensor& mask,
-                                                const OptionalTensor& seed, double dropout_p,
-                                                bool is_causal, std::optional<double> scale,
-                                                bool query_layout) {
-    const at::AutoDispatchBelowADInplaceOrView below;
-    auto [out, row_max, row_scale] =
-        call_forward(q, k, v, mask, seed, dropout_p, is_causal, scale, query_layout);
-    ctx->save_for_backward(
-        {q, k, v, value_or_undefined(mask), value_or_undefined(seed), out, row_max, row_scale});
-    ctx->saved_data["dropout_p"] = dropout_p;
-    ctx->saved_data["is_causal"] = is_causal;
-    ctx->saved_data["scale"] = scale;
-    ctx->mark_non_differentiable({row_max, row_scale});
-    ctx->set_materialize_grads(false);
-    return {out, row_max, row_scale};
-  }
-
-  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx,
-                                                 torch::autograd::variable_list grads) {
-    torch::autograd::variable_list result(9);
-    if (!grads[0].defined()) return result;
-    const auto saved = ctx->get_saved_variables();
-    const auto optional = [&](size_t i) {
-      return saved[i].defined() ? OptionalTensor(saved[i]) : std::nullopt;
-    };
-    std::tie(result[0], result[1], result[2], result[3]) = call_backward(
-        grads[0], saved[0], saved[1], saved[2], optional(3), optional(4), saved[5], saved[6],
-        saved[7], ctx->saved_data["dropout_p"].toDouble(), ctx->saved_data["is_causal"].toBool(),
-        ctx->saved_data["scale"].toOptional<double>(),
-        {ctx->needs_input_grad(0), ctx->needs_input_grad(1), ctx->needs_input_grad(2),
-         saved[3].defined() && ctx->needs_input_grad(3)});
-    return result;
-  }
-};
+variable_list input_gradients(const RecordedCall& call) {
+  const auto& saved = call.saved;
+  const auto& values = call.values;
+  auto [grad_q, grad_k, grad_v, grad_mask] =
+      call_backward(call.grads[0], saved[0], saved[1], saved[2], value_if_defined(saved[3]),
+                    value_if_defined(saved[4]), saved[5], saved[6], saved[7], values[0].toDouble(),
+                    values[1].toBool(), values[2].toOptional<double>(),
+                    {call.wanted[0], call.wanted[1], call.wanted[2], call.wanted[3]});
+  return {grad_q, grad_k, grad_v, grad_mask};
+}
+constexpr Gradient kGradient{"AttentionBackward", input_gradients};
 
 Forward forward_autograd(const Tensor& q, const Tensor& k, const Tensor& v,
                          const OptionalTensor& mask, const OptionalTensor& seed, double dropout_p,
                          bool is_causal, std::optional<double> scale, bool query_layout) {
+  const Forward results = [&] {
+    const Unrecorded scope;
+    return call_forward(q, k, v, mask, seed, dropout_p, is_causal, scale, query_layout);
+  }();
   if (needs_grad({q, k, v, float_mask(mask)})) {
-    const auto result =
-        AttentionFunction::apply(q, k, v, mask, seed, dropout_p, is_causal, scale, query_layout);
-    return {result[0], result[1], result[2]};
+    const auto& [out, row_max, row_scale] = results;
+    record(kGradient, {q, k, v, mask}, {out}, {q, k, v, mask, seed, out, row_max, row_scale},
+           {dropout_p, is_causal, scale});
   }
-  const at::AutoDispatchBelowADInplaceOrView below;
-  return call_forward(q, k, v, mask, seed, dropout_p, is_causal, scale, query_layout);
+  return results;
 }
 
 // On every device that the tables serve.

@@ -3,7 +3,7 @@
 #include "conv2d/conv2d_arguments.h"
 #include "conv2d/conv2d_sm90.h"
 #include "conv2d/conv2d_workspace.h"
-#include "core/torch.h"
+#include "core/autograd.h"
 
 namespace pyops {
 namespace {
@@ -52,8 +52,6 @@ constexpr Devices kDevices = devices_of(kForward);
 
 using at::IntArrayRef;
 using Gradients = std::tuple<Tensor, Tensor, Tensor>;
-using torch::autograd::AutogradContext;
-using torch::autograd::variable_list;
 
 template <bool kRelu>
 constexpr const char* kName = kRelu ? "conv2d_relu" : "conv2d";
@@ -167,36 +165,22 @@ Tensor call_forward(const Tensor& x, const Tensor& w, const OptionalTensor& bias
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow(kRelu ? "pyops::conv2d_relu" : "pyops::conv2d", "")
                              .typed<decltype(conv2d_kernel<kRelu>)>();
-  const at::AutoDispatchBelowADInplaceOrView below;
+  const Unrecorded scope;
   return op.call(x, w, bias, stride, padding, dilation, groups);
 }
 
+variable_list input_gradients(const RecordedCall& call) {
+  const auto numbers = integers_of<7>(call.values);
+  const IntArrayRef arguments(numbers);
+  const auto& saved = call.saved;
+  auto [grad_x, grad_w, grad_bias] =
+      conv2d_backward(call.grads[0], saved[0], saved[1], value_if_defined(saved[2]),
+                      arguments.slice(0, 2), arguments.slice(2, 2), arguments.slice(4, 2),
+                      arguments[6], {call.wanted[0], call.wanted[1], call.wanted[2]});
+  return {grad_x, grad_w, grad_bias};
+}
 template <bool kRelu>
-struct Conv2dFunction : torch::autograd::Function<Conv2dFunction<kRelu>> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& w,
-                        const OptionalTensor& bias, IntArrayRef stride, IntArrayRef padding,
-                        IntArrayRef dilation, int64_t groups) {
-    Tensor y = call_forward<kRelu>(x, w, bias, stride, padding, dilation, groups);
-    ctx->save_for_backward({x, w, kRelu ? y : Tensor()});
-    const Pair s(kName<kRelu>, "stride", stride), p(kName<kRelu>, "padding", padding),
-        d(kName<kRelu>, "dilation", dilation);
-    ctx->saved_data["arguments"] =
-        std::vector<int64_t>{s.h, s.w, p.h, p.w, d.h, d.w, groups, bias.has_value()};
-    return y;
-  }
-
-  static variable_list backward(AutogradContext* ctx, variable_list grads) {
-    const auto saved = ctx->get_saved_variables();
-    const auto numbers = ctx->saved_data["arguments"].toIntVector();
-    const IntArrayRef arguments(numbers);
-    const bool has_bias = arguments[7] != 0;
-    auto [grad_x, grad_w, grad_bias] = conv2d_backward(
-        grads[0], saved[0], saved[1], kRelu ? OptionalTensor(saved[2]) : std::nullopt,
-        arguments.slice(0, 2), arguments.slice(2, 2), arguments.slice(4, 2), arguments[6],
-        {ctx->needs_input_grad(0), ctx->needs_input_grad(1), has_bias && ctx->needs_input_grad(2)});
-    return {grad_x, grad_w, grad_bias, Tensor(), Tensor(), Tensor(), Tensor()};
-  }
-};
+constexpr Gradient kGradient{kRelu ? "Conv2dReluBackward" : "Conv2dBackward", input_gradients};
 
 template <bool kRelu>
 Tensor conv2d_autograd(const Tensor& x, const Tensor& w, const OptionalTensor& bias,
@@ -211,10 +195,14 @@ Tensor conv2d_autograd(const Tensor& x, const Tensor& w, const OptionalTensor& b
     return conv2d_autograd<kRelu>(x.unsqueeze(0), w, bias, stride, padding, dilation, groups)
         .squeeze(0);
   }
+  const Tensor y = call_forward<kRelu>(x, w, bias, stride, padding, dilation, groups);
   if (needs_grad({x, w, bias})) {
-    return Conv2dFunction<kRelu>::apply(x, w, bias, stride, padding, dilation, groups);
+    const Pair s(kName<kRelu>, "stride", stride), p(kName<kRelu>, "padding", padding),
+        d(kName<kRelu>, "dilation", dilation);
+    record(kGradient<kRelu>, {x, w, bias}, {y}, {x, w, kRelu ? y : Tensor()},
+           {s.h, s.w, p.h, p.w, d.h, d.w, groups});
   }
-  return call_forward<kRelu>(x, w, bias, stride, padding, dilation, groups);
+  return y;
 }
 
 // The kernel below for the schema's symbolic integers.

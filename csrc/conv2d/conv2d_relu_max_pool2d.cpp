@@ -3,7 +3,7 @@
 #include "conv2d/conv2d_pool_channels.h"
 #include "conv2d/conv2d_pool_sm90.h"
 #include "conv2d/conv2d_workspace.h"
-#include "core/torch.h"
+#include "core/autograd.h"
 
 namespace pyops {
 namespace {
@@ -45,8 +45,6 @@ constexpr Devices kDevices = devices_of(kForward);
 using SymInts = c10::SymIntArrayRef;
 using Gradients = std::tuple<Tensor, Tensor, Tensor>;
 using Pooled = std::tuple<Tensor, Tensor>;  // the result, and the offsets when wanted
-using torch::autograd::AutogradContext;
-using torch::autograd::variable_list;
 
 Tensor native(const Tensor& x, const Tensor& w, const OptionalTensor& bias, const Sizes& s) {
   const Tensor y = at::relu(at::conv2d(x, w, bias, s.stride, s.padding, s.dilation, s.groups));
@@ -203,40 +201,38 @@ Pooled call_with_offsets(const Tensor& x, const Tensor& w, const OptionalTensor&
                          const Sizes& s) {
   static const auto op =
       find<decltype(with_offsets_kernel)>("pyops::conv2d_relu_max_pool2d_with_offsets");
-  const at::AutoDispatchBelowADInplaceOrView below;
+  const Unrecorded scope;
   return op.call(x, w, bias, s.stride, s.padding, s.dilation, s.groups, s.kernel_size,
                  s.pool_stride, s.pool_padding, s.pool_dilation, s.ceil_mode);
 }
 
-struct PoolFunction : torch::autograd::Function<PoolFunction> {
-  static variable_list forward(AutogradContext* ctx, const Tensor& x, const Tensor& w,
-                               const OptionalTensor& bias, const Sizes& s) {
-    auto [y, offsets] = call_with_offsets(x, w, bias, s);
-    ctx->save_for_backward({x, w, offsets});
-    ctx->mark_non_differentiable({offsets});
-    std::vector<int64_t> numbers{s.groups, s.ceil_mode, bias.has_value()};
-    for (const IntArrayRef values :
-         {s.stride, s.padding, s.dilation, s.kernel_size,
-          s.pool_stride.empty() ? s.kernel_size : s.pool_stride, s.pool_padding, s.pool_dilation}) {
-      numbers.insert(numbers.end(), {values.front(), values.back()});
-    }
-    ctx->saved_data["arguments"] = std::move(numbers);
-    return {y, offsets};
-  }
+variable_list input_gradients(const RecordedCall& call) {
+  const auto numbers = integers_of<15>(call.values);
+  const auto pair = [&](size_t i) { return IntArrayRef(numbers).slice(2 * i, 2); };
+  const Sizes s{pair(0),     pair(1), pair(2),
+                numbers[14], pair(3), pair(4),
+                pair(5),     pair(6), call.values[15].toBool()};
+  const auto& [x, w, offsets] = std::tie(call.saved[0], call.saved[1], call.saved[2]);
+  auto [grad_x, grad_w, grad_bias] = call_backward(
+      call.grads[0], offsets, x, w, s, {call.wanted[0], call.wanted[1], call.wanted[2]});
+  return {grad_x, grad_w, grad_bias};
+}
+constexpr Gradient kGradient{"Conv2dReluMaxPool2dBackward", input_gradients};
 
-  static variable_list backward(AutogradContext* ctx, variable_list grads) {
-    const auto saved = ctx->get_saved_variables();
-    const auto numbers = ctx->saved_data["arguments"].toIntVector();
-    const auto pair = [&](size_t i) { return IntArrayRef(numbers).slice(3 + 2 * i, 2); };
-    const Sizes s{pair(0), pair(1), pair(2), numbers[0],     pair(3),
-                  pair(4), pair(5), pair(6), numbers[1] != 0};
-    auto [grad_x, grad_w, grad_bias] =
-        call_backward(grads[0], saved[2], saved[0], saved[1], s,
-                      {ctx->needs_input_grad(0), ctx->needs_input_grad(1),
-                       numbers[2] != 0 && ctx->needs_input_grad(2)});
-    return {grad_x, grad_w, grad_bias, Tensor()};
+Pooled record_forward(const Tensor& x, const Tensor& w, const OptionalTensor& bias,
+                      const Sizes& s) {
+  const Pooled results = call_with_offsets(x, w, bias, s);
+  const auto& [y, offsets] = results;
+  Values numbers;
+  for (const IntArrayRef values :
+       {s.stride, s.padding, s.dilation, s.kernel_size,
+        s.pool_stride.empty() ? s.kernel_size : s.pool_stride, s.pool_padding, s.pool_dilation}) {
+    numbers.insert(numbers.end(), {values.front(), values.back()});
   }
-};
+  numbers.insert(numbers.end(), {s.groups, s.ceil_mode});
+  record(kGradient, {x, w, bias}, {y}, {x, w, offsets}, std::move(numbers));
+  return results;
+}
 
 // What autograd uses in place of the operator below; x is (N, C, H, W).
 Pooled with_offsets_autograd(const Tensor& x, const Tensor& w, const OptionalTensor& bias,
@@ -246,8 +242,7 @@ Pooled with_offsets_autograd(const Tensor& x, const Tensor& w, const OptionalTen
   const Sizes s{stride,      padding,      dilation,      groups,   kernel_size,
                 pool_stride, pool_padding, pool_dilation, ceil_mode};
   if (!needs_grad({x, w, bias})) return call_with_offsets(x, w, bias, s);
-  const variable_list outputs = PoolFunction::apply(x, w, bias, s);
-  return {outputs[0], outputs[1]};
+  return record_forward(x, w, bias, s);
 }
 
 Tensor pooled_autograd(const Tensor& x, const Tensor& w, const OptionalTensor& bias,
@@ -265,7 +260,7 @@ Tensor pooled_autograd(const Tensor& x, const Tensor& w, const OptionalTensor& b
                            pool_stride, pool_padding, pool_dilation, ceil_mode)
         .squeeze(0);
   }
-  if (needs_grad({x, w, bias})) return PoolFunction::apply(x, w, bias, s)[0];
+  if (needs_grad({x, w, bias})) return std::get<0>(record_forward(x, w, bias, s));
   static const auto op = find<decltype(pooled_kernel)>("pyops::conv2d_relu_max_pool2d");
   const at::AutoDispatchBelowADInplaceOrView below;
   return op.call(x, w, bias, stride, padding, dilation, groups, kernel_size, pool_stride,

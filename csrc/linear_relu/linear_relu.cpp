@@ -1,6 +1,6 @@
 #include "linear_relu/linear_relu.h"
 
-#include "core/torch.h"
+#include "core/autograd.h"
 #include "linear_relu/linear_relu_tensorop.h"
 
 namespace pyops {
@@ -178,39 +178,29 @@ Tensor call_forward(const Tensor& x, const Tensor& w, const OptionalTensor& bias
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow(kRelu ? "pyops::linear_relu" : "pyops::linear", "")
                              .typed<decltype(linear)>();
-  const at::AutoDispatchBelowADInplaceOrView below;
+  const Unrecorded scope;
   return op.call(x, w, bias);
 }
 
+variable_list input_gradients(const RecordedCall& call) {
+  const auto& saved = call.saved;
+  auto [grad_x, grad_w, grad_bias] =
+      call_backward(call.grads[0], saved[0], saved[1], value_if_defined(saved[2]),
+                    {call.wanted[0], call.wanted[1], call.wanted[2]});
+  return {grad_x, grad_w, grad_bias};
+}
 template <bool kRelu>
-struct LinearFunction : torch::autograd::Function<LinearFunction<kRelu>> {
-  static Tensor forward(torch::autograd::AutogradContext* ctx, const Tensor& x, const Tensor& w,
-                        const OptionalTensor& bias) {
-    Tensor y = call_forward<kRelu>(x, w, bias);
-    ctx->save_for_backward({x, w, kRelu ? y : Tensor()});
-    // An absent optional has no place among the inputs that needs_input_grad counts.
-    ctx->saved_data["has_bias"] = value_or_undefined(bias).defined();
-    return y;
-  }
-
-  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx,
-                                                 torch::autograd::variable_list grads) {
-    const auto saved = ctx->get_saved_variables();
-    const auto y = kRelu ? OptionalTensor(saved[2]) : std::nullopt;
-    auto [grad_x, grad_w, grad_bias] =
-        call_backward(grads[0], saved[0], saved[1], y,
-                      {ctx->needs_input_grad(0), ctx->needs_input_grad(1),
-                       ctx->saved_data["has_bias"].toBool() && ctx->needs_input_grad(2)});
-    return {grad_x, grad_w, grad_bias};
-  }
-};
+constexpr Gradient kGradient{kRelu ? "LinearReluBackward" : "LinearBackward", input_gradients};
 
 template <bool kRelu>
 Tensor linear_autograd(const Tensor& x, const Tensor& w, const OptionalTensor& bias) {
   const Tensor b = value_or_undefined(bias);
   if (!is_ours(kRelu ? "linear_relu" : "linear", x, w, b)) return native(x, w, bias, kRelu);
-  if (needs_grad({x, w, b})) return LinearFunction<kRelu>::apply(x, w, bias);
-  return call_forward<kRelu>(x, w, bias);
+  const Tensor y = call_forward<kRelu>(x, w, bias);
+  if (needs_grad({x, w, b})) {
+    record(kGradient<kRelu>, {x, w, b}, {y}, {x, w, kRelu ? y : Tensor()});
+  }
+  return y;
 }
 
 template <bool kRelu>

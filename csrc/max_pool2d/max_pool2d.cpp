@@ -2,7 +2,7 @@
 
 #include <limits>
 
-#include "core/torch.h"
+#include "core/autograd.h"
 #include "max_pool2d/max_pool2d_arguments.h"
 #include "max_pool2d/max_pool2d_square.h"
 
@@ -59,8 +59,6 @@ constexpr Candidate<MaxPool2dBackwardParams> kBackward[] = {
 constexpr Devices kDevices = devices_of(kForward);
 
 using at::IntArrayRef;
-using torch::autograd::AutogradContext;
-using torch::autograd::variable_list;
 using TensorPair = std::tuple<Tensor, Tensor>;
 
 bool is_channels_last(const Tensor& x) {
@@ -183,7 +181,7 @@ TensorPair call_forward_with_argmax(const Tensor& x, IntArrayRef kernel, IntArra
       c10::Dispatcher::singleton()
           .findSchemaOrThrow((std::string("pyops::") + name_of(kArgmax)).c_str(), "")
           .template typed<decltype(max_pool2d_with_argmax<kArgmax>)>();
-  const at::AutoDispatchBelowADInplaceOrView below;
+  const Unrecorded scope;
   return op.call(x, kernel, stride, padding, dilation, ceil_mode);
 }
 
@@ -246,46 +244,28 @@ Tensor max_pool2d_backward_autograd(const Tensor& grad, const Tensor& where,
   return call_backward(grad, where, input_size, kernel, stride, padding, dilation, channels_last);
 }
 
-// What the backward needs besides the argmax: the input's height and width, whether channels are
-// last, kernel, stride, padding, dilation.
-std::vector<c10::SymInt> pack_call(const Tensor& x, const Windows& w) {
-  std::vector<c10::SymInt> call{x.sym_size(-2), x.sym_size(-1), int64_t{is_channels_last(x)}};
-  for (const Pair& pair : {w.kernel, w.stride, w.padding, w.dilation}) {
-    call.insert(call.end(), {pair.h, pair.w});
-  }
-  return call;
+variable_list input_gradient(const RecordedCall& call) {
+  const auto numbers = integers_of<8>(call.values);
+  const IntArrayRef windows(numbers);
+  const c10::SymInt input_size[] = {call.values[8].toSymInt(), call.values[9].toSymInt()};
+  return {call_backward(call.grads[0], call.saved[0], input_size, windows.slice(0, 2),
+                        windows.slice(2, 2), windows.slice(4, 2), windows.slice(6, 2),
+                        /*channels_last=*/call.values[10].toBool())};
 }
+constexpr Gradient kGradient{"MaxPool2dBackward", input_gradient};
 
 template <Argmax kArgmax>
-struct MaxPool2dFunction : torch::autograd::Function<MaxPool2dFunction<kArgmax>> {
-  static variable_list forward(AutogradContext* ctx, const Tensor& x, IntArrayRef kernel,
-                               IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation,
-                               bool ceil_mode) {
-    const auto [y, where] =
-        call_forward_with_argmax<kArgmax>(x, kernel, stride, padding, dilation, ceil_mode);
-    ctx->mark_non_differentiable({where});
-    ctx->set_materialize_grads(false);
-    ctx->save_for_backward({where});
-    // One entry: each costs a hash and an allocation, which shows on small tensors.
-    ctx->saved_data["call"] = pack_call(x, {kernel, stride, padding, dilation});
-    return {y, where};
-  }
-
-  static variable_list backward(AutogradContext* ctx, variable_list grads) {
-    variable_list input_grads(6);  // one for each argument; the input alone has one
-    if (!grads[0].defined()) return input_grads;
-    const auto call = ctx->saved_data["call"].toSymIntVector();
-    std::array<int64_t, 8> w;
-    std::transform(call.begin() + 3, call.end(), w.begin(),
-                   [](const auto& i) { return i.guard_int(__FILE__, __LINE__); });
-    const IntArrayRef windows(w);
-    input_grads[0] =
-        call_backward(grads[0], ctx->get_saved_variables()[0],
-                      c10::SymIntArrayRef(call).slice(0, 2), windows.slice(0, 2),
-                      windows.slice(2, 2), windows.slice(4, 2), windows.slice(6, 2), call[2] != 0);
-    return input_grads;
-  }
-};
+TensorPair record_forward(const Tensor& x, IntArrayRef kernel, IntArrayRef stride,
+                          IntArrayRef padding, IntArrayRef dilation, bool ceil_mode) {
+  const auto results =
+      call_forward_with_argmax<kArgmax>(x, kernel, stride, padding, dilation, ceil_mode);
+  const auto& [y, where] = results;
+  const Windows w(kernel, stride, padding, dilation);
+  record(kGradient, {x}, {y}, {where},
+         {w.kernel.h, w.kernel.w, w.stride.h, w.stride.w, w.padding.h, w.padding.w, w.dilation.h,
+          w.dilation.w, x.sym_size(-2), x.sym_size(-1), is_channels_last(x)});
+  return results;
+}
 
 template <Argmax kArgmax>
 TensorPair max_pool2d_with_argmax_autograd(const Tensor& x, IntArrayRef kernel, IntArrayRef stride,
@@ -298,9 +278,7 @@ TensorPair max_pool2d_with_argmax_autograd(const Tensor& x, IntArrayRef kernel, 
   if (!needs_grad({x})) {
     return call_forward_with_argmax<kArgmax>(x, kernel, stride, padding, dilation, ceil_mode);
   }
-  const auto outputs =
-      MaxPool2dFunction<kArgmax>::apply(x, kernel, stride, padding, dilation, ceil_mode);
-  return {outputs[0], outputs[1]};
+  return record_forward<kArgmax>(x, kernel, stride, padding, dilation, ceil_mode);
 }
 
 Tensor max_pool2d_autograd(const Tensor& x, IntArrayRef kernel, IntArrayRef stride,
@@ -311,10 +289,9 @@ Tensor max_pool2d_autograd(const Tensor& x, IntArrayRef kernel, IntArrayRef stri
   const Windows windows(kernel, stride, padding, dilation);
   check_input(x, windows, ceil_mode);
   if (!needs_grad({x})) return call_forward(x, kernel, stride, padding, dilation, ceil_mode);
-  const auto apply = [&]<Argmax kArgmax>() {
-    return MaxPool2dFunction<kArgmax>::apply(x, kernel, stride, padding, dilation, ceil_mode)[0];
-  };
-  return fits_taps(windows) ? apply.operator()<Argmax::kTap>() : apply.operator()<Argmax::kIndex>();
+  const auto recorded =
+      fits_taps(windows) ? record_forward<Argmax::kTap> : record_forward<Argmax::kIndex>;
+  return std::get<0>(recorded(x, kernel, stride, padding, dilation, ceil_mode));
 }
 
 // On every device that the tables serve.

@@ -43,55 +43,31 @@ Gradients rnn_layer_backward_autograd(const RnnLayerBackward& layer) {
   return call_rnn_layer_backward(layer);
 }
 
-struct RnnLayerFunction : torch::autograd::Function<RnnLayerFunction> {
-  // Flat, for autograd looks for tensors among the arguments.
-  static torch::autograd::variable_list forward(torch::autograd::AutogradContext* ctx,
-                                                const Tensor& input, const Tensor& h0,
-                                                const OptionalTensor& c0, const Tensor& w_ih,
-                                                const Tensor& w_hh, const OptionalTensor& b_ih,
-                                                const OptionalTensor& b_hh,
-                                                const OptionalTensor& w_hr,
-                                                const OptionalTensor& batch_sizes, bool reverse) {
-    const at::AutoDispatchBelowADInplaceOrView below;
-    const RnnLayer layer{input, h0,   c0,          w_ih,    w_hh,         b_ih,
-                         b_hh,  w_hr, batch_sizes, reverse, /*save=*/true};
-    const RnnOutputs results = call_rnn_layer(layer);
-    ctx->save_for_backward(saved_of(layer, results));
-    ctx->saved_data["reverse"] = reverse;
-    const auto& [y, hn, cn, reserve] = results;
-    ctx->mark_non_differentiable(c0 ? torch::autograd::variable_list{reserve}
-                                    : torch::autograd::variable_list{cn, reserve});
-    ctx->set_materialize_grads(false);
-    return {y, hn, cn, reserve};
-  }
-
-  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx,
-                                                 const torch::autograd::variable_list& grads) {
-    const auto saved = ctx->get_saved_variables();
-    RnnLayerBackward layer =
-        backward_of(saved.data(), ctx->saved_data["reverse"].toBool(), grads.data());
-    for (size_t k = 0, edge = 0; k < kInputs; ++k) {  // absent tensors have no edge
-      layer.wanted[k] = saved[k].defined() && ctx->needs_input_grad(edge++);
-    }
-    return std::apply(
-        [](const auto&... grad) {
-          return torch::autograd::variable_list{grad..., Tensor(), Tensor()};
-        },
-        call_rnn_layer_backward(layer));
-  }
-};
+variable_list input_gradients(const RecordedCall& call) {
+  RnnLayerBackward layer =
+      backward_of(call.saved.data(), call.values[0].toBool(), call.grads.data());
+  std::copy_n(call.wanted.begin(), kInputs, layer.wanted.begin());
+  return std::apply([](const auto&... grad) { return variable_list{grad...}; },
+                    call_rnn_layer_backward(layer));
+}
+constexpr Gradient kGradient{"RnnLayerBackward", input_gradients};
 
 RnnOutputs rnn_layer_autograd(const RnnLayer& layer) {
   const auto& [input, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, batch_sizes, reverse, save] = layer;
   const Tensors all{input, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr};
   if (goes_native(layer.name(), all, rnn_devices())) return rnn_layer_composite(layer);
-  if (needs_grad(all)) {
-    const auto result =
-        RnnLayerFunction::apply(input, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, batch_sizes, reverse);
-    return {result[0], result[1], result[2], result[3]};
+  if (!needs_grad(all)) {
+    const at::AutoDispatchBelowADInplaceOrView below;
+    return call_rnn_layer(layer);
   }
-  const at::AutoDispatchBelowADInplaceOrView below;
-  return call_rnn_layer(layer);
+  RnnLayer saving = layer;
+  saving.save = true;
+  const RnnOutputs results = [&] {
+    const Unrecorded scope;
+    return call_rnn_layer(saving);
+  }();
+  record(kGradient, all, differentiable_of(layer, results), saved_of(layer, results), {reverse});
+  return results;
 }
 
 // Native multiplies in the lower precision but carries the states in their own dtype, and answers

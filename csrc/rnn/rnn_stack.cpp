@@ -16,8 +16,6 @@ namespace pyops {
 #ifdef PYOPS_CUDA
 namespace {
 
-using torch::autograd::variable_list;
-
 constexpr Candidate<RnnForwardStack> kForward[] = {
     {"rnn_forward_wavefront_tensorop_cuda", Arch::kSm80, kHalfTypes,
      rnn_forward_wavefront_tensorop_cuda, suits_wavefront_tensorop, kSuitsWavefront},
@@ -138,80 +136,51 @@ bool goes_at_once(const std::vector<RnnLayerBackward>& layers, bool stacked) {
   return takes(kBackward, {layers.begin(), layers.end()}, stacked);
 }
 
-// Each layer's gradients, as many as it has inputs of its own.
-struct RnnStackFunction : torch::autograd::Function<RnnStackFunction> {
-  // `inputs`: those of all layers that are there, for autograd to find.
-  static variable_list forward(torch::autograd::AutogradContext* ctx, at::TensorList /*inputs*/,
-                               const std::vector<RnnLayer>& layers, bool stacked) {
-    const at::AutoDispatchBelowADInplaceOrView below;
-    variable_list outputs, saved, without_gradient;
-    int64_t reverse = 0;
-    const std::vector<RnnOutputs> results = run_forward(layers, stacked);
-    for (size_t l = 0; l < layers.size(); ++l) {
-      const auto& [y, hn, cn, reserve] = results[l];
-      const auto of_layer = saved_of(layers[l], results[l]);
-      saved.insert(saved.end(), of_layer.begin(), of_layer.end());
-      outputs.insert(outputs.end(), {y, hn, cn, reserve});
-      without_gradient.push_back(reserve);
-      if (!layers[l].c0) without_gradient.push_back(cn);
-      reverse |= int64_t{layers[l].reverse} << l;
+// The gradients of each layer's inputs, one layer after the other.
+variable_list input_gradients(const RecordedCall& call) {
+  const int64_t reverse = call.values[0].toInt();
+  const bool stacked = call.values[1].toBool();
+  std::vector<RnnLayerBackward> layers;
+  bool wanted_below = false;
+  for (size_t l = 0; l < call.saved.size() / kSaved; ++l) {
+    const Tensor* saved = call.saved.data() + kSaved * l;
+    const Tensor* grads = call.grads.data() + kDifferentiable * l;
+    layers.push_back(backward_of(saved, (reverse >> l & 1) != 0, grads));
+    RnnLayerBackward& layer = layers.back();
+    for (size_t k = 0; k < kInputs; ++k) layer.wanted[k] = call.wanted[kInputs * l + k];
+    if (!saved[0].defined()) {
+      layer.input = layers[l - 1].y;
+      layer.wanted[0] = wanted_below;
     }
-    ctx->save_for_backward(std::move(saved));
-    ctx->saved_data["reverse"] = reverse;
-    ctx->saved_data["stacked"] = stacked;
-    ctx->mark_non_differentiable(without_gradient);
-    ctx->set_materialize_grads(false);
-    return outputs;
+    const auto any = std::find(layer.wanted.begin(), layer.wanted.end(), true);
+    wanted_below = any != layer.wanted.end();
   }
+  const auto results = goes_at_once(layers, stacked) ? run_backward(layers, stacked)
+                                                     : run_backward_in_turn(layers, stacked);
+  variable_list gradients;
+  const auto append = [&](const auto&... grad) { gradients.insert(gradients.end(), {grad...}); };
+  for (const Gradients& of_layer : results) std::apply(append, of_layer);
+  return gradients;
+}
+constexpr Gradient kGradient{"RnnStackBackward", input_gradients};
 
-  static variable_list backward(torch::autograd::AutogradContext* ctx, const variable_list& grads) {
-    const auto saved = ctx->get_saved_variables();
-    const int64_t reverse = ctx->saved_data["reverse"].toInt();
-    const bool stacked = ctx->saved_data["stacked"].toBool();
-    std::vector<RnnLayerBackward> layers;
-    bool wanted_below = false;
-    for (size_t l = 0, edge = 0; l < saved.size() / kSaved; ++l) {
-      const Tensor* of_layer = saved.data() + kSaved * l;
-      layers.push_back(backward_of(of_layer, (reverse >> l & 1) != 0, grads.data() + 4 * l));
-      RnnLayerBackward& layer = layers.back();
-      for (size_t k = 0; k < kInputs; ++k) {
-        layer.wanted[k] = of_layer[k].defined() && ctx->needs_input_grad(edge++);
-      }
-      if (!of_layer[0].defined()) {
-        layer.input = layers[l - 1].y;
-        layer.wanted[0] = wanted_below;
-      }
-      const auto any = std::find(layer.wanted.begin(), layer.wanted.end(), true);
-      wanted_below = any != layer.wanted.end();
-    }
-    const auto results = goes_at_once(layers, stacked) ? run_backward(layers, stacked)
-                                                       : run_backward_in_turn(layers, stacked);
-    variable_list gradients;
-    for (size_t l = 0; l < layers.size(); ++l) {
-      std::array<Tensor, kInputs> of_layer;
-      std::apply([&](const auto&... grad) { of_layer = {grad...}; }, results[l]);
-      for (size_t k = 0; k < kInputs; ++k) {
-        if (saved[kSaved * l + k].defined()) gradients.push_back(of_layer[k]);
-      }
-    }
-    gradients.resize(gradients.size() + 2);
-    return gradients;
+std::vector<RnnOutputs> run_recorded(const std::vector<RnnLayer>& layers, bool stacked) {
+  const std::vector<RnnOutputs> results = [&] {
+    const Unrecorded scope;
+    return run_forward(layers, stacked);
+  }();
+  std::vector<TensorRef> inputs, outputs, saved;
+  int64_t reverse = 0;
+  for (size_t l = 0; l < layers.size(); ++l) {
+    const RnnLayer& a = layers[l];
+    inputs.insert(inputs.end(), {a.input, a.h0, a.c0, a.w_ih, a.w_hh, a.b_ih, a.b_hh, a.w_hr});
+    const auto differentiable = differentiable_of(a, results[l]);
+    outputs.insert(outputs.end(), differentiable.begin(), differentiable.end());
+    const auto kept = saved_of(a, results[l]);
+    saved.insert(saved.end(), kept.begin(), kept.end());
+    reverse |= int64_t{a.reverse} << l;
   }
-};
-
-std::vector<RnnOutputs> record(const std::vector<RnnLayer>& layers, bool stacked) {
-  variable_list inputs;
-  for (const RnnLayer& l : layers) {
-    const Inputs all{l.input, l.h0, l.c0, l.w_ih, l.w_hh, l.b_ih, l.b_hh, l.w_hr};
-    for (const OptionalTensor& t : all) {
-      if (t && t->defined()) inputs.push_back(*t);
-    }
-  }
-  const auto flat = RnnStackFunction::apply(at::TensorList(inputs), layers, stacked);
-  std::vector<RnnOutputs> results;
-  for (size_t l = 0; l < flat.size(); l += 4) {
-    results.emplace_back(flat[l], flat[l + 1], flat[l + 2], flat[l + 3]);
-  }
+  record(kGradient, inputs, outputs, saved, {reverse, stacked});
   return results;
 }
 
@@ -222,7 +191,7 @@ std::vector<RnnOutputs> call_rnn_stack(std::vector<RnnLayer> layers, bool stacke
   if (!takes(kForward, layers, stacked)) return {};
   const bool recorded = std::any_of(layers.begin(), layers.end(), is_recorded);
   for (RnnLayer& layer : layers) layer.save = recorded;
-  if (recorded) return record(layers, stacked);
+  if (recorded) return run_recorded(layers, stacked);
   const at::AutoDispatchBelowADInplaceOrView below;
   return run_forward(std::move(layers), stacked);
 }

@@ -26,6 +26,11 @@ class UserError(RuntimeError):
     """What the user can put right: `main` prints its one line and exits with code 2."""
 
 
+def first_line(error: Exception) -> str:
+    """An exception in one line."""
+    return ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the subcommand that `argv` (default: the process's arguments) names."""
     argv = sys.argv[1:] if argv is None else list(argv)

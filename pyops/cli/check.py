@@ -9,9 +9,7 @@ differences; repeats must be bit-equal.
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import platform
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -33,14 +31,12 @@ from pyops.certificate import (
     random_like,
     verify,
 )
-from pyops.cli import UserError
-from pyops.cli.files import output_file, replace_file
+from pyops.cli import UserError, first_line
+from pyops.cli.files import output_file, write_json
 from pyops.numerics import UNJUDGED, Verdict, settle
 
-from .info import ARCHITECTURES, ISAS, architectures_of, gpus
+from .info import ARCHITECTURES, DTYPES, ISAS, architectures_of, gpus, processor
 from .table import show
-
-DTYPES = ("float64", "float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
@@ -189,7 +185,7 @@ def _try_shape(
         served = kernels(op, inputs)
         moved = _moved(op, inputs)
     except Exception as exception:  # A certificate reports whatever an op raises.
-        error = f"{type(exception).__name__}: {str(exception).splitlines()[0]}"
+        error = first_line(exception)
     for direction in ("forward", "backward"):
         own = {
             t: v for t, v in verdicts.items() if t.startswith("grad") == (direction != "forward")
@@ -231,7 +227,7 @@ def _differentiate(op: Op, inputs: Inputs) -> str:
         try:
             check(function, tuple(inputs.tensors.values()), nondet_tol=0.0)
         except Exception as exception:  # GradcheckError, or whatever the op raises.
-            return f"{check.__name__}: {str(exception).splitlines()[0]}"
+            return f"{check.__name__}: {first_line(exception)}"
     return ""
 
 
@@ -257,20 +253,13 @@ def _ratio(ratio: float) -> str:
 
 
 def _write(path: Path, findings: list[Finding]) -> None:
-    def finite(value: object) -> object:
-        # JSON knows no NaN: what was not measured is null.
-        return None if isinstance(value, float) and not math.isfinite(value) else value
-
     document = {
         "pyops": pyops.__version__,
         "torch": torch.__version__,
-        "machine": platform.processor() or platform.machine(),
+        "machine": processor(),
         "threads": torch.get_num_threads(),
         "GPU": ", ".join(gpus()) or "none",
         "passed": all(f.passed for f in findings),
-        "findings": [
-            {key: finite(value) for key, value in asdict(f).items()} | {"passed": f.passed}
-            for f in findings
-        ],
+        "findings": [asdict(f) | {"passed": f.passed} for f in findings],
     }
-    replace_file(path, lambda file: file.write_text(json.dumps(document, indent=1) + "\n"))
+    write_json(path, document)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pyops.cli import training_plots
 from pyops.cli.agreement import Difference, differences, first_step
-from pyops.cli.files import output_directory
+from pyops.cli.files import output_directory, write_json
 from pyops.cli.layer_speed import Speed, layer_speeds, step_speed
 from pyops.cli.layers import SIDES
 from pyops.cli.options import (
@@ -24,7 +24,6 @@ from pyops.cli.options import (
     load_task,
     new_trainer,
     save_figure,
-    save_json,
     train,
 )
 from pyops.numerics import Verdict
@@ -81,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
         "agree": agree,
         "speeds": [asdict(speed) for speed in speeds],
     }
-    save_json(out / "demo.json", content)
+    write_json(out / "demo.json", content)
     print(f"\nresults in {out}")
     return 0 if agree else 1
 

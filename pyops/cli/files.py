@@ -1,9 +1,12 @@
 """Output files that are whole or not there at all."""
 
+import json
+import math
 import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from pyops.cli import UserError
 
@@ -38,3 +41,17 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write `content` to `path` in one piece; null stands for what is no finite number."""
+    text = json.dumps(_finite(content), indent=1, allow_nan=False) + "\n"
+    replace_file(path, lambda temporary: temporary.write_text(text))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -12,6 +12,7 @@ import torch
 
 import pyops
 from pyops import _C
+from pyops.cli import UserError, first_line
 
 from .table import show
 
@@ -50,7 +51,7 @@ def machine() -> dict[str, str]:
         "built with": f"torch {build['torch']}, {build['compiler']}",
         "torch": torch.__version__,
         "Python": platform.python_version(),
-        "processor": cpu_model(),
+        "processor": processor(),
         "ISA": f"{pyops.isa()} in use, {_C.isa_detected()} detected",
         "threads": str(torch.get_num_threads()),
         "caches": ", ".join(f"{name} {size}" for name, size in caches().items()) or "unknown",
@@ -58,13 +59,19 @@ def machine() -> dict[str, str]:
     }
 
 
-def cpu_model() -> str:
-    """The processor's name as the kernel reports it."""
+def processor() -> str:
+    """The processor's name as far as it is known."""
+    return cpu_fact("model name") or platform.processor() or platform.machine()
+
+
+def cpu_fact(name: str) -> str:
+    """What Linux says under `name`, as in "flags", of the first core; empty if nothing."""
     cpuinfo = Path("/proc/cpuinfo")
     for line in cpuinfo.read_text().splitlines() if cpuinfo.exists() else ():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+        key, _, value = line.partition(":")
+        if key.strip() == name:
+            return value.strip()
+    return ""
 
 
 def caches() -> dict[str, str]:
@@ -83,6 +90,16 @@ def gpus() -> list[str]:
         return []
     every = map(torch.cuda.get_device_properties, range(torch.cuda.device_count()))
     return [f"{gpu.name} (sm_{gpu.major}{gpu.minor})" for gpu in every]
+
+
+def usable_device(name: str) -> torch.device:
+    """The device `name`; UserError when it is not here."""
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"cannot use the device {name}: {first_line(error)}") from error
+    return device
 
 
 def gpu_kinds() -> dict[str, Sequence[str]]:

@@ -1,16 +1,14 @@
 """What `pyops demo` and `pyops train` have in common: options, and how a run starts and is kept."""
 
 import argparse
-import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from matplotlib.figure import Figure
 
-from pyops.cli import UserError
 from pyops.cli.files import replace_file
+from pyops.cli.info import usable_device
 from pyops.cli.tasks import Task, make_task
 from pyops.cli.trainer import DTYPES, Settings, Trainer
 
@@ -42,12 +40,7 @@ def load_task(model: str, args: argparse.Namespace) -> Task:
 
 def new_trainer(task: Task, model: str, side: str, args: argparse.Namespace) -> Trainer:
     """A fresh trainer for one side, as the options ask; UserError for a device that is not here."""
-    try:
-        device = torch.device(args.device)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"cannot use the device {args.device}: {reason}") from error
+    device = usable_device(args.device)
     settings = Settings(model, side, args.batch_size, args.dtype, args.seed, args.limit, args.data)
     return Trainer(task, settings, device)
 
@@ -58,11 +51,6 @@ def train(trainer: Trainer, args: argparse.Namespace, out: Path) -> None:
     if args.resume and checkpoint.exists():
         trainer.resume(checkpoint)
     trainer.fit(args.epochs or trainer.task.epochs, checkpoint)
-
-
-def save_json(path: Path, content: Any) -> None:
-    """Write `content` to `path` in one piece."""
-    replace_file(path, lambda temporary: temporary.write_text(json.dumps(content, indent=1) + "\n"))
 
 
 def save_figure(path: Path, figure: Figure) -> None:

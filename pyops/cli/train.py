@@ -7,14 +7,13 @@ import torch
 
 from pyops import models
 from pyops.cli import training_plots
-from pyops.cli.files import output_directory
+from pyops.cli.files import output_directory, write_json
 from pyops.cli.layers import SIDES
 from pyops.cli.options import (
     add_run_arguments,
     load_task,
     new_trainer,
     save_figure,
-    save_json,
     train,
 )
 from pyops.cli.tasks import TASKS
@@ -33,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
     side = args.layers
     trainer = new_trainer(load_task(args.model, args), args.model, side, args)
     train(trainer, args, out)
-    save_json(
+    write_json(
         out / f"{side}.json",
         {"settings": asdict(trainer.settings), "history": asdict(trainer.history)},
     )

@@ -18,7 +18,7 @@ import torch
 from torch import Generator, Tensor
 from tqdm import tqdm
 
-from pyops.cli import UserError
+from pyops.cli import UserError, first_line
 from pyops.cli.files import replace_file
 from pyops.cli.layers import build
 from pyops.cli.tasks import Batch, Task
@@ -160,8 +160,7 @@ class Trainer:
             if stored == self.settings:
                 self._restore(state)
         except Exception as error:  # torch.load lets through whatever its parsers stumble over
-            reason = f"{type(error).__name__}: {error}".splitlines()[0]
-            raise UserError(f"cannot read the checkpoint {path} ({reason})") from error
+            raise UserError(f"cannot read the checkpoint {path} ({first_line(error)})") from error
         if stored != self.settings:
             ours = asdict(self.settings)
             differing = [

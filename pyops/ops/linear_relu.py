@@ -26,10 +26,6 @@ def linear_relu(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Te
 
 
 @register_fake("linear")
-def _(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    return input.new_empty((*input.shape[:-1], weight.shape[0]))
-
-
 @register_fake("linear_relu")
 def _(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return input.new_empty((*input.shape[:-1], weight.shape[0]))
