@@ -135,6 +135,12 @@ def test_a_window_in_the_padding_passes_no_gradient(format, indices, device):
         assert torch.equal(grad, torch.zeros_like(x))
 
 
+def test_taps_far_apart():
+    """As many windows span an element as lie between the taps: a list of them fits no memory."""
+    x = torch.randn(1, 2, 1, 100_001).to(memory_format=torch.channels_last)
+    assert_identical(x, kernel_size=(1, 2), stride=1, dilation=(1, 50_000))
+
+
 @on_devices
 def test_backward_refuses_what_the_forward_cannot_have_saved(device):
     backward = torch.ops.pyops.max_pool2d_backward
