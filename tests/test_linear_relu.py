@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 import pyops
-from suite import Case, ExactSuite, Randn, Reject
+from suite import Case, ExactSuite, Randn, Reject, on_devices
 
 
 def linear_cases(shift):
@@ -74,6 +74,36 @@ def test_none_is_no_tensor(suite):
     """What a forward that forgot to return hands on."""
     with pytest.raises(TypeError, match="input and weight must be tensors, got None"):
         suite.op(input=None, weight=torch.randn(3, 8))
+
+
+@pytest.mark.parametrize("suite", [TestLinear, TestLinearReLU])
+def test_differentiable_gradients_of_nothing(suite):
+    for case in (c for c in suite.cases if c.empty):
+        grads = []
+        for op in (suite.op, suite.reference):
+            arguments = case.draw(torch.float32)
+            y = op(**arguments)
+            grads.append(torch.autograd.grad(y.sum(), arguments.values(), create_graph=True))
+        assert all(map(torch.equal, *grads)), case.name
+
+
+@pytest.mark.parametrize(
+    "reject",
+    [
+        Reject("grad must be like the output, \\[2, 3\\] Float, got \\[1, 1\\]", grad=Randn(1, 1)),
+        Reject("grad must be .* Float, got .* Double", grad=Randn(2, 3, dtype=torch.float64)),
+        Reject("relu_output must be like the output", relu_output=Randn(2, 4)),
+        Reject("weight must be \\(out_features, in_features\\)", weight=Randn(4)),
+        Reject("input must end in in_features=4", input=Randn(2, 5)),
+    ],
+    ids=lambda reject: reject.match,
+)
+@on_devices
+def test_backward_refuses_what_no_forward_left(reject, device):
+    right = dict(grad=Randn(2, 3), input=Randn(2, 4), weight=Randn(3, 4), relu_output=Randn(2, 3))
+    case = Case("backward", **right | reject.arguments, wanted=[True] * 3)
+    with pytest.raises(RuntimeError, match=f"linear_backward: {reject.match}"):
+        torch.ops.pyops.linear_backward(**case.draw(torch.float32, device, grad=False))
 
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")

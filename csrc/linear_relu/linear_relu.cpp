@@ -120,8 +120,26 @@ Tensor linear_relu(const Tensor& x, const Tensor& w, const OptionalTensor& bias)
   return forward("linear_relu", x, w, value_or_undefined(bias), true);
 }
 
+// Kernels trust what autograd brings about; who calls the operator by torch.ops may not.
+void check_backward(const Tensor& grad, const Tensor& x, const Tensor& w,
+                    const OptionalTensor& relu_output) {
+  const char* op = "linear_backward";
+  check_linear(op, x, w, Tensor());
+  TORCH_CHECK(w.dim() == 2, op, ": weight must be (out_features, in_features), got ", w.sizes());
+  c10::DimVector shape(x.sizes());
+  shape.back() = w.size(0);
+  const auto check = [&](const char* name, const Tensor& t) {
+    TORCH_CHECK(t.sizes() == at::IntArrayRef(shape) && t.scalar_type() == x.scalar_type(), op, ": ",
+                name, " must be like the output, ", at::IntArrayRef(shape), " ", x.scalar_type(),
+                ", got ", t.sizes(), " ", t.scalar_type());
+  };
+  check("grad", grad);
+  if (relu_output) check("relu_output", *relu_output);
+}
+
 Gradients linear_backward(const Tensor& grad, const Tensor& x, const Tensor& w,
                           const OptionalTensor& relu_output, std::array<bool, 3> wanted) {
+  check_backward(grad, x, w, relu_output);
   const Tensor g = grad.contiguous(), xc = x.contiguous(), wc = w.contiguous();
   const Tensor y = relu_output ? relu_output->contiguous() : Tensor();
   const auto make = [](bool want, at::IntArrayRef sizes, const Tensor& like) {
@@ -154,14 +172,16 @@ Gradients call_backward(const Tensor& grad, const Tensor& x, const Tensor& w,
   return op.call(grad, x, w, relu_output, wanted);
 }
 
+// Its rows, where -1 for their number would not do: there may be no features.
+Tensor as_matrix(const Tensor& t) { return t.dim() == 1 ? t.unsqueeze(0) : t.flatten(0, -2); }
+
 // The same gradients as differentiable operations. The mask is a constant: ReLU has no curvature.
 Gradients differentiable_backward(const Tensor& grad, const Tensor& x, const Tensor& w,
                                   const OptionalTensor& relu_output, std::array<bool, 3> wanted) {
   const Tensor masked = relu_output ? at::threshold_backward(grad, relu_output->detach(), 0) : grad;
-  const Tensor g = masked.reshape_symint({-1, w.sym_size(0)});
+  const Tensor g = as_matrix(masked);
   return {wanted[0] ? masked.matmul(w) : Tensor(),
-          wanted[1] ? g.t().matmul(x.reshape_symint({-1, w.sym_size(1)})) : Tensor(),
-          wanted[2] ? g.sum(0) : Tensor()};
+          wanted[1] ? g.t().matmul(as_matrix(x)) : Tensor(), wanted[2] ? g.sum(0) : Tensor()};
 }
 
 Gradients linear_backward_autograd(const Tensor& grad, const Tensor& x, const Tensor& w,
