@@ -90,11 +90,13 @@ def test_differentiable_gradients_of_nothing(suite):
 @pytest.mark.parametrize(
     "reject",
     [
-        Reject("grad must be like the output, \\[2, 3\\] Float, got \\[1, 1\\]", grad=Randn(1, 1)),
-        Reject("grad must be .* Float, got .* Double", grad=Randn(2, 3, dtype=torch.float64)),
-        Reject("relu_output must be like the output", relu_output=Randn(2, 4)),
-        Reject("weight must be \\(out_features, in_features\\)", weight=Randn(4)),
-        Reject("input must end in in_features=4", input=Randn(2, 5)),
+        Reject("grad and relu_output must be .* got \\[1, 1\\], \\[2, 3\\]", grad=Randn(1, 1)),
+        Reject("grad and relu_output must be", relu_output=Randn(2, 4)),
+        Reject("grad and relu_output must be", weight=Randn(3)),
+        Reject("grad and relu_output must be", input=Randn(2, 5)),
+        Reject("every tensor must have grad's dtype", input=Randn(2, 4, dtype=torch.float64)),
+        Reject("the input's gradient takes the weight", weight=None),
+        Reject("the input's gradient takes the weight", input=None),
     ],
     ids=lambda reject: reject.match,
 )
@@ -104,6 +106,30 @@ def test_backward_refuses_what_no_forward_left(reject, device):
     case = Case("backward", **right | reject.arguments, wanted=[True] * 3)
     with pytest.raises(RuntimeError, match=f"linear_backward: {reject.match}"):
         torch.ops.pyops.linear_backward(**case.draw(torch.float32, device, grad=False))
+
+
+@pytest.mark.parametrize("suite", [TestLinear, TestLinearReLU])
+@pytest.mark.parametrize("frozen", [["weight"], ["input"], ["input", "weight"]], ids=" ".join)
+@on_devices
+def test_saves_no_more_than_native(suite, frozen, device):
+    """A frozen layer keeps no input, which may be written to."""
+    results = []
+    for op in (suite.op, suite.reference):
+        arguments = suite.cases[0].draw(torch.float32, device)
+        for name in frozen:
+            arguments[name] = arguments[name].detach()
+        saved = []
+        with torch.autograd.graph.saved_tensors_hooks(saved.append, lambda _: None):
+            op(**arguments)
+        y = op(**arguments)
+        if frozen == ["weight"]:
+            with torch.no_grad():
+                arguments["input"].zero_()
+        grads = torch.autograd.grad(y.sum(), [t for t in arguments.values() if t.requires_grad])
+        results.append((sum(t.numel() for t in saved), grads))
+    (ours, grads), (native, expected) = results
+    assert ours <= native
+    torch.testing.assert_close(grads, expected)
 
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
