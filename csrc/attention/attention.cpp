@@ -308,8 +308,10 @@ struct AttentionFunction : torch::autograd::Function<AttentionFunction> {
     const at::AutoDispatchBelowADInplaceOrView below;
     auto [out, row_max, row_scale] =
         call_forward(q, k, v, mask, seed, dropout_p, is_causal, scale, query_layout);
+    // The result of native's composite may be written to, as may ours: a copy stays inside.
+    const Tensor kept = query_layout || out.is_cuda() ? out : out.clone();
     ctx->save_for_backward(
-        {q, k, v, value_or_undefined(mask), value_or_undefined(seed), out, row_max, row_scale});
+        {q, k, v, value_or_undefined(mask), value_or_undefined(seed), kept, row_max, row_scale});
     ctx->saved_data["dropout_p"] = dropout_p;
     ctx->saved_data["is_causal"] = is_causal;
     ctx->saved_data["scale"] = scale;
