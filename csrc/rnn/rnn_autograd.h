@@ -7,7 +7,14 @@ namespace pyops {
 
 inline constexpr size_t kSaved = kInputs + 3;
 
-// A cell's caller may write to y, as to native's; hn holds the same and stays inside.
+// y, to which the caller may write as to native's: hn is the same for a cell, and where native has
+// no fused kernel that reads its own y a copy stays inside.
+inline Tensor kept_output(const RnnLayer& layer, const Tensor& y, const Tensor& hn) {
+  if (layer.one_step()) return hn;
+  const bool fused = layer.c0 && !layer.batch_sizes && !layer.w_hr && y.scalar_type() == at::kFloat;
+  return fused || y.is_cuda() ? y : y.clone();
+}
+
 inline torch::autograd::variable_list saved_of(const RnnLayer& layer, const RnnOutputs& results) {
   const auto value = [](const OptionalTensor& t) { return value_or_undefined(t); };
   const auto& [y, hn, cn, reserve] = results;
@@ -20,7 +27,7 @@ inline torch::autograd::variable_list saved_of(const RnnLayer& layer, const RnnO
           value(layer.b_hh),
           value(layer.w_hr),
           value(layer.batch_sizes),
-          layer.one_step() ? hn : y,
+          kept_output(layer, y, hn),
           reserve};
 }
 
