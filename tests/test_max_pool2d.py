@@ -135,10 +135,15 @@ def test_a_window_in_the_padding_passes_no_gradient(format, indices, device):
         assert torch.equal(grad, torch.zeros_like(x))
 
 
-def test_taps_far_apart():
-    """As many windows span an element as lie between the taps: a list of them fits no memory."""
-    x = torch.randn(1, 2, 1, 100_001).to(memory_format=torch.channels_last)
+@pytest.mark.parametrize("format", [torch.contiguous_format, torch.channels_last])
+def test_taps_and_windows_far_apart(format):
+    """No kernel may keep memory for what lies between them."""
+    x = torch.randn(1, 2, 1, 100_001).to(memory_format=format)
     assert_identical(x, kernel_size=(1, 2), stride=1, dilation=(1, 50_000))
+    for dtype in (torch.float32, torch.bfloat16, torch.float64):
+        x = torch.randn(1, 2, 5, 40).to(dtype, memory_format=format)
+        assert_identical(x, kernel_size=2, stride=2**31 - 1)
+        assert_identical(x, kernel_size=2, stride=(2**31 - 1, 1))
 
 
 @on_devices
