@@ -56,6 +56,39 @@ def test_mask_and_causal_together_where_native_takes_them(change, backends):
     assert refusals in ([], [native, sdpa])
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"dropout_p": 0.5},
+        {"value": torch.randn(1, 2, 7, 6)},
+        {name: torch.randn(2, 7, 8) for name in ("query", "key", "value")},
+        {"attn_mask": torch.randn(5, 7, requires_grad=True)},
+    ],
+    ids=" ".join,
+)
+@pytest.mark.parametrize("function", [native, sdpa])
+def test_the_result_may_be_written_to_where_natives_may(change, function):
+    """The backward of its fused kernel reads it, that of its composite does not."""
+    arguments = draw(1, 2, 5, 7, 8) | change
+    weight = torch.randn(arguments["query"].shape[-1], requires_grad=True)
+    arguments["query"] = arguments["query"].detach() * weight
+    gradients = []
+    for write in (False, True):
+        torch.manual_seed(0)
+        y = function(**arguments)
+        if write:
+            y.add_(1)
+        try:
+            gradients += torch.autograd.grad(y.sum(), weight, retain_graph=True)
+        except RuntimeError as error:
+            assert not change
+            assert "modified by an inplace operation" in str(error)
+        else:
+            assert change or not write
+    assert len(gradients) == 1 or torch.equal(*gradients)
+
+
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 @pytest.mark.parametrize("inference", [False, True], ids=["grad", "inference"])
 @pytest.mark.parametrize("layout", [torch.strided, torch.jagged], ids=str)

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 import pyops
-from suite import Case, ExactSuite, Randn, Reject
+from suite import Case, ExactSuite, Randn, Reject, on_devices
 
 
 def linear_cases(shift):
@@ -74,6 +74,62 @@ def test_none_is_no_tensor(suite):
     """What a forward that forgot to return hands on."""
     with pytest.raises(TypeError, match="input and weight must be tensors, got None"):
         suite.op(input=None, weight=torch.randn(3, 8))
+
+
+@pytest.mark.parametrize("suite", [TestLinear, TestLinearReLU])
+def test_differentiable_gradients_of_nothing(suite):
+    for case in (c for c in suite.cases if c.empty):
+        grads = []
+        for op in (suite.op, suite.reference):
+            arguments = case.draw(torch.float32)
+            y = op(**arguments)
+            grads.append(torch.autograd.grad(y.sum(), arguments.values(), create_graph=True))
+        assert all(map(torch.equal, *grads)), case.name
+
+
+@pytest.mark.parametrize(
+    "reject",
+    [
+        Reject("grad and relu_output must be .* got \\[1, 1\\], \\[2, 3\\]", grad=Randn(1, 1)),
+        Reject("grad and relu_output must be", relu_output=Randn(2, 4)),
+        Reject("grad and relu_output must be", weight=Randn(3)),
+        Reject("grad and relu_output must be", input=Randn(2, 5)),
+        Reject("every tensor must have grad's dtype", input=Randn(2, 4, dtype=torch.float64)),
+        Reject("the input's gradient takes the weight", weight=None),
+        Reject("the input's gradient takes the weight", input=None),
+    ],
+    ids=lambda reject: reject.match,
+)
+@on_devices
+def test_backward_refuses_what_no_forward_left(reject, device):
+    right = dict(grad=Randn(2, 3), input=Randn(2, 4), weight=Randn(3, 4), relu_output=Randn(2, 3))
+    case = Case("backward", **right | reject.arguments, wanted=[True] * 3)
+    with pytest.raises(RuntimeError, match=f"linear_backward: {reject.match}"):
+        torch.ops.pyops.linear_backward(**case.draw(torch.float32, device, grad=False))
+
+
+@pytest.mark.parametrize("suite", [TestLinear, TestLinearReLU])
+@pytest.mark.parametrize("frozen", [["weight"], ["input"], ["input", "weight"]], ids=" ".join)
+@on_devices
+def test_saves_no_more_than_native(suite, frozen, device):
+    """A frozen layer keeps no input, which may be written to."""
+    results = []
+    for op in (suite.op, suite.reference):
+        arguments = suite.cases[0].draw(torch.float32, device)
+        for name in frozen:
+            arguments[name] = arguments[name].detach()
+        saved = []
+        with torch.autograd.graph.saved_tensors_hooks(saved.append, lambda _: None):
+            op(**arguments)
+        y = op(**arguments)
+        if frozen == ["weight"]:
+            with torch.no_grad():
+                arguments["input"].zero_()
+        grads = torch.autograd.grad(y.sum(), [t for t in arguments.values() if t.requires_grad])
+        results.append((sum(t.numel() for t in saved), grads))
+    (ours, grads), (native, expected) = results
+    assert ours <= native
+    torch.testing.assert_close(grads, expected)
 
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")

@@ -135,6 +135,26 @@ def test_a_window_in_the_padding_passes_no_gradient(format, indices, device):
         assert torch.equal(grad, torch.zeros_like(x))
 
 
+@pytest.mark.parametrize("format", [torch.contiguous_format, torch.channels_last])
+def test_windows_beyond_all_measure(format):
+    """No kernel may keep memory for what lies between taps or windows."""
+    x = torch.randn(1, 2, 1, 100_001).to(memory_format=format)
+    assert_identical(x, kernel_size=(1, 2), stride=1, dilation=(1, 50_000))
+    for dtype in (torch.float32, torch.bfloat16, torch.float64):
+        x = torch.randn(1, 2, 5, 40).to(dtype, memory_format=format)
+        assert_identical(x, kernel_size=2, stride=2**31 - 1)
+        assert_identical(x, kernel_size=2, stride=(2**31 - 1, 1))
+
+
+def test_a_window_wider_than_two_rows():
+    """The vector kernel would go to all of its taps, most of them outside."""
+    x = torch.randn(1, 2, 9, 40)
+    with pyops.explain() as log:
+        assert_identical(x, kernel_size=201, stride=1, padding=100)
+    kernels = {call.kernel for call in log.calls if call.op == "max_pool2d"}
+    assert kernels == {"max_pool2d_forward_scalar"}
+
+
 @on_devices
 def test_backward_refuses_what_the_forward_cannot_have_saved(device):
     backward = torch.ops.pyops.max_pool2d_backward

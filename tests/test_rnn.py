@@ -105,6 +105,16 @@ class NetworkSuite(RecurrentSuite):
         with pytest.raises(RuntimeError, match=f"{self.kind}: "):
             self.op(**arguments)
 
+    def test_the_output_may_be_written_to(self, case):
+        """As native's, but for that of its fused LSTM, which is of float32 alone."""
+        gradients = []
+        for function in (self.op, self.reference):
+            arguments = case.draw(torch.float64)
+            y = flat(function(**arguments))[0]
+            y *= y.detach() + 1
+            gradients.append(torch.autograd.grad(y.sum(), [*tensors_of(arguments).values()]))
+        torch.testing.assert_close(*gradients)
+
     def test_rejects_an_empty_packed_sequence(self, device):
         base = self.cases[0].draw(torch.float32, device)
         nothing = torch.empty(0, 2, device=device)

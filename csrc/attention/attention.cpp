@@ -3,6 +3,7 @@
 #include <cmath>
 #include <limits>
 
+#include "attention/attention_arguments.h"
 #include "attention/attention_sm90.h"
 #include "attention/attention_tensorop.h"
 #include "core/autograd.h"
@@ -120,6 +121,7 @@ at::TensorOptions accumulator_options(const Tensor& t) {
 Forward forward(const Tensor& query, const Tensor& key, const Tensor& value,
                 const OptionalTensor& mask, const OptionalTensor& seed, double dropout_p,
                 bool is_causal, std::optional<double> scale, bool query_layout) {
+  check_attention("attention_forward", query, key, value, mask, dropout_p);
   const Tensor q = contiguous_rows(query), k = contiguous_rows(key), v = contiguous_rows(value);
   Tensor out = query_layout ? at::empty_like(q)
                             : at::empty({q.size(0), q.size(1), q.size(2), v.size(3)}, q.options());
@@ -152,6 +154,10 @@ Gradients backward(const Tensor& grad_out, const Tensor& query, const Tensor& ke
                    const Tensor& out, const Tensor& row_max, const Tensor& row_scale,
                    double dropout_p, bool is_causal, std::optional<double> scale,
                    std::array<bool, 4> wanted) {
+  const char* op = "attention_backward";
+  check_attention(op, query, key, value, mask, dropout_p);
+  check_attention_backward(op, query, value, grad_out, out, row_max, row_scale);
+  TORCH_CHECK(mask || !wanted[3], op, ": a gradient of the mask is wanted, but there is none");
   const Tensor q = contiguous_rows(query), k = contiguous_rows(key), v = contiguous_rows(value);
   const Tensor g = contiguous_rows(grad_out), o = contiguous_rows(out);
   const Tensor max = row_max.contiguous(), inverse = row_scale.contiguous();
@@ -190,6 +196,8 @@ Gradients backward(const Tensor& grad_out, const Tensor& query, const Tensor& ke
 }
 
 Tensor dropout(const Tensor& seed, double p, at::IntArrayRef size) {
+  check_dropout("attention_dropout", p);
+  TORCH_CHECK(!size.empty(), "attention_dropout: size must end in the number of keys, got none");
   Tensor kept = at::empty(size, seed.options().dtype(at::kBool));
   if (kept.numel() == 0) return kept;
   const int64_t keys = size.back(), rows = kept.numel() / keys;
@@ -311,7 +319,9 @@ Forward forward_autograd(const Tensor& q, const Tensor& k, const Tensor& v,
   }();
   if (needs_grad({q, k, v, float_mask(mask)})) {
     const auto& [out, row_max, row_scale] = results;
-    record(kGradient, {q, k, v, mask}, {out}, {q, k, v, mask, seed, out, row_max, row_scale},
+    // The result of native's composite may be written to, as may ours: a copy stays inside.
+    const Tensor kept = query_layout || out.is_cuda() ? out : out.clone();
+    record(kGradient, {q, k, v, mask}, {out}, {q, k, v, mask, seed, kept, row_max, row_scale},
            {dropout_p, is_causal, scale});
   }
   return results;

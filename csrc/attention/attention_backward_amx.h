@@ -25,14 +25,13 @@ struct TileBackwardBlocking {
 
   explicit TileBackwardBlocking(const AttentionBackwardParams& p)
       : pairs(p.batch * p.kv_heads),
-        splits(num_threads() / std::gcd(int64_t{num_threads()}, pairs)),
         key_blocks(ceil_div(p.keys, kBlockKeys)),
         row_blocks(ceil_div(p.queries, kBlockRows)),
         steps(ceil_div(p.dim, kTileDepth)),
         value_steps(ceil_div(p.value_dim, kTileDepth)),
         dim_tiles(ceil_div(p.dim, kTileRows)),
         value_tiles(ceil_div(p.value_dim, kTileRows)) {
-    splits = std::min(splits, key_blocks);
+    splits = std::min(key_splits(pairs), key_blocks);
   }
   int64_t rows() const { return row_blocks * kBlockRows; }
   int64_t query_sums() const { return rows() * dim_tiles * kTileRows; }  // of one head

@@ -8,8 +8,6 @@
 // added up in order afterwards: no atomics, the same result run after run.
 #pragma once
 
-#include <numeric>
-
 #include "attention/attention_tile_simd.h"
 
 namespace pyops::PYOPS_ISA_NAMESPACE {
@@ -26,9 +24,7 @@ struct BackwardBlocking {
     const bool shared =
         m.data != nullptr && ((p.batch > 1 && m.b == 0) || (p.kv_heads > 1 && m.h == 0));
     units = shared ? 1 : pairs;
-    const int64_t threads = num_threads();
-    splits = threads / std::gcd(threads, units);
-    if (m.data != nullptr && m.key == 0) splits = 1;
+    splits = m.data != nullptr && m.key == 0 ? 1 : key_splits(units);
     const int64_t share = round_up(ceil_div(p.keys, splits), Dropout::kKeys);
     block_keys = std::min(kMaxBlockKeys, share);
     key_blocks = ceil_div(p.keys, block_keys);

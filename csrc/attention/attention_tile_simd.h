@@ -141,6 +141,15 @@ class MaskRows {
   int64_t held_keys_ = 0;
 };
 
+// How many tasks a backward deals the key blocks of each of its units out to: as few as keep every
+// thread busy nine tenths of the time, for each has a gradient of all of the unit's queries.
+inline int64_t key_splits(int64_t units) {
+  const int64_t threads = num_threads();
+  int64_t splits = 1;
+  while (10 * units * splits < 9 * threads * ceil_div(units * splits, threads)) ++splits;
+  return splits;
+}
+
 // So few query rows read the keys where they lie: packing them costs more.
 inline bool meets_keys_alone(const AttentionShape& p) { return p.queries <= 4; }
 

@@ -5,7 +5,6 @@
 namespace pyops {
 
 int num_threads() { return at::in_parallel_region() ? 1 : at::get_num_threads(); }
-int thread_index() { return at::get_thread_num(); }
 
 void parallel_for_range(int64_t begin, int64_t end, int64_t grain, RangeFunction f, void* context) {
   at::parallel_for(begin, end, grain, [&](int64_t b, int64_t e) { f(context, b, e); });

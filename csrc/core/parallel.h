@@ -6,8 +6,7 @@
 
 namespace pyops {
 
-int num_threads();   // threads a parallel_for started here may use
-int thread_index();  // of the calling thread inside a parallel_for, else 0
+int num_threads();  // threads a parallel_for started here may use
 
 using RangeFunction = void (*)(void* context, int64_t begin, int64_t end);
 void parallel_for_range(int64_t begin, int64_t end, int64_t grain, RangeFunction f, void* context);

@@ -105,7 +105,11 @@ struct Vec<float> {
     const auto* p = static_cast<const uint16_t*>(from);
     if (n >= kWidth) return _mm_loadu_si128((const __m128i*)p);
     __m128i x = _mm_cvtsi32_si128(n & 1 ? p[n - 1] : 0);
-    if (n & 2) x = _mm_or_si128(_mm_slli_si128(x, 4), _mm_loadu_si32(p + (n & 4)));
+    if (n & 2) {
+      int pair;  // _mm_loadu_si32 of GCC 11.1 and 11.2 fills another lane (its bug 99754)
+      memcpy(&pair, p + (n & 4), sizeof pair);
+      x = _mm_or_si128(_mm_slli_si128(x, 4), _mm_cvtsi32_si128(pair));
+    }
     return n & 4 ? _mm_unpacklo_epi64(_mm_loadl_epi64((const __m128i*)p), x) : x;
   }
   static void store_first(void* to, int n, __m128i x) {

@@ -86,8 +86,13 @@ bool is_ours(const char* op, const Tensor& x, const Tensor& w, const Tensor& bia
   return false;
 }
 
-int64_t rows_of(const Tensor& x) {
-  return c10::multiply_integers(x.sizes().slice(0, static_cast<size_t>(x.dim() - 1)));
+at::IntArrayRef leading(const Tensor& x) { return x.sizes().slice(0, x.sizes().size() - 1); }
+int64_t rows_of(const Tensor& x) { return c10::multiply_integers(leading(x)); }
+
+c10::DimVector with_features(const Tensor& x, int64_t features) {
+  c10::DimVector sizes(x.sizes());
+  sizes.back() = features;
+  return sizes;
 }
 
 // Decides again what the autograd kernel decided: inference mode comes straight here.
@@ -95,9 +100,7 @@ Tensor forward(const char* op, const Tensor& x, const Tensor& w, const Tensor& b
   if (!is_ours(op, x, w, bias)) return native(x, w, bias, relu);
   const Tensor xc = x.contiguous(), wc = w.contiguous();
   const Tensor bc = bias.defined() ? bias.contiguous() : bias;
-  auto shape = x.sizes().vec();
-  shape.back() = w.size(0);
-  Tensor y = at::empty(shape, x.options());
+  Tensor y = at::empty(with_features(x, w.size(0)), x.options());
   if (y.numel() == 0) return y;
   const LinearParams params{.dtype = dtype_of(x),
                             .precision = float32_precision(at::Float32Op::MATMUL, x),
@@ -120,33 +123,60 @@ Tensor linear_relu(const Tensor& x, const Tensor& w, const OptionalTensor& bias)
   return forward("linear_relu", x, w, value_or_undefined(bias), true);
 }
 
-Gradients linear_backward(const Tensor& grad, const Tensor& x, const Tensor& w,
-                          const OptionalTensor& relu_output, std::array<bool, 3> wanted) {
-  const Tensor g = grad.contiguous(), xc = x.contiguous(), wc = w.contiguous();
-  const Tensor y = relu_output ? relu_output->contiguous() : Tensor();
-  const auto make = [](bool want, at::IntArrayRef sizes, const Tensor& like) {
-    return want ? at::empty(sizes, like.options()) : Tensor();
+// Kernels trust what autograd brings about; who calls the operator by torch.ops may not.
+void check_backward(const Tensor& grad, const Tensor& x, const Tensor& w, const Tensor& y,
+                    const std::array<bool, 3>& wanted) {
+  const char* op = "linear_backward";
+  TORCH_CHECK((w.defined() || !wanted[0]) && (x.defined() || !wanted[1]), op,
+              ": the input's gradient takes the weight, and the weight's the input, got None");
+  bool fits = grad.dim() >= 1 && (!y.defined() || y.sizes() == grad.sizes());
+  fits = fits && (!x.defined() || (x.dim() == grad.dim() && leading(x) == leading(grad)));
+  fits = fits && (!w.defined() || (w.dim() == 2 && w.size(0) == grad.size(-1)));
+  fits = fits && (!x.defined() || !w.defined() || x.size(-1) == w.size(1));
+  const auto sizes = [](const Tensor& t) { return t.defined() ? t.sizes() : at::IntArrayRef(); };
+  TORCH_CHECK(fits, op, ": grad and relu_output must be (…, N), input (…, K) and weight (N, K), ",
+              "got ", grad.sizes(), ", ", sizes(y), ", ", sizes(x), " and ", sizes(w));
+  for (const Tensor* t : {&x, &w, &y}) {
+    TORCH_CHECK(!t->defined() || t->scalar_type() == grad.scalar_type(), op,
+                ": every tensor must have grad's dtype ", grad.scalar_type(), ", got ",
+                t->scalar_type());
+  }
+}
+
+// Input and weight may be absent where no gradient that is wanted takes them.
+Gradients linear_backward(const Tensor& grad, const OptionalTensor& input,
+                          const OptionalTensor& weight, const OptionalTensor& relu_output,
+                          std::array<bool, 3> wanted) {
+  const Tensor x = value_or_undefined(input), w = value_or_undefined(weight);
+  const Tensor y = value_or_undefined(relu_output);
+  check_backward(grad, x, w, y, wanted);
+  const int64_t n = grad.size(-1), k = w.defined() ? w.size(1) : x.defined() ? x.size(-1) : 0;
+  const auto dense = [](const Tensor& t) { return t.defined() ? t.contiguous() : t; };
+  const Tensor g = grad.contiguous(), xc = dense(x), wc = dense(w), yc = dense(y);
+  const auto make = [&](bool want, at::IntArrayRef sizes) {
+    return want ? at::empty(sizes, grad.options()) : Tensor();
   };
-  const Tensor grad_x = make(wanted[0], x.sizes(), x), grad_w = make(wanted[1], w.sizes(), w);
-  const Tensor grad_bias = make(wanted[2], {w.size(0)}, w);
-  const auto data = [](const Tensor& t) { return t.defined() ? t.mutable_data_ptr() : nullptr; };
-  const LinearBackwardParams params{.dtype = dtype_of(x),
-                                    .precision = float32_precision(at::Float32Op::MATMUL, x),
-                                    .m = rows_of(x),
-                                    .n = w.size(0),
-                                    .k = w.size(1),
-                                    .grad_y = g.const_data_ptr(),
-                                    .y = y.defined() ? y.const_data_ptr() : nullptr,
-                                    .x = xc.const_data_ptr(),
-                                    .w = wc.const_data_ptr(),
-                                    .grad_x = data(grad_x),
-                                    .grad_w = data(grad_w),
-                                    .grad_bias = data(grad_bias)};
+  const Tensor grad_x = make(wanted[0], with_features(grad, k)), grad_w = make(wanted[1], {n, k});
+  const Tensor grad_bias = make(wanted[2], {n});
+  const auto from = [](const Tensor& t) { return t.defined() ? t.const_data_ptr() : nullptr; };
+  const auto to = [](const Tensor& t) { return t.defined() ? t.mutable_data_ptr() : nullptr; };
+  const LinearBackwardParams params{.dtype = dtype_of(grad),
+                                    .precision = float32_precision(at::Float32Op::MATMUL, grad),
+                                    .m = rows_of(grad),
+                                    .n = n,
+                                    .k = k,
+                                    .grad_y = from(g),
+                                    .y = from(yc),
+                                    .x = from(xc),
+                                    .w = from(wc),
+                                    .grad_x = to(grad_x),
+                                    .grad_w = to(grad_w),
+                                    .grad_bias = to(grad_bias)};
   serve("linear_backward", kBackward, params, {grad, x, w});
   return {grad_x, grad_w, grad_bias};
 }
 
-Gradients call_backward(const Tensor& grad, const Tensor& x, const Tensor& w,
+Gradients call_backward(const Tensor& grad, const OptionalTensor& x, const OptionalTensor& w,
                         const OptionalTensor& relu_output, std::array<bool, 3> wanted) {
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("pyops::linear_backward", "")
@@ -154,18 +184,22 @@ Gradients call_backward(const Tensor& grad, const Tensor& x, const Tensor& w,
   return op.call(grad, x, w, relu_output, wanted);
 }
 
+// Its rows, where -1 for their number would not do: there may be no features.
+Tensor as_matrix(const Tensor& t) { return t.dim() == 1 ? t.unsqueeze(0) : t.flatten(0, -2); }
+
 // The same gradients as differentiable operations. The mask is a constant: ReLU has no curvature.
-Gradients differentiable_backward(const Tensor& grad, const Tensor& x, const Tensor& w,
-                                  const OptionalTensor& relu_output, std::array<bool, 3> wanted) {
+Gradients differentiable_backward(const Tensor& grad, const OptionalTensor& x,
+                                  const OptionalTensor& w, const OptionalTensor& relu_output,
+                                  std::array<bool, 3> wanted) {
   const Tensor masked = relu_output ? at::threshold_backward(grad, relu_output->detach(), 0) : grad;
-  const Tensor g = masked.reshape_symint({-1, w.sym_size(0)});
-  return {wanted[0] ? masked.matmul(w) : Tensor(),
-          wanted[1] ? g.t().matmul(x.reshape_symint({-1, w.sym_size(1)})) : Tensor(),
-          wanted[2] ? g.sum(0) : Tensor()};
+  const Tensor g = as_matrix(masked);
+  return {wanted[0] ? masked.matmul(*w) : Tensor(),
+          wanted[1] ? g.t().matmul(as_matrix(*x)) : Tensor(), wanted[2] ? g.sum(0) : Tensor()};
 }
 
-Gradients linear_backward_autograd(const Tensor& grad, const Tensor& x, const Tensor& w,
-                                   const OptionalTensor& relu_output, std::array<bool, 3> wanted) {
+Gradients linear_backward_autograd(const Tensor& grad, const OptionalTensor& x,
+                                   const OptionalTensor& w, const OptionalTensor& relu_output,
+                                   std::array<bool, 3> wanted) {
   if (native_reason({grad, x, w}, kDevices) != nullptr || needs_grad({grad, x, w})) {
     return differentiable_backward(grad, x, w, relu_output, wanted);
   }
@@ -185,8 +219,8 @@ Tensor call_forward(const Tensor& x, const Tensor& w, const OptionalTensor& bias
 variable_list input_gradients(const RecordedCall& call) {
   const auto& saved = call.saved;
   auto [grad_x, grad_w, grad_bias] =
-      call_backward(call.grads[0], saved[0], saved[1], value_if_defined(saved[2]),
-                    {call.wanted[0], call.wanted[1], call.wanted[2]});
+      call_backward(call.grads[0], value_if_defined(saved[0]), value_if_defined(saved[1]),
+                    value_if_defined(saved[2]), {call.wanted[0], call.wanted[1], call.wanted[2]});
   return {grad_x, grad_w, grad_bias};
 }
 template <bool kRelu>
@@ -198,7 +232,10 @@ Tensor linear_autograd(const Tensor& x, const Tensor& w, const OptionalTensor& b
   if (!is_ours(kRelu ? "linear_relu" : "linear", x, w, b)) return native(x, w, bias, kRelu);
   const Tensor y = call_forward<kRelu>(x, w, bias);
   if (needs_grad({x, w, b})) {
-    record(kGradient<kRelu>, {x, w, b}, {y}, {x, w, kRelu ? y : Tensor()});
+    // As native, each for the other's gradient: a frozen layer keeps no input.
+    const Tensor none;
+    record(kGradient<kRelu>, {x, w, b}, {y},
+           {w.requires_grad() ? x : none, x.requires_grad() ? w : none, kRelu ? y : none});
   }
   return y;
 }
@@ -221,7 +258,7 @@ TORCH_LIBRARY_FRAGMENT(pyops, m) {
   m.def("linear(Tensor input, Tensor weight, Tensor? bias=None) -> Tensor");
   m.def("linear_relu(Tensor input, Tensor weight, Tensor? bias=None) -> Tensor");
   m.def(
-      "linear_backward(Tensor grad, Tensor input, Tensor weight, Tensor? relu_output, "
+      "linear_backward(Tensor grad, Tensor? input, Tensor? weight, Tensor? relu_output, "
       "bool[3] wanted) -> (Tensor, Tensor, Tensor)");
 }
 TORCH_LIBRARY_IMPL(pyops, CPU, m) { implement(m); }

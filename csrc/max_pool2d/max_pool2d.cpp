@@ -1,5 +1,6 @@
 #include "max_pool2d/max_pool2d.h"
 
+#include <algorithm>
 #include <limits>
 
 #include "core/autograd.h"
@@ -10,21 +11,25 @@ namespace pyops {
 namespace {
 
 // The vector kernels count positions of a plane in lanes as wide as a float. Where windows lie far
-// apart they load a lane at a time, which few outputs to a row do not pay for.
+// apart they load a lane at a time, which few outputs to a row do not pay for. Of a window they
+// load every tap, also beyond the row.
 template <class Params>
 bool fills_lanes(const Params& p) {
   return p.h.size * p.w.size <= std::numeric_limits<int32_t>::max() &&
-         (p.channels_last || p.w.stride <= 2 || p.ow >= 8);
+         (p.channels_last || ((p.w.stride <= 2 || p.ow >= 8) && p.w.kernel <= 2 * p.w.size));
 }
 constexpr const char* kFillsLanes =
-    "planes of fewer than 2^31 elements; in rows 8 outputs or more, or a stride of 2 at most";
+    "planes of fewer than 2^31 elements; in rows 8 outputs or more, or a stride of 2 at most, and "
+    "windows no wider than two rows";
 
 // Gathering asks every window that covers an element; when there are many, scattering is cheaper.
+// It looks for them among those that span the element, and keeps a list of them for every column.
 bool suits_gather(const MaxPool2dBackwardParams& p) {
   const int64_t windows = ((p.h.kernel - 1) / p.h.stride + 1) * ((p.w.kernel - 1) / p.w.stride + 1);
-  return windows <= 25 && fills_lanes(p);
+  return windows <= 25 && std::max(p.h.max_covering(), p.w.max_covering()) <= 64 && fills_lanes(p);
 }
-constexpr const char* kSuitsGather = "at most 25 windows over an element; lanes filled as forward";
+constexpr const char* kSuitsGather =
+    "at most 25 windows over an element, 64 that span it along an axis; lanes filled as forward";
 
 constexpr Candidate<MaxPool2dParams> kForward[] = {
 #ifdef PYOPS_CUDA

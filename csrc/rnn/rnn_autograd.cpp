@@ -66,7 +66,9 @@ RnnOutputs rnn_layer_autograd(const RnnLayer& layer) {
     const Unrecorded scope;
     return call_rnn_layer(saving);
   }();
-  record(kGradient, all, differentiable_of(layer, results), saved_of(layer, results), {reverse});
+  const Tensor output = kept_output(layer, results);
+  record(kGradient, all, differentiable_of(layer, results), saved_of(layer, output, results),
+         {reverse});
   return results;
 }
 

@@ -9,12 +9,21 @@ namespace pyops {
 inline constexpr size_t kSaved = kInputs + 3;
 inline constexpr size_t kDifferentiable = 3;
 
-// A cell's caller may write to y, as to native's; hn holds the same and stays inside.
-inline std::array<TensorRef, kSaved> saved_of(const RnnLayer& layer, const RnnOutputs& results) {
+// y, to which the caller may write as to native's: hn is the same for a cell, and where native has
+// no fused kernel that reads its own y a copy stays inside.
+inline Tensor kept_output(const RnnLayer& layer, const RnnOutputs& results) {
   const auto& [y, hn, cn, reserve] = results;
-  return {layer.input, layer.h0,   layer.c0,   layer.w_ih,        layer.w_hh,
-          layer.b_ih,  layer.b_hh, layer.w_hr, layer.batch_sizes, layer.one_step() ? hn : y,
-          reserve};
+  if (layer.one_step()) return hn;
+  const bool fused = layer.c0 && !layer.batch_sizes && !layer.w_hr && y.scalar_type() == at::kFloat;
+  return fused || y.is_cuda() ? y : y.clone();
+}
+
+// `output`: what kept_output() gave.
+inline std::array<TensorRef, kSaved> saved_of(const RnnLayer& layer, const Tensor& output,
+                                              const RnnOutputs& results) {
+  const auto& [y, hn, cn, reserve] = results;
+  return {layer.input, layer.h0,   layer.c0,          layer.w_ih, layer.w_hh, layer.b_ih,
+          layer.b_hh,  layer.w_hr, layer.batch_sizes, output,     reserve};
 }
 
 // The results that have a gradient; GRU's cn stands for none.

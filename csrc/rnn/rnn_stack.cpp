@@ -170,13 +170,16 @@ std::vector<RnnOutputs> run_recorded(const std::vector<RnnLayer>& layers, bool s
     return run_forward(layers, stacked);
   }();
   std::vector<TensorRef> inputs, outputs, saved;
+  std::vector<Tensor> kept_outputs;  // to which `saved` refers
+  kept_outputs.reserve(layers.size());
   int64_t reverse = 0;
   for (size_t l = 0; l < layers.size(); ++l) {
     const RnnLayer& a = layers[l];
     inputs.insert(inputs.end(), {a.input, a.h0, a.c0, a.w_ih, a.w_hh, a.b_ih, a.b_hh, a.w_hr});
     const auto differentiable = differentiable_of(a, results[l]);
     outputs.insert(outputs.end(), differentiable.begin(), differentiable.end());
-    const auto kept = saved_of(a, results[l]);
+    kept_outputs.push_back(kept_output(a, results[l]));
+    const auto kept = saved_of(a, kept_outputs.back(), results[l]);
     saved.insert(saved.end(), kept.begin(), kept.end());
     reverse |= int64_t{a.reverse} << l;
   }

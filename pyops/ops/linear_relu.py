@@ -33,19 +33,28 @@ def _(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 @register_fake("linear_backward")
 def _(
-    grad: Tensor, input: Tensor, weight: Tensor, relu_output: Tensor | None, wanted: list[bool]
+    grad: Tensor,
+    input: Tensor | None,
+    weight: Tensor | None,
+    relu_output: Tensor | None,
+    wanted: list[bool],
 ) -> tuple[Tensor | None, ...]:
-    shapes = (input.shape, weight.shape, weight.shape[:1])
+    n, k = grad.shape[-1], _in_features(input, weight)
+    shapes = (*grad.shape[:-1], k), (n, k), (n,)
     return tuple(
-        input.new_empty(shape) if want else None for shape, want in zip(shapes, wanted, strict=True)
+        grad.new_empty(shape) if want else None for shape, want in zip(shapes, wanted, strict=True)
     )
 
 
+def _in_features(*tensors: Tensor | None) -> int:
+    return next((t.shape[-1] for t in tensors if t is not None), 0)
+
+
 @register_flops("linear", "linear_relu")
-def _flops(input: Tensor, weight: Tensor, *rest: Any, **result: Any) -> int:
+def _(input: Tensor, weight: Tensor, *rest: Any, **result: Any) -> int:
     return 2 * input.numel() * weight.shape[0]
 
 
 @register_flops("linear_backward")
-def _(grad: Tensor, input: Tensor, weight: Tensor, *rest: Any, **result: Any) -> int:
-    return _flops(input, weight) * sum(rest[-1][:2])
+def _(grad: Tensor, input: Tensor | None, weight: Tensor | None, *rest: Any, **result: Any) -> int:
+    return 2 * grad.numel() * _in_features(input, weight) * sum(rest[-1][:2])
