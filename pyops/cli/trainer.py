@@ -18,7 +18,7 @@ import torch
 from torch import Generator, Tensor
 from tqdm import tqdm
 
-from pyops.cli import UserError, first_line
+from pyops.cli import UserError
 from pyops.cli.files import replace_file
 from pyops.cli.layers import build
 from pyops.cli.tasks import Batch, Task
@@ -159,8 +159,15 @@ class Trainer:
             stored = Settings(**state["settings"])
             if stored == self.settings:
                 self._restore(state)
+        except (KeyError, TypeError) as error:
+            raise UserError(
+                f"cannot read the checkpoint {path}: it is damaged or of another version of pyops"
+            ) from error
         except Exception as error:  # torch.load lets through whatever its parsers stumble over
-            raise UserError(f"cannot read the checkpoint {path} ({first_line(error)})") from error
+            reason = str(error).strip().partition(". ")[0].partition("\n")[0]
+            raise UserError(
+                f"cannot read the checkpoint {path}: {reason or 'it is no checkpoint'}"
+            ) from error
         if stored != self.settings:
             ours = asdict(self.settings)
             differing = [
