@@ -168,6 +168,10 @@ class TestRefusals:
         message = refused(*command, "--out", tmp_path, "--device", "warp")
         assert "cannot use the device warp" in message
 
+    def test_device_of_another_kind(self, command, tmp_path, refused):
+        message = refused(*command, "--out", tmp_path, "--device", "meta")
+        assert "cannot use the device meta: it must be cpu, or a GPU as in cuda" in message
+
 
 def test_a_number_that_is_none_is_refused_in_words(capsys):
     with pytest.raises(SystemExit):
