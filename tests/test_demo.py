@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import resource
 import signal
 import subprocess
 import sys
@@ -119,6 +120,20 @@ def test_interrupt_leaves_a_checkpoint(tmp_path):
     result = _run(*QUICK, "--out", tmp_path, "--epochs", done + 1, "--resume")
     assert result.returncode == 0, result.stderr
     assert f"epoch {done + 1}/{done + 1}" in result.stdout.splitlines()[0]
+
+
+def test_a_checkpoint_that_finds_no_room_is_a_line(tmp_path):
+    result = subprocess.run(
+        _command(*QUICK, "--out", tmp_path, "--epochs", 1),
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)),
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 2
+    message = f"pyops: cannot write {tmp_path / 'torch.pt'}: File too large"
+    assert result.stderr.splitlines()[-1] == message
+    assert "Traceback" not in result.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_diffusion_leaves_samples(tmp_path):

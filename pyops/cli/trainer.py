@@ -4,6 +4,7 @@ Whatever is random in a step depends on the seed and the step's number alone. Tw
 same batches and dropout masks, and a resumed run continues as if it had never stopped.
 """
 
+import io
 import signal
 import time
 from collections.abc import Iterator
@@ -150,7 +151,9 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
         }
-        replace_file(path, lambda temporary: torch.save(state, temporary))
+        content = io.BytesIO()  # a full disk is an OSError to Python's files, not to torch's
+        torch.save(state, content)
+        replace_file(path, lambda temporary: temporary.write_bytes(content.getbuffer()))
 
     def resume(self, path: Path) -> None:
         """Continue from a checkpoint of the same settings; UserError when it cannot be."""
