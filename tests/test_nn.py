@@ -271,9 +271,12 @@ def test_attention_refuses_what_torch_refuses(shapes, arguments):
 def test_nested_tensors_run_natively():
     layer = Layer("TransformerEncoderLayer", 8, 2, 16, 0.0, batch_first=True, inputs=[])
     nested = torch.nested.nested_tensor([torch.randn(3, 8), torch.randn(5, 8)])
-    with torch.no_grad():
+    with torch.no_grad(), pyops.explain() as log:
         ours, native = (layer.build(n).eval()(nested) for n in (pyops.nn, torch.nn))
     assert_equal(ours.unbind(), native.unbind())
+    (call,) = log.calls
+    assert (call.op, call.kernel) == ("TransformerEncoderLayer", "native")
+    assert call.rejected == [("every kernel of ours", "nested tensor")]
 
 
 @pytest.mark.parametrize(
