@@ -11,8 +11,9 @@ import pytest
 import torch
 
 import pyops
-from pyops.cli import main
+from pyops.cli import main, training_plots
 from pyops.cli.tasks import TASKS
+from pyops.cli.trainer import History
 
 SHORTEST = ("demo", "--epochs", "1", "--limit", "32", "--batch-size", "8")
 QUICK = ("train", "mlp", "--layers", "torch", "--limit", "64")
@@ -82,6 +83,12 @@ def test_demo_json(demo):
 def test_demo_pictures(demo, name):
     picture = (demo[0] / f"{name}.png").read_bytes()
     assert picture[:8] == b"\x89PNG\r\n\x1a\n" and len(picture) > 5000
+
+
+def test_epochs_are_counted_in_whole_numbers():
+    one = History([2.0, 1.0], [0.1, 0.2], [1.0], [0.3], [1.0])
+    for axes in training_plots.curves({"pyops.nn": one}, 2).axes:
+        assert [tick for tick in axes.get_xticks() if tick <= axes.get_xlim()[1]] == [0, 1]
 
 
 def test_demo_leaves_nothing_half_written(demo):

@@ -42,7 +42,8 @@ def curves(runs: Mapping[str, History], steps_per_epoch: int) -> Figure:
         axes[1].yaxis.set_major_formatter(PercentFormatter(1))
     for ax in axes:
         ax.set_xlabel("epoch")
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        ax.set_xlim(left=0)
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         ax.legend(frameon=False)
         _bare(ax)
     return figure
