@@ -266,6 +266,16 @@ def test_attention_refuses_what_torch_refuses(shapes, arguments):
     assert ours.type is native.type
 
 
+@pytest.mark.parametrize("need_weights", [True, False])
+def test_weights_that_are_wanted_are_explained(need_weights):
+    x = torch.randn(4, 2, 8)
+    with pyops.explain() as log:
+        pyops.nn.MultiheadAttention(8, 2)(x, x, x, need_weights=need_weights)
+    (call,) = (call for call in log.calls if call.op == "scaled_dot_product_attention")
+    native = [("every kernel of ours", "need_weights")]
+    assert (call.rejected == native) == (call.kernel == "native") == need_weights
+
+
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 @pytest.mark.filterwarnings("ignore:.*nested tensors.*")
 def test_nested_tensors_run_natively():

@@ -33,7 +33,7 @@ class TransformerEncoderLayer(torch.nn.TransformerEncoderLayer):
     ) -> Tensor:
         """`src` encoded, in its shape; masks as in torch."""
         if src.is_nested:
-            note_native(self, src, "nested tensor")
+            note_native("TransformerEncoderLayer", src, "nested tensor")
             return super().forward(src, src_mask, src_key_padding_mask, is_causal)
         # torch's forward would, at inference, hand the whole layer to one native kernel.
         masks = (src_mask, src_key_padding_mask, is_causal)
