@@ -25,6 +25,7 @@ NAMED = 4
 def draw_ratios(results: Sequence[Result], caption: str, path: Path) -> None:
     """Bars of the ratios of each direction, a paragraph for each op, as a PNG."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator
 
     timed = [r for r in results if not math.isnan(r.ratio)]
     kinds = list(dict.fromkeys((r.dtype, r.layout) for r in timed))
@@ -35,13 +36,16 @@ def draw_ratios(results: Sequence[Result], caption: str, path: Path) -> None:
     for axes, direction in zip(panels, DIRECTIONS, strict=True):
         _draw_ratios(axes, [r for r in timed if r.direction == direction], rows, kinds)
         axes.set_title(direction, fontsize=10)
-    least, most = panels[0].get_xlim()
-    panels[0].set_xlim(min(least, 0.7), max(most, 1.5))
+    least, most = min(panels[0].get_xlim()[0], 0.7), max(panels[0].get_xlim()[1], 1.5)
+    panels[0].set_xlim(least, most)
+    between = (1, 1.5) if most < 20 * least else (1,)  # as many as have room
+    panels[0].xaxis.set_major_locator(LogLocator(base=2, subs=between, numticks=99))
     panels[0].set_ylim(len(rows) - 0.4, -0.6)
     panels[0].set_yticks(range(len(rows)), [shape or op for op, shape in rows])
     for label, (_, shape) in zip(panels[0].get_yticklabels(), rows, strict=True):
         label.set(fontsize=9, fontweight="normal" if shape else "bold")
-    figure.supxlabel("speed in units of the best native way's (right of 1×: ours is faster)")
+    label = "speed in units of the best native way's (right of 1×: ours is faster)"
+    figure.supxlabel(label, fontsize=10)
     handles, labels = panels[0].get_legend_handles_labels()
     place: dict[str, Any] = {"loc": "outside upper center", "ncols": max(1, len(kinds))}
     figure.legend(handles, labels, title=caption, fontsize=9, frameon=False, **place)
@@ -61,7 +65,7 @@ def _draw_ratios(
     rows: Sequence[tuple[str, str]],
     kinds: Sequence[tuple[str, str]],
 ) -> None:
-    from matplotlib.ticker import LogLocator, NullLocator
+    from matplotlib.ticker import NullLocator
 
     in_row: dict[tuple[str, str], list[tuple[str, str]]] = defaultdict(list)
     for r in timed:
@@ -85,7 +89,6 @@ def _draw_ratios(
         )  # fmt: skip
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_locator(LogLocator(base=2, subs=(1, 1.5), numticks=99))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(lambda ratio, _: f"{ratio:g}×")
     axes.grid(alpha=0.25)
