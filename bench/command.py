@@ -19,6 +19,7 @@ import torch
 
 import pyops
 from pyops.cli import UserError
+from pyops.cli.arguments import integer
 from pyops.cli.files import output_directory, output_file, replace_file, write_json
 from pyops.cli.info import ARCHITECTURES, ISAS, machine, usable_device
 
@@ -49,12 +50,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
-    dtypes = ("float64", "float32", "float32-high", "bfloat16", "float16")
+    dtypes = ("float64", "float32", "bfloat16", "float16", "float32-high")
     parser.add_argument("--only", metavar="REGEX", help="cases whose op/shape matches")
     parser.add_argument(
-        "--dtype", nargs="+", choices=dtypes,
-        help="float32-high is float32 at that matmul precision "
-        f"({' '.join(Settings.dtypes)}; with --full all of {' '.join(FULL_DTYPES)})",
+        "--dtype", nargs="+", choices=dtypes, metavar="DTYPE",
+        help=f"of {', '.join(dtypes)}, the float32 of that matmul precision "
+        f"(default: {' '.join(Settings.dtypes)}; with --full {' '.join(FULL_DTYPES)})",
     )  # fmt: skip
     parser.add_argument("--full", action="store_true", help="the whole grid of shapes, for hours")
     parser.add_argument(
@@ -67,17 +68,17 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         help="begin no case later; every benchmark's first shape comes before any second "
         f"({MINUTES:g}; with --full or --save as long as it takes)",
     )  # fmt: skip
-    parser.add_argument("--threads", type=int)
+    parser.add_argument("--threads", type=integer(1), metavar="N", help="native's and ours (all)")
     parser.add_argument(
         "--peers", nargs="*", metavar="PEER",
         help="native (eager, channels_last), compile (inductor), onnxruntime, openvino, on a GPU "
         "flash, efficient, cudnn, math, flattened, or any backend of torch.compile",
     )  # fmt: skip
     parser.add_argument("--quick", action="store_true", help="one shape per op, eager peers only")
-    parser.add_argument("--json", type=output_file, metavar="FILE")
+    parser.add_argument("--json", type=output_file, metavar="FILE", help="write the results too")
     parser.add_argument("--png", type=output_file, metavar="FILE", help="a picture of the ratios")
     parser.add_argument("--roofline", type=output_file, metavar="FILE", help="one of the limits")
-    parser.add_argument("--save", action="store_true", help=f"write {RESULTS.name}/<machine>.*")
+    parser.add_argument("--save", action="store_true", help="keep results and pictures of them")
     parser.add_argument("--against", metavar="REF", help="compare with another git revision")
 
 
@@ -108,7 +109,12 @@ def run(args: argparse.Namespace, benches: Sequence[Bench] | None = None) -> int
     peaks = measure(args.device)
     cases = _cases(collect(args.files) if benches is None else benches, args, peaks)
     with pyops.isa_cap(args.isa) if args.isa else contextlib.nullcontext():
-        results, left = _time(cases, end)
+        results: list[Result] = []
+        try:
+            left = _time(cases, end, results)
+        except KeyboardInterrupt:  # nothing is written, as not all of it is there
+            report.print_report(results)
+            raise
         ops = list(dict.fromkeys(case.bench.op.name for case in cases))
         results.sort(key=lambda r: ops.index(r.op))
         facts = {
@@ -125,15 +131,17 @@ def run(args: argparse.Namespace, benches: Sequence[Bench] | None = None) -> int
 
 
 def _prepare(args: argparse.Namespace) -> None:
-    """Set threads and device, and native to its best; UserError for what cannot be used here."""
+    """Set threads and device, and native to its best; UserError for what would end in vain."""
+    if args.save:
+        output_directory(RESULTS)
+    if args.save or args.png or args.roofline:
+        importlib.import_module("matplotlib")
     if args.threads:
         torch.set_num_threads(args.threads)
     gpu = args.device.startswith("cuda")
     if args.cold and not gpu:
         raise UserError("bench: --cold is for GPUs, a CPU's caches cannot be emptied")
     usable_device(args.device)
-    if args.save:
-        output_directory(RESULTS)
     if gpu:
         torch.cuda.set_device(args.device)
         torch.backends.cudnn.benchmark = True
@@ -189,17 +197,16 @@ def _peers(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(peer for name in each for peer in ALIASES.get(name, (name,))))
 
 
-def _time(cases: Sequence[Case], end: float) -> tuple[list[Result], int]:
-    """The results, and how many cases were not begun before `end`."""
-    results: list[Result] = []
+def _time(cases: Sequence[Case], end: float, results: list[Result]) -> int:
+    """Append the results; how many cases were not begun before `end`."""
     for i, case in enumerate(cases):
         if time.monotonic() > end:
-            return results, len(cases) - i
+            return len(cases) - i
         for result in case.results():
             results.append(result)
             # A long run shows its progress apart from the report.
             print("  ".join(report.row(result)), file=sys.stderr, flush=True)
-    return results, 0
+    return 0
 
 
 def _write(
@@ -219,10 +226,13 @@ def _write(
         roofline_file = roofline_file or RESULTS / f"{name}-roofline.png"
     if json_file:
         write_json(json_file, report.document(results, peaks, facts) | {"not timed": left})
+    caption = report.caption(results, facts)
     if png_file:
-        replace_file(png_file, partial(plots.draw_ratios, results))
+        replace_file(png_file, partial(plots.draw_ratios, results, caption))
     if roofline_file:
-        replace_file(roofline_file, partial(plots.draw_rooflines, results, peaks))
+        replace_file(roofline_file, partial(plots.draw_rooflines, results, peaks, caption))
+    for path in filter(None, (json_file, png_file, roofline_file)):
+        print(f"written: {path}")
 
 
 def _file_name(args: argparse.Namespace, facts: dict[str, str]) -> str:

@@ -6,6 +6,7 @@ The roofline is Williams, Waterman and Patterson's (2009), its ceilings measured
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,39 +22,62 @@ NAMED = 4
 """Cases furthest below their limit whose names stand in a panel."""
 
 
-def draw_ratios(results: Sequence[Result], path: Path) -> None:
-    """Bars of the ratios of each direction, as a PNG."""
+def draw_ratios(results: Sequence[Result], caption: str, path: Path) -> None:
+    """Bars of the ratios of each direction, a paragraph for each op, as a PNG."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator
 
     timed = [r for r in results if not math.isnan(r.ratio)]
-    cases = list(dict.fromkeys((r.op, r.shape) for r in timed))
     kinds = list(dict.fromkeys((r.dtype, r.layout) for r in timed))
-    figure = Figure(figsize=(14, max(3.0, 0.3 * len(cases) + 1.5)), layout="constrained")
+    rows = _rows(timed)
+    height = 1.6 + len(rows) * (0.13 + 0.04 * len(kinds))
+    figure = Figure(figsize=(10, height), layout="constrained")
     panels = figure.subplots(1, 2, sharex=True, sharey=True)
     for axes, direction in zip(panels, DIRECTIONS, strict=True):
-        _draw_ratios(axes, [r for r in timed if r.direction == direction], cases, kinds)
+        _draw_ratios(axes, [r for r in timed if r.direction == direction], rows, kinds)
         axes.set_title(direction, fontsize=10)
-    least, most = panels[0].get_xlim()
-    panels[0].set_xlim(min(least, 0.7), max(most, 1.5))
-    panels[0].set_ylim(len(cases) - 0.4, -0.6)
-    panels[0].set_yticks(range(len(cases)), [", ".join(case) for case in cases], fontsize=8)
-    if len(kinds) > 1:
-        handles, labels = panels[0].get_legend_handles_labels()
-        place: dict[str, Any] = {"loc": "outside upper center", "ncols": len(kinds)}
-        figure.legend(handles, labels, fontsize=9, frameon=False, **place)
-    figure.savefig(path, dpi=100)
+    least, most = min(panels[0].get_xlim()[0], 0.7), max(panels[0].get_xlim()[1], 1.5)
+    panels[0].set_xlim(least, most)
+    between = (1, 1.5) if most < 20 * least else (1,)  # as many as have room
+    panels[0].xaxis.set_major_locator(LogLocator(base=2, subs=between, numticks=99))
+    panels[0].set_ylim(len(rows) - 0.4, -0.6)
+    panels[0].set_yticks(range(len(rows)), [shape or op for op, shape in rows])
+    for label, (_, shape) in zip(panels[0].get_yticklabels(), rows, strict=True):
+        label.set(fontsize=9, fontweight="normal" if shape else "bold")
+    label = "speed in units of the best native way's (right of 1×: ours is faster)"
+    figure.supxlabel(label, fontsize=10)
+    handles, labels = panels[0].get_legend_handles_labels()
+    place: dict[str, Any] = {"loc": "outside upper center", "ncols": max(1, len(kinds))}
+    figure.legend(handles, labels, title=caption, fontsize=9, frameon=False, **place)
+    figure.savefig(path, dpi=130)
+
+
+def _rows(timed: Sequence[Result]) -> list[tuple[str, str]]:
+    """Op and shape of each row; a heading, without a shape, before the first row of each op."""
+    cases = list(dict.fromkeys((r.op, r.shape) for r in timed))
+    ops = dict.fromkeys(op for op, _ in cases)
+    return [row for op in ops for row in ((op, ""), *(case for case in cases if case[0] == op))]
 
 
 def _draw_ratios(
     axes: Any,
     timed: Sequence[Result],
-    cases: Sequence[tuple[str, str]],
+    rows: Sequence[tuple[str, str]],
     kinds: Sequence[tuple[str, str]],
 ) -> None:
-    thickness = 0.8 / max(1, len(kinds))
-    for i, (dtype, layout) in enumerate(kinds):
+    from matplotlib.ticker import NullLocator
+
+    in_row: dict[tuple[str, str], list[tuple[str, str]]] = defaultdict(list)
+    for r in timed:
+        in_row[r.op, r.shape].append((r.dtype, r.layout))
+    for dtype, layout in kinds:
         own = [r for r in timed if (r.dtype, r.layout) == (dtype, layout)]
-        at = [cases.index((r.op, r.shape)) + (i + 0.5) * thickness - 0.4 for r in own]
+        beside = [in_row[r.op, r.shape] for r in own]
+        thickness = [0.8 / len(bars) for bars in beside]
+        at = [
+            rows.index((r.op, r.shape)) - 0.4 + (bars.index((dtype, layout)) + 0.5) * each
+            for r, bars, each in zip(own, beside, thickness, strict=True)
+        ]
         whiskers = [
             [max(0.0, r.ratio - r.ratio_low) for r in own],
             [max(0.0, r.ratio_high - r.ratio) for r in own],
@@ -65,13 +89,15 @@ def _draw_ratios(
         )  # fmt: skip
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set_xscale("log", base=2)
+    axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(lambda ratio, _: f"{ratio:g}×")
-    axes.set_xlabel("best native time / ours (right of 1×: ours is faster)")
-    axes.grid(axis="x", alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25)
+    axes.set_axisbelow(True)
+    axes.tick_params(axis="y", length=0)
+    axes.spines[["top", "right", "left"]].set_visible(False)
 
 
-def draw_rooflines(results: Sequence[Result], peaks: Peaks, path: Path) -> None:
+def draw_rooflines(results: Sequence[Result], peaks: Peaks, caption: str, path: Path) -> None:
     """A panel for each dtype: rate over intensity, below it what each op reached of its limit."""
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
@@ -81,6 +107,7 @@ def draw_rooflines(results: Sequence[Result], peaks: Peaks, path: Path) -> None:
     ops = list(dict.fromkeys(r.op for r in timed))
     colours = {op: f"C{i}" if i < 10 else "#000000" for i, op in enumerate(ops)}
     figure = Figure(figsize=(8 * len(dtypes) + 2.5, 10), layout="constrained")
+    figure.suptitle(caption)
     panels = figure.subplots(2, len(dtypes), squeeze=False, height_ratios=(5, 2), sharey="row")
     for (above, below), dtype in zip(panels.T, dtypes, strict=True):
         own = [r for r in timed if r.dtype == dtype]
@@ -94,15 +121,12 @@ def draw_rooflines(results: Sequence[Result], peaks: Peaks, path: Path) -> None:
             below.scatter(ops.index(r.op) + beside, r.limit, s=24, **style)
     panels[0, 0].set_ylabel("GFLOP/s")
     panels[1, 0].set_ylabel("share of the limit that binds")
-    handles = [
-        Line2D([], [], linestyle="", marker="o", color=colour, label=op)
-        for op, colour in colours.items()
-    ]
-    for direction in DIRECTIONS:
-        face = "#555555" if direction == "forward" else "none"
-        marker: dict[str, Any] = {"marker": "o", "color": "#555555", "markerfacecolor": face}
-        handles.append(Line2D([], [], linestyle="", label=direction, **marker))
+    dot: dict[str, Any] = {"linestyle": "", "marker": "o"}
+    handles = [Line2D([], [], color=colour, label=op, **dot) for op, colour in colours.items()]
     figure.legend(handles=handles, loc="outside right upper", frameon=False)
+    faces = zip(DIRECTIONS, ("#555555", "none"), strict=True)
+    ways = [Line2D([], [], color="#555555", mfc=face, label=way, **dot) for way, face in faces]
+    panels[0, 0].legend(handles=ways, loc="lower right")
     figure.savefig(path, dpi=100)
 
 

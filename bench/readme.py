@@ -1,4 +1,6 @@
-"""The README's tables of ratios, made from the committed results: `python -m bench.readme`."""
+"""The README's tables of ratios, and all pictures, made from the committed results:
+`python -m bench.readme`.
+"""
 
 from __future__ import annotations
 
@@ -8,30 +10,33 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from . import goals, report
+from . import goals, plots, report
 from .harness import DIRECTIONS, Result
+from .peaks import Peaks
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 RESULTS = README.parent / "bench" / "results"
 BEGIN, END = "<!-- made by python -m bench.readme -->\n", "<!-- end -->\n"
 
 
-def load(path: Path) -> tuple[dict[str, str], list[Result]]:
-    """The machine's facts and the results of a file that `report.document` made."""
+def load(path: Path) -> tuple[dict[str, str], list[Result], Peaks]:
+    """The machine's facts, results and limits of a file that `report.document` made."""
     document: dict[str, Any] = json.loads(path.read_text())
     entries: list[dict[str, Any]] = document["results"]
     for entry in entries:
         entry |= {name: math.nan for name, value in entry.items() if value is None}
-    return document["machine"], [Result(**entry) for entry in entries]
+    measured: dict[str, Any] = document["peaks"]
+    bandwidth = {int(size): rate for size, rate in measured.pop("bandwidth").items()}
+    peaks = Peaks(**measured, bandwidth=bandwidth)
+    return document["machine"], [Result(**entry) for entry in entries], peaks
 
 
 def tables(folder: Path = RESULTS) -> str:
     """A table for each CPU of the results: geometric means, and minima in brackets."""
     parts = []
     for path in sorted(folder.glob("*-threads.json")):
-        machine, results = load(path)
-        title = f"{machine['processor']}, {machine['ISA'].split()[0]}, {machine['threads']} threads"
-        parts.append(f"{title}, {machine['date']}:\n\n{_table(results)}")
+        machine, results, _ = load(path)
+        parts.append(f"{report.caption(results, machine)}:\n\n{_table(results)}")
     return "\n".join(parts)
 
 
@@ -60,8 +65,13 @@ def updated(readme: str) -> str:
 
 
 def main() -> None:
-    """Rewrite the README's part."""
+    """Rewrite the README's part, and the pictures beside the results."""
     README.write_text(updated(README.read_text()))
+    for path in RESULTS.glob("*-threads.json"):
+        machine, results, peaks = load(path)
+        caption = report.caption(results, machine)
+        plots.draw_ratios(results, caption, path.with_suffix(".png"))
+        plots.draw_rooflines(results, peaks, caption, path.with_name(f"{path.stem}-roofline.png"))
 
 
 if __name__ == "__main__":

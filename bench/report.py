@@ -51,6 +51,14 @@ def print_report(results: Sequence[Result]) -> None:
             print(f"  reproduce: {r.reproduction}")
 
 
+def caption(results: Sequence[Result], machine: Mapping[str, str]) -> str:
+    """Where and when the results were had, in a line."""
+    if any(r.isa.startswith("sm_") for r in results):
+        return f"{machine['GPU']}, {machine['date']}"
+    isa = machine["ISA"].split()[0]
+    return f"{machine['processor']}, {isa}, {machine['threads']} threads, {machine['date']}"
+
+
 def document(results: Sequence[Result], peaks: Peaks, machine: Mapping[str, str]) -> dict[str, Any]:
     """Everything, for JSON."""
     measured = asdict(peaks)

@@ -45,6 +45,11 @@ py::list explain_end(size_t begin) {
   return calls;
 }
 
+void explain_native(const std::string& op, const std::string& dtype, const std::string& reason) {
+  if (!pyops::explaining()) return;
+  pyops::explain_record({op, dtype, "native", {}, {{"every kernel of ours", reason}}});
+}
+
 py::list measure_peaks() {
   py::list rows;
   for (const pyops::Peak& peak : pyops::measure_peaks()) {
@@ -66,6 +71,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("tables", tables);
   m.def("explain_begin", pyops::explain_begin);
   m.def("explain_end", explain_end);
+  m.def("explain_native", explain_native);
   m.def("measure_peaks", measure_peaks);
   m.def("poison_scratch", pyops::poison_scratch);
   m.def("build_info", [] {

@@ -5,12 +5,13 @@ from pathlib import Path
 
 try:
     from pyops import _extension as _extension  # first: loads the operators everything else calls
-except (ImportError, ValueError) as error:
+except (ImportError, ValueError, KeyboardInterrupt) as error:
     # The command says it in a line, but its module is part of what could not be imported.
     if Path(*sys.argv[:1]).name != "pyops":
         raise
-    print(f"pyops: {error}", file=sys.stderr)
-    raise SystemExit(2) from None
+    interrupted = isinstance(error, KeyboardInterrupt)
+    print(f"pyops: {'interrupted' if interrupted else error}", file=sys.stderr)
+    raise SystemExit(130 if interrupted else 2) from None
 from pyops import functional, nn
 from pyops._control import CallLog, explain, isa, isa_cap
 from pyops.accelerate import accelerate, restore

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import takewhile
 
 from pyops import _C
 
@@ -49,13 +50,23 @@ class CallLog:
         rows = [("op", "dtype", "shapes", "kernel", "not used")]
         for call in self.calls:
             shapes = " ".join("x".join(map(str, shape)) or "scalar" for shape in call.shapes)
-            reasons = "; ".join(f"{kernel}: {reason}" for kernel, reason in call.rejected)
-            rows.append((call.op, call.dtype, shapes, call.kernel, reasons))
+            rows.append((call.op, call.dtype, shapes, call.kernel, _reasons(call)))
         widths = [max(len(row[i]) for row in rows) for i in range(4)]
         return "\n".join(
             "  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[4]])
             for row in rows
         )
+
+
+def _reasons(call: Call) -> str:
+    """Why rows were rejected, each reason once, less the words that all names begin with."""
+    names = [name.split("_") for name in (call.kernel, *(name for name, _ in call.rejected))]
+    heads = zip(*(words[:-1] for words in names), strict=False)
+    shared = sum(1 for _ in takewhile(lambda words: len(set(words)) == 1, heads))
+    rows: dict[str, list[str]] = {}
+    for (_, reason), words in zip(call.rejected, names[1:], strict=True):
+        rows.setdefault(reason, []).append("_".join(words[shared:]))
+    return "; ".join(f"{', '.join(row)}: {reason}" for reason, row in rows.items())
 
 
 @contextmanager

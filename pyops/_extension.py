@@ -8,7 +8,12 @@ _REBUILD = "`pip install --no-build-isolation --force-reinstall --no-deps .` in 
 try:
     from pyops._build_info import TORCH_VERSION
 except ImportError as error:
-    raise ImportError(f"pyops is not built: run {_REBUILD}") from error
+    # Sources stand before what is installed where Python starts in their folder.
+    sources = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    raise ImportError(
+        f"pyops is not built in {sources}: start Python in another folder to use an installed "
+        "pyops, or run `pip install --no-build-isolation --no-deps -e .` in this one"
+    ) from error
 
 try:
     import torch

@@ -29,7 +29,7 @@ def accelerate(model: Model) -> Model:
     (torch.jit.script, torch.fx, torch.ao.quantization) comes first, or after `restore`. Returns
     `model`.
     """
-    return _switch(model, _OURS)
+    return _switch("accelerate", model, _OURS)
 
 
 def restore(model: Model) -> Model:
@@ -37,10 +37,15 @@ def restore(model: Model) -> Model:
 
     Undoes `accelerate`. ConvReLU2d and LinearReLU have no namesake and stay. Returns `model`.
     """
-    return _switch(model, _NATIVE)
+    return _switch("restore", model, _NATIVE)
 
 
-def _switch(model: Model, classes: dict[type[torch.nn.Module], type[torch.nn.Module]]) -> Model:
+def _switch(
+    name: str, model: Model, classes: dict[type[torch.nn.Module], type[torch.nn.Module]]
+) -> Model:
+    if not isinstance(model, torch.nn.Module):
+        given = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
+        raise TypeError(f"{name}: model must be a torch.nn.Module, got {given}")
     for module in model.modules():
         if type(module) in classes:
             module.__class__ = classes[type(module)]

@@ -99,6 +99,15 @@ def test_restore_undoes_it():
     assert classes(model) == before
 
 
+@pytest.mark.parametrize("model", [nn.Linear, [nn.Linear(2, 2)]], ids=["class", "list"])
+@pytest.mark.parametrize("function", [pyops.accelerate, pyops.restore])
+def test_what_is_no_module_is_refused(function, model):
+    given = "the class Linear" if model is nn.Linear else "list"
+    message = f"{function.__name__}: model must be a torch.nn.Module, got {given}$"
+    with pytest.raises(TypeError, match=message):
+        function(model)
+
+
 def test_twice_is_once():
     model = pyops.accelerate(network())
     before = classes(model)

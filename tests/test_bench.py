@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import pyops.functional
-from pyops.bench import against, command, goals, report
+from pyops.bench import against, command, goals, readme, report
 from pyops.bench.clocks import HostClock
 from pyops.bench.harness import LEAST_ROUNDS, Bench, Case, Result, Settings, interleave
 from pyops.bench.peaks import WORKING_SETS, Peaks
@@ -224,6 +224,51 @@ def test_command_writes_json_and_png(tmp_path, monkeypatch, capsys):
     assert "minimum" in capsys.readouterr().out
     with pytest.raises(UserError, match="'\\[' is no regular expression"):
         command.run(parser.parse_args(["--quick", "--only", "["]))
+
+
+def test_unwritable_results_are_refused_before_the_work(tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "measure", pytest.fail)
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(command, "RESULTS", tmp_path / "file" / "results")
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    with pytest.raises(UserError, match="cannot write"):
+        command.run(parser.parse_args(["--save"]))
+
+
+def test_an_interrupt_shows_what_was_timed(monkeypatch, capsys):
+    def timed(case):
+        if case.bench.op.name == "linear_relu":
+            raise KeyboardInterrupt
+        return iter([case._result("forward", "contiguous", "some_kernel", failure="untimed")])
+
+    monkeypatch.setattr(command, "measure", lambda device: peaks())
+    monkeypatch.setattr(Case, "results", timed)
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    with pytest.raises(KeyboardInterrupt):
+        command.run(parser.parse_args(["linear_relu", "--dtype", "float32"]))
+    assert "some_kernel" in capsys.readouterr().out
+
+
+def test_threads_are_at_least_one(capsys):
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--threads", "0"])
+    assert "argument --threads: must be at least 1, got 0" in capsys.readouterr().err
+
+
+def test_kept_results_are_drawn_again(tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    some = next(readme.RESULTS.glob("*-threads.json"))
+    monkeypatch.setattr(readme, "RESULTS", tmp_path)
+    monkeypatch.setattr(readme, "README", tmp_path / "README.md")
+    readme.README.write_text(f"{readme.BEGIN}{readme.END}")
+    (tmp_path / some.name).write_text(some.read_text())
+    readme.main()
+    for name in (f"{some.stem}.png", f"{some.stem}-roofline.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
 
 
 RUN = """

@@ -234,7 +234,7 @@ def test_a_run_that_is_out_of_time_says_what_it_left(monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--device", "warp"), "cannot use the device warp"),
+        (("--device", "warp"), "cannot use the device warp: it must be cpu, or a GPU"),
         (("--cold",), "--cold is for GPUs"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import resource
 import signal
 import subprocess
 import sys
@@ -10,8 +11,9 @@ import pytest
 import torch
 
 import pyops
-from pyops.cli import main
+from pyops.cli import main, training_plots
 from pyops.cli.tasks import TASKS
+from pyops.cli.trainer import History
 
 SHORTEST = ("demo", "--epochs", "1", "--limit", "32", "--batch-size", "8")
 QUICK = ("train", "mlp", "--layers", "torch", "--limit", "64")
@@ -83,6 +85,12 @@ def test_demo_pictures(demo, name):
     assert picture[:8] == b"\x89PNG\r\n\x1a\n" and len(picture) > 5000
 
 
+def test_epochs_are_counted_in_whole_numbers():
+    one = History([2.0, 1.0], [0.1, 0.2], [1.0], [0.3], [1.0])
+    for axes in training_plots.curves({"pyops.nn": one}, 2).axes:
+        assert [tick for tick in axes.get_xticks() if tick <= axes.get_xlim()[1]] == [0, 1]
+
+
 def test_demo_leaves_nothing_half_written(demo):
     assert not [path for path in demo[0].iterdir() if "partial" in path.name]
 
@@ -119,6 +127,20 @@ def test_interrupt_leaves_a_checkpoint(tmp_path):
     result = _run(*QUICK, "--out", tmp_path, "--epochs", done + 1, "--resume")
     assert result.returncode == 0, result.stderr
     assert f"epoch {done + 1}/{done + 1}" in result.stdout.splitlines()[0]
+
+
+def test_a_checkpoint_that_finds_no_room_is_a_line(tmp_path):
+    result = subprocess.run(
+        _command(*QUICK, "--out", tmp_path, "--epochs", 1),
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)),
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 2
+    message = f"pyops: cannot write {tmp_path / 'torch.pt'}: File too large"
+    assert result.stderr.splitlines()[-1] == message
+    assert "Traceback" not in result.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_diffusion_leaves_samples(tmp_path):
@@ -167,6 +189,10 @@ class TestRefusals:
     def test_absent_device(self, command, tmp_path, refused):
         message = refused(*command, "--out", tmp_path, "--device", "warp")
         assert "cannot use the device warp" in message
+
+    def test_device_of_another_kind(self, command, tmp_path, refused):
+        message = refused(*command, "--out", tmp_path, "--device", "meta")
+        assert "cannot use the device meta: it must be cpu, or a GPU as in cuda" in message
 
 
 def test_a_number_that_is_none_is_refused_in_words(capsys):

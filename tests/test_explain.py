@@ -5,6 +5,7 @@ import threading
 import torch
 
 import pyops
+from pyops._control import Call
 
 linear = pyops.functional.linear
 X, W = torch.ones(2, 3), torch.ones(4, 3)
@@ -57,6 +58,18 @@ def test_printing_gives_a_table():
     assert first.split()[:4] == ["linear", "float32", "2x3", "4x3"]
     assert second.split()[:5] == ["linear_relu", "float64", "2x3", "4x3", "4"]
     assert head.index("kernel") == first.index("linear_forward") == second.index("linear_forward")
+
+
+def test_a_reason_is_printed_once_with_the_places_it_holds_for():
+    absent = [(f"f_forward_{place}", "not on this CPU") for place in ("amx", "avx512")]
+    rejected = [*absent, ("f_forward_avx2", "dtype")]
+    calls = [
+        Call("f", [(2, 3)], "float32", "f_forward_scalar", rejected),
+        Call("f", [()], "int32", "native", [("every kernel of ours", "dtype")]),
+    ]
+    _, first, second = str(pyops.CallLog(calls)).splitlines()
+    assert first.endswith("f_forward_scalar  amx, avx512: not on this CPU; avx2: dtype")
+    assert second.endswith("native            every kernel of ours: dtype")
 
 
 def test_nested_logs_see_their_own_block():

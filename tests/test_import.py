@@ -22,7 +22,7 @@ LOADER = str(Path(pyops.__file__).parent / "_extension.py")
             f"pyops was built for torch {torch.__version__} and none is installed: "
             f"`pip install torch=={torch.__version__.partition('+')[0]}`",
         ),
-        ("pyops._build_info", None, "pyops is not built: run `pip install --no-build-isolation"),
+        ("pyops._build_info", None, "start Python in another folder to use an installed pyops, or"),
         (
             "pyops._build_info",
             SimpleNamespace(TORCH_VERSION="1.13.0"),

@@ -1,6 +1,9 @@
 import builtins
+import re
 import subprocess
 import sys
+
+import pytest
 
 import pyops
 from pyops.cli import info, table
@@ -80,6 +83,28 @@ def test_tables_need_no_rich(monkeypatch, capsys):
         "longer     20",
         "",
     ]
+
+
+WIDE = (("f", "float32, bfloat16", "f_avx2 (groups = 1), f_scalar", "yes"),)
+
+
+def test_a_terminal_has_lines_broken_between_words(monkeypatch, capsys):
+    pytest.importorskip("rich")
+    for name, value in {"COLUMNS": "44", "FORCE_COLOR": "1", "TERM": "xterm"}.items():
+        monkeypatch.setenv(name, value)
+    table.show("title", ("op", "dtype", "kernels", "repeats"), WIDE, ["red"])
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out).splitlines()
+    assert {len(line) for line in lines} == {44}
+    words = [word for column in ("op dtype kernels repeats", *WIDE[0]) for word in column.split()]
+    assert sorted(" ".join(lines[1:]).replace("─", "").split()) == sorted(words)
+
+
+def test_a_file_has_whole_lines_and_no_blanks_behind_them(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "20")
+    table.show("title", ("op", "dtype", "kernels", "repeats"), WIDE)
+    lines = capsys.readouterr().out.splitlines()
+    assert any(all(cell in line for cell in WIDE[0]) for line in lines)
+    assert all(line == line.rstrip() for line in lines)
 
 
 def test_a_reader_that_leaves_early_is_no_error():

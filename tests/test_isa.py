@@ -86,15 +86,25 @@ def test_an_unknown_name_in_the_environment_is_one_clear_error():
     assert result.stderr.count("Traceback") == 1
 
 
-def test_the_command_says_it_in_a_line(tmp_path):
-    command = tmp_path / "pyops"
+def run_command(folder, **environment):
+    command = folder / "pyops"
     command.write_text("from pyops.cli import main; raise SystemExit(main())")
-    result = subprocess.run(
+    return subprocess.run(
         [sys.executable, command, "info"],
-        env=os.environ | {"PYOPS_ISA": "avx1024", "PYTHONPATH": str(Path(__file__).parent.parent)},
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)} | environment,
         capture_output=True,
         text=True,
     )
+
+
+def test_the_command_says_it_in_a_line(tmp_path):
+    result = run_command(tmp_path, PYOPS_ISA="avx1024")
     assert result.returncode == 2
     assert result.stderr.startswith("pyops: PYOPS_ISA: expected one of scalar, avx2")
     assert result.stderr.count("\n") == 1
+
+
+def test_the_command_is_interrupted_in_a_line_while_torch_is_imported(tmp_path):
+    (tmp_path / "torch.py").write_text("raise KeyboardInterrupt")
+    result = run_command(tmp_path)
+    assert (result.returncode, result.stderr) == (130, "pyops: interrupted\n")

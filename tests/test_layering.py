@@ -21,7 +21,7 @@ FORBIDDEN_STD = {"vector", "string", "map", "unordered_map", "memory", "function
 PYTHON_LAYERS = {
     "ops": {"_C", "_after_import"},
     "functional": {"ops"},
-    "nn": {"functional", "_after_import"},
+    "nn": {"functional", "_C", "_after_import"},
     "models": set(),
     "numerics": set(),
 }

@@ -266,14 +266,27 @@ def test_attention_refuses_what_torch_refuses(shapes, arguments):
     assert ours.type is native.type
 
 
+@pytest.mark.parametrize("need_weights", [True, False])
+def test_weights_that_are_wanted_are_explained(need_weights):
+    x = torch.randn(4, 2, 8)
+    with pyops.explain() as log:
+        pyops.nn.MultiheadAttention(8, 2)(x, x, x, need_weights=need_weights)
+    (call,) = (call for call in log.calls if call.op == "scaled_dot_product_attention")
+    native = [("every kernel of ours", "need_weights")]
+    assert (call.rejected == native) == (call.kernel == "native") == need_weights
+
+
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 @pytest.mark.filterwarnings("ignore:.*nested tensors.*")
 def test_nested_tensors_run_natively():
     layer = Layer("TransformerEncoderLayer", 8, 2, 16, 0.0, batch_first=True, inputs=[])
     nested = torch.nested.nested_tensor([torch.randn(3, 8), torch.randn(5, 8)])
-    with torch.no_grad():
+    with torch.no_grad(), pyops.explain() as log:
         ours, native = (layer.build(n).eval()(nested) for n in (pyops.nn, torch.nn))
     assert_equal(ours.unbind(), native.unbind())
+    (call,) = log.calls
+    assert (call.op, call.kernel) == ("TransformerEncoderLayer", "native")
+    assert call.rejected == [("every kernel of ours", "nested tensor")]
 
 
 @pytest.mark.parametrize(

@@ -114,6 +114,14 @@ def test_checkpoint_of_other_settings_is_refused(task, whole_run, tmp_path):
     assert _state(trainer) == before
 
 
+def test_checkpoint_of_another_version_is_refused(task, whole_run, tmp_path):
+    state = torch.load(tmp_path / "whole.pt")
+    for strange in ({**state, "settings": {**state["settings"], "new": 1}}, {"model": {}}):
+        torch.save(strange, tmp_path / "strange.pt")
+        with pytest.raises(UserError, match=r"strange\.pt: it is damaged or of another version"):
+            _trainer(task).resume(tmp_path / "strange.pt")
+
+
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint", None])
 def test_unreadable_checkpoint(task, whole_run, tmp_path, content):
     checkpoint = tmp_path / "whole.pt"

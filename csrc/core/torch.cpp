@@ -145,7 +145,7 @@ void record_call(const char* op, const char* kernel, Tensors tensors,
   for (const TensorRef t : tensors) {
     if (!t) continue;
     if (record.dtype.empty()) record.dtype = c10::getDtypeNames((*t).scalar_type()).first;
-    record.shapes.push_back((*t).sizes().vec());
+    if (!(*t).is_nested()) record.shapes.push_back((*t).sizes().vec());  // which have several
   }
   explain_record(std::move(record));
 }

@@ -93,9 +93,15 @@ def places() -> dict[str, str]:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `pyops check`."""
     parser.add_argument("ops", nargs="*", metavar="OP", help=f"of {', '.join(OPS)} (default: all)")
-    parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=DTYPES)
-    choices = (*ISAS, *ARCHITECTURES)
-    parser.add_argument("--isa", nargs="+", choices=choices, help="default: all this machine has")
+    parser.add_argument(
+        "--dtype", nargs="+", choices=DTYPES, default=DTYPES, metavar="DTYPE",
+        help=f"of {', '.join(DTYPES)} (default: all)",
+    )  # fmt: skip
+    isas = (*ISAS, *ARCHITECTURES)
+    parser.add_argument(
+        "--isa", nargs="+", choices=isas, metavar="ISA",
+        help=f"of {', '.join(isas)} (default: all this machine has)",
+    )  # fmt: skip
     parser.add_argument(
         "--device", choices=("cpu", "cuda"), help="default: both, if there is a GPU"
     )

@@ -41,7 +41,8 @@ def run(args: argparse.Namespace) -> int:
     task = load_task("cnn", args)
     trainers = {f"{side}.nn": new_trainer(task, "cnn", side, args) for side in SIDES}
     native, ours = trainers.values()
-    machine = f"{args.dtype}, {args.device}, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    machine = f"{args.dtype}, {args.device}, {threads} thread{'s' * (threads > 1)}"
     print(f"{len(task.train[0])} digits to train on, {len(task.test[0])} held out; {machine}")
 
     verdicts = first_step(native, ours)
@@ -68,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
         save_figure(out / f"{name}.png", figure)
     content = {
         "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
+        "threads": threads,
         "device": args.device,
         "steps_per_epoch": native.steps_per_epoch,
         "runs": {
@@ -135,4 +136,5 @@ def _print_agreement(
 def _print_speeds(speeds: Sequence[Speed]) -> None:
     print("\nspeed, median of interleaved pairs (ratio over 1: pyops is faster)")
     table = pandas.DataFrame([asdict(speed) for speed in speeds])
+    table = table.rename(columns={"native_ms": "torch.nn, ms", "ours_ms": "pyops.nn, ms"})
     print(table.to_string(index=False, float_format="{:.3f}".format))

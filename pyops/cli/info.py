@@ -93,7 +93,9 @@ def gpus() -> list[str]:
 
 
 def usable_device(name: str) -> torch.device:
-    """The device `name`; UserError when it is not here."""
+    """The CPU, or a GPU that is here; UserError for any other."""
+    if name.partition(":")[0] not in ("cpu", "cuda"):
+        raise UserError(f"cannot use the device {name}: it must be cpu, or a GPU as in cuda")
     try:
         device = torch.device(name)
         torch.empty(0, device=device)

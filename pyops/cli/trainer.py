@@ -4,6 +4,7 @@ Whatever is random in a step depends on the seed and the step's number alone. Tw
 same batches and dropout masks, and a resumed run continues as if it had never stopped.
 """
 
+import io
 import signal
 import time
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ import torch
 from torch import Generator, Tensor
 from tqdm import tqdm
 
-from pyops.cli import UserError, first_line
+from pyops.cli import UserError
 from pyops.cli.files import replace_file
 from pyops.cli.layers import build
 from pyops.cli.tasks import Batch, Task
@@ -150,7 +151,9 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
         }
-        replace_file(path, lambda temporary: torch.save(state, temporary))
+        content = io.BytesIO()  # a full disk is an OSError to Python's files, not to torch's
+        torch.save(state, content)
+        replace_file(path, lambda temporary: temporary.write_bytes(content.getbuffer()))
 
     def resume(self, path: Path) -> None:
         """Continue from a checkpoint of the same settings; UserError when it cannot be."""
@@ -159,8 +162,15 @@ class Trainer:
             stored = Settings(**state["settings"])
             if stored == self.settings:
                 self._restore(state)
+        except (KeyError, TypeError) as error:
+            raise UserError(
+                f"cannot read the checkpoint {path}: it is damaged or of another version of pyops"
+            ) from error
         except Exception as error:  # torch.load lets through whatever its parsers stumble over
-            raise UserError(f"cannot read the checkpoint {path} ({first_line(error)})") from error
+            reason = str(error).strip().partition(". ")[0].partition("\n")[0]
+            raise UserError(
+                f"cannot read the checkpoint {path}: {reason or 'it is no checkpoint'}"
+            ) from error
         if stored != self.settings:
             ours = asdict(self.settings)
             differing = [

@@ -42,7 +42,8 @@ def curves(runs: Mapping[str, History], steps_per_epoch: int) -> Figure:
         axes[1].yaxis.set_major_formatter(PercentFormatter(1))
     for ax in axes:
         ax.set_xlabel("epoch")
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        ax.set_xlim(left=0)
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         ax.legend(frameon=False)
         _bare(ax)
     return figure
@@ -76,16 +77,21 @@ def speeds(rows: Sequence[Speed], caption: str) -> Figure:
     ax = figure.subplots()
     places = range(len(rows))
     ratios = [row.ratio for row in rows]
-    ax.barh(places, ratios, color=COLORS["pyops.nn"], height=0.7)
+    beyond = [ratio - 1 for ratio in ratios]
+    ax.barh(places, beyond, left=1, color=COLORS["pyops.nn"], height=0.7)
     for place, row in zip(places, rows, strict=True):
-        text = f" {row.ratio:.2f}×   {_ms(row.native_ms)} → {_ms(row.ours_ms)} ms"
-        ax.text(max(row.ratio, 1), place, text, va="center", fontsize=9)
+        text = f"{row.ratio:.2f}×   {_ms(row.native_ms)} → {_ms(row.ours_ms)} ms"
+        ax.text(1.01, place, text, va="center", fontsize=9, transform=ax.get_yaxis_transform())
     ax.axvline(1, color=COLORS["torch.nn"], linewidth=1.5)
     ax.set_yticks(places, [f"{row.name}, {row.direction}".strip(", ") for row in rows])
-    ax.set(
-        xlabel=f"speed of pyops.nn in units of torch.nn's ({caption})",
-        xlim=(0, 1.5 * max(1, *ratios)),
-    )
+    ax.set_xscale("log", base=2)
+    least, most = min(0.7, 0.95 * min(ratios)), max(1.5, 1.05 * max(ratios))
+    ax.set_xlim(least, most)
+    between = (1, 1.25, 1.5, 1.75) if most < 4 * least else (1,)  # as many as have room
+    ax.xaxis.set_major_locator(LogLocator(base=2, subs=between, numticks=99))
+    ax.xaxis.set_major_formatter("{x:g}×")
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.set_xlabel(f"speed of pyops.nn in units of torch.nn's ({caption})")
     ax.invert_yaxis()
     _bare(ax)
     return figure

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from pyops import functional
+from pyops.nn._insight import note_native
 from pyops.nn._rebind import rebind
 
 native: Any = torch.nn.functional  # with its private parts, which its type stub leaves out
@@ -49,10 +50,13 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
             "is_causal": is_causal,
         }
         if query.is_nested or key.is_nested or value.is_nested:
+            note_native("MultiheadAttention", query, "nested tensor")
             return super().forward(query, key, value, **options)
         plain = not need_weights and self.bias_k is None and not self.add_zero_attn
         if plain and self._fits(query, key, value, key_padding_mask, attn_mask, is_causal):
             return self._attend(query, key, value, key_padding_mask, attn_mask, is_causal), None
+        if need_weights:
+            note_native("scaled_dot_product_attention", query, "need_weights")
         return self._forward_in_general(query, key, value, **options)
 
     def _fits(

@@ -7,13 +7,18 @@ from torch import Tensor
 from torch.nn import functional as native
 
 from pyops import functional
+from pyops.nn._insight import note_native
 from pyops.nn.attention import MultiheadAttention
 from pyops.nn.container import is_plain
 from pyops.nn.linear import Linear
 
 
 class TransformerEncoderLayer(torch.nn.TransformerEncoderLayer):
-    """`torch.nn.TransformerEncoderLayer`; nested tensors run natively."""
+    """`torch.nn.TransformerEncoderLayer`; nested tensors run natively.
+
+    `torch.nn.TransformerEncoder` makes such of a batch with `src_key_padding_mask` at inference,
+    unless it has `enable_nested_tensor=False`.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -28,6 +33,7 @@ class TransformerEncoderLayer(torch.nn.TransformerEncoderLayer):
     ) -> Tensor:
         """`src` encoded, in its shape; masks as in torch."""
         if src.is_nested:
+            note_native("TransformerEncoderLayer", src, "nested tensor")
             return super().forward(src, src_mask, src_key_padding_mask, is_causal)
         # torch's forward would, at inference, hand the whole layer to one native kernel.
         masks = (src_mask, src_key_padding_mask, is_causal)
