@@ -11,7 +11,7 @@ CUDA_STAMP := $(CUDA_VENV)/.installed
 # The Python of `make gpu`, with a CUDA build of PyTorch that runs.
 PYTHON ?= python3
 
-.PHONY: build demo test check bench cuda gpu lint tidy format clean
+.PHONY: build demo test emulate check bench cuda gpu lint tidy format clean
 build: $(STAMP)
 	$(BIN)/python setup.py --quiet build_ext --inplace
 
@@ -26,6 +26,15 @@ demo: build
 
 test: build
 	$(BIN)/pytest -n auto
+
+# The kernels of AVX-512 and AMX where the processor has AVX2 alone: in the module of a second tree
+# their intrinsics are emulated. `make emulate TESTS=tests/test_rnn.py` for other tests of them.
+TESTS ?= $(addprefix tests/test_,emulation.py attention.py conv2d.py conv2d_exact.py linear_relu.py \
+  max_pool2d.py rnn.py)
+emulate: build
+	$(BIN)/python setup.py --quiet build_py --build-lib build/emulated
+	$(BIN)/cmake --build $$(ls -td build/cpython-*-torch* | head -n 1) --target emulated
+	PYTHONPATH=$(CURDIR)/build/emulated $(BIN)/pytest -n auto -k "avx512 or amx or emulat" $(TESTS)
 
 check: build
 	$(BIN)/pyops check

@@ -34,8 +34,11 @@ def library(source, *more_flags):
         pytest.skip("no C++ compiler")
     path = Path(__file__).parent / source
     texts = [path, *sorted(path.parent.glob("*.h")), *sorted((ROOT / "csrc").rglob("*.h"))]
-    digest = hashlib.sha256(b"".join(p.read_bytes() for p in texts)).hexdigest()[:16]
-    built = ROOT / "build" / "host" / f"{path.stem}-{digest}.so"
+    texts += (Path(f) for f in more_flags if f.endswith((".h", ".cpp")))
+    digest = hashlib.sha256(repr(more_flags).encode())
+    for text in texts:
+        digest.update(text.read_bytes())
+    built = ROOT / "build" / "host" / f"{path.stem}-{digest.hexdigest()[:16]}.so"
     if not built.exists():
         built.parent.mkdir(parents=True, exist_ok=True)
         fresh = built.with_suffix(f".{os.getpid()}")  # moved in one step: tests run side by side

@@ -199,6 +199,9 @@ class ExactSuite(OpSuite):
     @pytest.mark.parametrize("exponent", [-135, 50])
     def test_range(self, exponent, common, place):
         """All inputs near the ends of the exponents: subnormal, or with products that just fit."""
+        tiles = common == torch.bfloat16 and place == "cpu" and pyops.isa() == "amx"
+        if tiles and exponent < 0 and not torch.cpu._is_amx_tile_supported():
+            pytest.skip("emulated tiles take subnormals for zero, native without tiles does not")
         for case in (self.cases[1], self.largest):
             arguments = convert(case.draw(common, place), lambda t: t * 2.0**exponent)
             self.judge(arguments, case, max_zeros=1.0)

@@ -136,8 +136,7 @@ void multiply_tiles(int64_t steps, const Tiles& a, const Tiles& b, float* c, flo
 // c = or += a·b for m×n tiles, `steps` of 32 deep; a row of c has `columns` tiles.
 inline void multiply(int64_t m, int64_t n, int64_t steps, const Tiles& a, const Tiles& b, float* c,
                      int64_t columns, bool add) {
-  // GCC does not know that tile loads read memory.
-  asm volatile("" ::: "memory");
+  settle_memory();
   for (int64_t j = 0; j < n; j += 2) {
     for (int64_t i = 0; i < m; i += 2) {
       const bool tall = i + 1 < m, wide = j + 1 < n;

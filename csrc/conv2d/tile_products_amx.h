@@ -27,6 +27,7 @@ void multiply_tiles(int64_t steps, const A& a, const B& b, float* sums, bool add
   const int64_t a_row = a.row() * static_cast<int64_t>(sizeof(uint16_t));
   const int64_t b_row = b.row() * static_cast<int64_t>(sizeof(uint16_t));
   float* const below = sums + 16 * 32;
+  settle_memory();
   if (add) {
     _tile_loadd(0, sums, 128);
     if (kWide) _tile_loadd(1, sums + 16, 128);

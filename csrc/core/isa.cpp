@@ -47,6 +47,9 @@ Isa detect() {
 
   const bool fma = has(base.ecx, 12), f16c = has(base.ecx, 29), avx2 = has(extended.ebx, 5);
   if (!(ymm && fma && f16c && avx2)) return Isa::kScalar;
+#if defined(PYOPS_EMULATE)
+  return Isa::kAmx;  // what these kernels would need beyond AVX2 is emulated
+#endif
   const bool f = has(extended.ebx, 16), dq = has(extended.ebx, 17), cd = has(extended.ebx, 28),
              bw = has(extended.ebx, 30), vl = has(extended.ebx, 31);
   if (!(zmm && f && dq && cd && bw && vl)) return Isa::kAvx2;

@@ -51,8 +51,12 @@ struct Vec<float> {
   // *a * b + c in one instruction; the compiler would load what several products share once, as an
   // instruction of its own.
   static Vec fma(const float* a, Vec b, Vec c) {
+#if defined(PYOPS_EMULATED)
+    return fma(set1(*a), b, c);
+#else
     asm("vfmadd231ps %2%{1to16%}, %1, %0" : "+v"(c.v) : "v"(b.v), "m"(*a));
     return c;
+#endif
   }
   // As the instruction does it: the second operand when either is NaN.
   static Vec max(Vec a, Vec b) { return {_mm512_max_ps(a.v, b.v)}; }
@@ -120,8 +124,12 @@ struct Vec<double> {
   friend Vec operator*(Vec a, Vec b) { return {_mm512_mul_pd(a.v, b.v)}; }
   static Vec fma(Vec a, Vec b, Vec c) { return {_mm512_fmadd_pd(a.v, b.v, c.v)}; }
   static Vec fma(const double* a, Vec b, Vec c) {
+#if defined(PYOPS_EMULATED)
+    return fma(set1(*a), b, c);
+#else
     asm("vfmadd231pd %2%{1to8%}, %1, %0" : "+v"(c.v) : "v"(b.v), "m"(*a));
     return c;
+#endif
   }
   static Vec max(Vec a, Vec b) { return {_mm512_max_pd(a.v, b.v)}; }
   static Vec where_positive(Vec condition, Vec x) {

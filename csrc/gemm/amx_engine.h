@@ -39,6 +39,9 @@ inline bool amx_pays(int64_t m, int64_t n, int64_t k, int parts) {
 
 inline constexpr int kTileRows = 16, kTilePairs = 16, kTileElements = 512;
 
+// Before tile loads, which GCC does not know to read memory: what they read is written by then.
+inline void settle_memory() { asm volatile("" ::: "memory"); }
+
 // 16×16 dwords in place.
 inline void transpose_tile(uint16_t* tile) {
   Vec<float> rows[kTileRows];
@@ -264,6 +267,7 @@ class AmxEngine {
       if (kTall) _tile_dpbf16ps(2, 5, 6);
       if (kTall && kWide) _tile_dpbf16ps(3, 5, 7);
     };
+    settle_memory();
     _tile_zero(0);
     _tile_zero(1);
     _tile_zero(2);
