@@ -34,7 +34,8 @@ def library(source, *more_flags):
         pytest.skip("no C++ compiler")
     path = Path(__file__).parent / source
     texts = [path, *sorted(path.parent.glob("*.h")), *sorted((ROOT / "csrc").rglob("*.h"))]
-    digest = hashlib.sha256(b"".join(p.read_bytes() for p in texts)).hexdigest()[:16]
+    parts = *(p.read_bytes() for p in texts), *(flag.encode() for flag in more_flags)
+    digest = hashlib.sha256(b"".join(parts)).hexdigest()[:16]
     built = ROOT / "build" / "host" / f"{path.stem}-{digest}.so"
     if not built.exists():
         built.parent.mkdir(parents=True, exist_ok=True)
