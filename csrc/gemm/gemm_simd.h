@@ -250,7 +250,7 @@ void gemm(int64_t m, int64_t n, int64_t k, const A& a, const B& b, const Sink& s
   static_assert(std::is_same_v<Acc, typename B::Acc>);
   if (m == 0 || n == 0) return;
   if constexpr (RowReadable<A> && RowReadable<B>) {
-    if (a.rows_contiguous() && b.rows_contiguous() && dot_products_pay(m, n)) {
+    if (a.rows_contiguous() && b.rows_contiguous() && dot_products_pay(m, n, k)) {
       return dot_products(m, n, k, a, b, sink);
     }
   }
@@ -267,8 +267,10 @@ void gemm(int64_t m, int64_t n, int64_t k, const A& a, const B& b, const Sink& s
   }
 #endif
   if constexpr (ColumnReadable<B>) {
-    if (b.i_stride == 1 && m <= kThin) return thin_rows(m, n, k, a, b, sink);
-    if (b.i_stride == 1 && k <= kThin) return thin_depth(m, n, k, a, b, sink);
+    const bool in_place = b.i_stride == 1;
+    if (in_place && k <= kThin) return thin_depth_in_place(m, n, k, a, b, sink);
+    if (in_place && m <= kThin) return thin_rows(m, n, k, a, b, sink);
+    if (k <= kThin) return thin_depth_packed(m, n, k, a, b, sink);
   }
   Gemm<VectorEngine<Acc>, A, B, Sink>(m, n, k, a, b, sink).run();
 }
