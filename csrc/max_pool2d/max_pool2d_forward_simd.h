@@ -338,18 +338,4 @@ void max_pool2d_forward(const MaxPool2dParams& p) {
   });
 }
 
-inline void max_pool2d_forward(const MaxPool2dParams& p) {
-  dispatch_dtype<kKernelTypes>(p.dtype, [&](auto t) {
-    using T = decltype(t);
-    switch (p.argmax) {
-      case Argmax::kNone:
-        return max_pool2d_forward<T, Argmax::kNone>(p);
-      case Argmax::kTap:
-        return max_pool2d_forward<T, Argmax::kTap>(p);
-      case Argmax::kIndex:
-        return max_pool2d_forward<T, Argmax::kIndex>(p);
-    }
-  });
-}
-
 }  // namespace pyops::PYOPS_ISA_NAMESPACE
