@@ -68,6 +68,8 @@ class TestMaxPool2d(ExactSuite):
         case("one window", (2, 33, 6, 6), 6),
         case("more taps than a byte", (1, 3, 20, 40), (17, 18), stride=(2, 3), padding=8),
         case("many windows over an element", (1, 2, 15, 20), 13, stride=1, padding=6),
+        case("large windows of many planes", (3, 40, 40, 45), 5, stride=1, padding=2),
+        case("large windows of short rows", (2, 5, 30, 7), 7, stride=3, padding=3),
         case("no images", (0, 3, 6, 6), 2),
     ]
     rejects = [

@@ -11,7 +11,6 @@
 namespace pyops {
 namespace {
 
-constexpr DtypeSet kFloat32Based = kFloat32 | kHalfTypes;
 constexpr Candidate<AttentionParams> kForward[] = {
 #ifdef PYOPS_CUDA
     {"attention_forward_sm90", Arch::kSm90, kHalfTypes, attention_forward_sm90,
@@ -22,8 +21,8 @@ constexpr Candidate<AttentionParams> kForward[] = {
 #endif
     {"attention_forward_amx", Isa::kAmx, kBFloat16, attention_forward_amx,
      attention_forward_amx_takes, "8 queries or more, D = E or both 16 or more"},
-    {"attention_forward_avx512", Isa::kAvx512, kFloat32Based, attention_forward_avx512},
-    {"attention_forward_avx2", Isa::kAvx2, kFloat32Based, attention_forward_avx2},
+    {"attention_forward_avx512", Isa::kAvx512, kAnyFloat, attention_forward_avx512},
+    {"attention_forward_avx2", Isa::kAvx2, kAnyFloat, attention_forward_avx2},
     {"attention_forward_scalar", Isa::kScalar, kAnyFloat, attention_forward_scalar},
 };
 constexpr Candidate<AttentionBackwardParams> kBackward[] = {
@@ -35,8 +34,8 @@ constexpr Candidate<AttentionBackwardParams> kBackward[] = {
     {"attention_backward_amx", Isa::kAmx, kBFloat16, attention_backward_amx,
      attention_backward_amx_takes,
      "8 queries and 4096 scores a head or more, D = E or both 16 or more, no mask gradient"},
-    {"attention_backward_avx512", Isa::kAvx512, kFloat32Based, attention_backward_avx512},
-    {"attention_backward_avx2", Isa::kAvx2, kFloat32Based, attention_backward_avx2},
+    {"attention_backward_avx512", Isa::kAvx512, kAnyFloat, attention_backward_avx512},
+    {"attention_backward_avx2", Isa::kAvx2, kAnyFloat, attention_backward_avx2},
     {"attention_backward_scalar", Isa::kScalar, kAnyFloat, attention_backward_scalar},
 };
 [[maybe_unused]] const bool listed =

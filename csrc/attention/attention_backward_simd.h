@@ -38,10 +38,13 @@ struct BackwardBlocking {
 
 template <class T, class Product>
 class BackwardWorker {
+  using Acc = typename Product::Acc;
+  using V = Vec<Acc>;
+
  public:
   using Blocking = BackwardBlocking<Product>;
 
-  BackwardWorker(const AttentionBackwardParams& p, const Blocking& blocking, float* sums_q)
+  BackwardWorker(const AttentionBackwardParams& p, const Blocking& blocking, Acc* sums_q)
       : p_(p),
         blocking_(blocking),
         columns_(blocking.query_columns),
@@ -69,9 +72,9 @@ class BackwardWorker {
   void run(int64_t pair, int64_t split) {
     const int64_t b = pair / p_.kv_heads, kv_head = pair % p_.kv_heads;
     const int64_t group = p_.heads / p_.kv_heads;
-    float* sums_q =
+    Acc* sums_q =
         sums_q_ + ((split * p_.batch + b) * p_.heads + kv_head * group) * p_.queries * columns_;
-    std::fill_n(sums_q, group * p_.queries * columns_, 0.0f);
+    std::fill_n(sums_q, group * p_.queries * columns_, Acc{0});
     for (int64_t block = split; block < blocking_.key_blocks; block += blocking_.splits) {
       const int64_t s0 = block * ld_, keys = std::min(ld_, p_.keys - s0);
       hold(b, kv_head, s0, keys);
@@ -95,12 +98,12 @@ class BackwardWorker {
                                   values_right_.get());
     keys_for_q_ =
         product_.pack_right(by_columns<T>(p_.k, b, kv_head, s0, p_.dim), keys, keys_summed_.get());
-    std::fill_n(sums_k_.get(), keys * columns_, 0.0f);
-    std::fill_n(sums_v_.get(), keys * value_columns_, 0.0f);
+    std::fill_n(sums_k_.get(), keys * columns_, Acc{0});
+    std::fill_n(sums_v_.get(), keys * value_columns_, Acc{0});
   }
 
   // The block of query rows from l0 on against the keys held.
-  void meet(int64_t b, int64_t h, int64_t l0, int64_t s0, int64_t held_keys, float* sums_q) {
+  void meet(int64_t b, int64_t h, int64_t l0, int64_t s0, int64_t held_keys, Acc* sums_q) {
     const int64_t rows = std::min(blocking_.block_rows, p_.queries - l0);
     const int64_t keys = visible_keys(p_.is_causal, l0 + rows - 1, s0, held_keys);
     if (keys == 0) return;
@@ -127,35 +130,34 @@ class BackwardWorker {
                       sums_v_.get(), value_columns_, true);
     product_.multiply(keys, p_.dim, rows, transposed(grad_scores_.get(), keys, rows), q,
                       sums_k_.get(), columns_, true);
-    const StridedOperand<float> grad_scores{grad_scores_.get(), rows, ld_, 1};
+    const StridedOperand<Acc> grad_scores{grad_scores_.get(), rows, ld_, 1};
     product_.multiply(rows, p_.dim, keys, product_.pack_left(grad_scores, keys, left_.get()),
                       keys_for_q_, sums_q, columns_, true);
   }
 
-  Packed transposed(const float* tile, int64_t keys, int64_t rows) {
-    return product_.pack_left(StridedOperand<float>{tile, keys, 1, ld_}, rows, left_.get());
+  Packed transposed(const Acc* tile, int64_t keys, int64_t rows) {
+    return product_.pack_left(StridedOperand<Acc>{tile, keys, 1, ld_}, rows, left_.get());
   }
 
   // One row of the tiles: scores become the dropped-out softmax, dP becomes dS.
   void row(int64_t b, int64_t h, int64_t l, int64_t s0, int64_t keys, int64_t at) {
-    using V = Vec<float>;
-    float *x = weights_.get() + at, *grad = grad_scores_.get() + at;
+    Acc *x = weights_.get() + at, *grad = grad_scores_.get() + at;
     const int64_t width = round_up(keys, V::kWidth), index = (b * p_.heads + h) * p_.queries + l;
-    const float max = finish_scores(x, static_cast<float>(p_.scale), mask_.row(b, h, l, s0, keys),
-                                    visible_keys(p_.is_causal, l, s0, keys), width)
-                          .reduce_max();
+    const Acc max = finish_scores(x, static_cast<Acc>(p_.scale), mask_.row(b, h, l, s0, keys),
+                                  visible_keys(p_.is_causal, l, s0, keys), width)
+                        .reduce_max();
     // A tile with all of a row's keys normalises it anew: where one key outweighs all others, its
     // weight is 1 and its gradient 0 only if both come from the same rounding.
     const bool sees_all = s0 == 0 && visible_keys(p_.is_causal, l, 0, p_.keys) <= keys;
-    OnlineSoftmax<float> softmax;
-    softmax.max = sees_all ? max : static_cast<const float*>(p_.row_max)[index];
+    OnlineSoftmax<Acc> softmax;
+    softmax.max = sees_all ? max : static_cast<const Acc*>(p_.row_max)[index];
     softmax.sum = exponentials(x, softmax.max, width);
     const V scale =
-        V::set1(sees_all ? softmax.row_scale() : static_cast<const float*>(p_.row_scale)[index]);
+        V::set1(sees_all ? softmax.row_scale() : static_cast<const Acc*>(p_.row_scale)[index]);
     const bool drops = p_.dropout_p > 0;
     if (drops) dropout_row(dropout_, index, s0, width, dropout_factors_.get());
     const auto factor_at = [&](int64_t j) {
-      return drops ? V::load(dropout_factors_.get() + j) : V::set1(1.0f);
+      return drops ? V::load(dropout_factors_.get() + j) : V::set1(Acc{1});
     };
     V sum = V::zero();
     for (int64_t j = 0; j < width; j += V::kWidth) {
@@ -173,8 +175,7 @@ class BackwardWorker {
     if (p_.grad_mask.data != nullptr) add_to_mask(b, h, l, s0, keys, grad);
   }
 
-  float grad_dot_out(int64_t b, int64_t h, int64_t l) const {
-    using V = Vec<float>;
+  Acc grad_dot_out(int64_t b, int64_t h, int64_t l) const {
     const auto grad = by_rows<T>(p_.grad_out, b, h, l, 1), out = by_rows<T>(p_.out, b, h, l, 1);
     V sum = V::zero();
     for (int64_t e = 0; e < p_.value_dim; e += V::kWidth) {
@@ -184,9 +185,9 @@ class BackwardWorker {
     return sum.sum();
   }
 
-  void add_to_mask(int64_t b, int64_t h, int64_t l, int64_t s0, int64_t keys, const float* grad) {
+  void add_to_mask(int64_t b, int64_t h, int64_t l, int64_t s0, int64_t keys, const Acc* grad) {
     const AttentionMaskGradient& m = p_.grad_mask;
-    float* sum = static_cast<float*>(m.data) + b * m.b + h * m.h + l * m.row + s0 * m.key;
+    Acc* sum = static_cast<Acc*>(m.data) + b * m.b + h * m.h + l * m.row + s0 * m.key;
     if (m.key == 0) {
       for (int64_t j = 0; j < keys; ++j) *sum += grad[j];
     } else {
@@ -195,34 +196,34 @@ class BackwardWorker {
   }
 
   static void write(const Rows& to, int64_t b, int64_t h, int64_t row0, int64_t rows,
-                    const float* sums, int64_t ld, int64_t columns, double scale);
+                    const Acc* sums, int64_t ld, int64_t columns, double scale);
 
   const AttentionBackwardParams& p_;
   const Blocking& blocking_;
   const int64_t columns_, value_columns_;  // D and E in whole panels
   const int64_t ld_;                       // of the score tiles
-  float* sums_q_;                          // (splits, B, H, L, columns_)
+  Acc* sums_q_;                            // (splits, B, H, L, columns_)
   Product product_;
   MaskRows<T> mask_;
   const Dropout dropout_;
-  Scratch<float> dropout_factors_;
+  Scratch<Acc> dropout_factors_;
   Scratch<Element> keys_right_, keys_summed_, values_right_;
   Scratch<Element> queries_left_, queries_summed_, grads_left_, grads_summed_;
   Scratch<Element> left_;  // whatever is left of a product with a tile of scores
-  Scratch<float> weights_, grad_scores_, sums_k_, sums_v_;
+  Scratch<Acc> weights_, grad_scores_, sums_k_, sums_v_;
   Packed keys_{}, values_{}, keys_for_q_{};
 };
 
 // scale·sums, one row: `splits` of them, `stride` apart, are added up in order.
 template <class T>
-void write_row(const float* sums, int64_t splits, int64_t stride, int64_t columns, double scale,
+void write_row(const acc_t<T>* sums, int64_t splits, int64_t stride, int64_t columns, double scale,
                T* out) {
-  using V = Vec<float>;
+  using V = Vec<acc_t<T>>;
   for (int64_t j = 0; j < columns; j += V::kWidth) {
     const int n = static_cast<int>(std::min<int64_t>(V::kWidth, columns - j));
     V sum = V::load(sums + j);
     for (int64_t split = 1; split < splits; ++split) sum = sum + V::load(sums + split * stride + j);
-    (sum * V::set1(static_cast<float>(scale))).store(out + j, n);
+    (sum * V::set1(static_cast<acc_t<T>>(scale))).store(out + j, n);
   }
 }
 
@@ -233,7 +234,7 @@ T* row_of(const Rows& t, int64_t b, int64_t h, int64_t row) {
 
 template <class T, class Product>
 void BackwardWorker<T, Product>::write(const Rows& to, int64_t b, int64_t h, int64_t row0,
-                                       int64_t rows, const float* sums, int64_t ld, int64_t columns,
+                                       int64_t rows, const Acc* sums, int64_t ld, int64_t columns,
                                        double scale) {
   for (int64_t i = 0; i < rows; ++i) {
     write_row(sums + i * ld, 1, 0, columns, scale, row_of<T>(to, b, h, row0 + i));
@@ -245,7 +246,7 @@ void attention_backward(const AttentionBackwardParams& p) {
   using Product = TileProduct<Engine>;
   const BackwardBlocking<Product> blocking(p);
   const int64_t rows = p.batch * p.heads * p.queries;
-  Scratch<float> sums_q(blocking.splits * rows * blocking.query_columns);
+  Scratch<acc_t<T>> sums_q(blocking.splits * rows * blocking.query_columns);
   parallel_for(0, blocking.units * blocking.splits, 1, [&](int64_t begin, int64_t end) {
     BackwardWorker<T, Product> worker(p, blocking, sums_q.get());
     const int64_t pairs = blocking.pairs / blocking.units;

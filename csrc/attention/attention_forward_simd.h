@@ -12,6 +12,7 @@ namespace pyops::PYOPS_ISA_NAMESPACE {
 
 template <class Product>
 struct ForwardBlocking {
+  using Acc = typename Product::Acc;
   int64_t block_rows, row_blocks, block_keys, key_blocks;
   int64_t held_blocks;  // packed key blocks a thread keeps: all of a head's, or one
 
@@ -27,7 +28,7 @@ struct ForwardBlocking {
     row_blocks = ceil_div(p.queries, block_rows);
     block_keys = std::min(kMaxBlockKeys, round_up(p.keys, Dropout::kKeys));
     key_blocks = ceil_div(p.keys, block_keys);
-    const int64_t bytes = p.keys * (p.dim + p.value_dim) * static_cast<int64_t>(sizeof(float));
+    const int64_t bytes = p.keys * (p.dim + p.value_dim) * static_cast<int64_t>(sizeof(Acc));
     held_blocks = bytes <= kHeldBytes ? key_blocks : 1;
   }
 };
@@ -35,6 +36,9 @@ struct ForwardBlocking {
 // The workspace of one thread, and what it does with it.
 template <class T, class Product>
 class ForwardWorker {
+  using Acc = typename Product::Acc;
+  using V = Vec<Acc>;
+
  public:
   using Blocking = ForwardBlocking<Product>;
 
@@ -65,8 +69,8 @@ class ForwardWorker {
     }
     const Packed queries =
         product_.pack_left(by_rows<T>(p_.q, b, h, l0, rows), p_.dim, queries_.get());
-    std::fill_n(sums_.get(), rows * value_columns_, 0.0f);
-    std::fill_n(softmax_.get(), rows, OnlineSoftmax<float>{});
+    std::fill_n(sums_.get(), rows * value_columns_, Acc{0});
+    std::fill_n(softmax_.get(), rows, OnlineSoftmax<Acc>{});
     for (int64_t block = 0; block < blocking_.key_blocks; ++block) {
       const int64_t s0 = block * blocking_.block_keys;
       const int64_t keys = std::min(blocking_.block_keys, p_.keys - s0);
@@ -107,7 +111,6 @@ class ForwardWorker {
   // NaN or an infinity among the values must not come through those: such a block goes row by row.
   bool panels_may_share(int64_t b, int64_t kv_head, int64_t l0, int64_t s0, int64_t keys) const {
     if (visible_keys(p_.is_causal, l0, s0, keys) == keys) return true;
-    using V = Vec<float>;
     V zero = V::zero();
     const auto values = by_columns<T>(p_.v, b, kv_head, s0, p_.value_dim);
     for (int64_t s = 0; s < keys; ++s) {
@@ -126,7 +129,7 @@ class ForwardWorker {
     if (depth == 0) return;
     const int64_t ld = blocking_.block_keys;
     product_.multiply(rows, depth, p_.dim, queries, held_keys_, tile_.get(), ld, false);
-    const int64_t width = round_up(depth, Vec<float>::kWidth);
+    const int64_t width = round_up(depth, V::kWidth);
     for (int64_t r = 0; r < rows; ++r) {
       const int64_t l = l0 + i + r;
       const int64_t visible = visible_keys(p_.is_causal, l, s0, keys);
@@ -135,21 +138,20 @@ class ForwardWorker {
       if (p_.dropout_p > 0)
         drop(tile_.get() + r * ld, (b * p_.heads + h) * p_.queries + l, s0, width);
     }
-    const StridedOperand<float> weights{tile_.get(), rows, ld, 1};
+    const StridedOperand<Acc> weights{tile_.get(), rows, ld, 1};
     product_.multiply(rows, p_.value_dim, depth, product_.pack_left(weights, depth, weights_.get()),
                       held_values_, sums_.get() + i * value_columns_, value_columns_, true);
   }
 
   // Row i of the block meets keys as they lie in memory, and none that it does not see.
   void attend_alone(int64_t b, int64_t h, int64_t l0, int64_t i, int64_t s0, int64_t keys) {
-    using V = Vec<float>;
     const int64_t kv_head = h / (p_.heads / p_.kv_heads), l = l0 + i;
     const int64_t visible = visible_keys(p_.is_causal, l, s0, keys);
     if (visible == 0) return;
     const auto q = by_rows<T>(p_.q, b, h, l, 1), k = by_rows<T>(p_.k, b, kv_head, s0, keys);
-    float* x = tile_.get();
+    Acc* x = tile_.get();
     multiply_row(q, k, visible, p_.dim, x);
-    float* sums = sums_.get() + i * value_columns_;
+    Acc* sums = sums_.get() + i * value_columns_;
     const int64_t width = round_up(visible, V::kWidth);
     soften(x, softmax_[i], sums, mask_.row(b, h, l, s0, keys), visible, width);
     if (p_.dropout_p > 0) drop(x, (b * p_.heads + h) * p_.queries + l, s0, width);
@@ -157,8 +159,7 @@ class ForwardWorker {
   }
 
   // sums += weights·values, four vectors of columns at a time.
-  void add_values(const float* weights, const StridedOperand<T>& values, float* sums) const {
-    using V = Vec<float>;
+  void add_values(const Acc* weights, const StridedOperand<T>& values, Acc* sums) const {
     constexpr int kVecs = 4;
     for (int64_t e0 = 0; e0 < p_.value_dim; e0 += kVecs * V::kWidth) {
       int columns[kVecs];
@@ -175,17 +176,16 @@ class ForwardWorker {
         }
       }
       for (int v = 0; v < kVecs && columns[v] > 0; ++v) {
-        float* to = sums + e0 + v * V::kWidth;
+        Acc* to = sums + e0 + v * V::kWidth;
         (sum[v] + V::load(to)).store(to);
       }
     }
   }
 
-  void soften(float* x, OnlineSoftmax<float>& softmax, float* sums, const float* mask,
-              int64_t visible, int64_t width) const {
-    using V = Vec<float>;
-    const auto scale = static_cast<float>(p_.scale);
-    const float factor =
+  void soften(Acc* x, OnlineSoftmax<Acc>& softmax, Acc* sums, const Acc* mask, int64_t visible,
+              int64_t width) const {
+    const auto scale = static_cast<Acc>(p_.scale);
+    const Acc factor =
         softmax.raise_max(finish_scores(x, scale, mask, visible, width).reduce_max());
     softmax.sum += exponentials(x, softmax.max, width);
     if (factor == 1) return;
@@ -194,8 +194,7 @@ class ForwardWorker {
     }
   }
 
-  void drop(float* x, int64_t row, int64_t s0, int64_t width) const {
-    using V = Vec<float>;
+  void drop(Acc* x, int64_t row, int64_t s0, int64_t width) const {
     dropout_row(dropout_, row, s0, width, dropout_factors_.get());
     for (int64_t j = 0; j < width; j += V::kWidth) {
       (V::load(x + j) * V::load(dropout_factors_.get() + j)).store(x + j);
@@ -203,13 +202,12 @@ class ForwardWorker {
   }
 
   void write(int64_t b, int64_t h, int64_t l0, int64_t rows) const {
-    using V = Vec<float>;
     const int64_t first = (b * p_.heads + h) * p_.queries + l0;
     for (int64_t i = 0; i < rows; ++i) {
-      const float scale = softmax_[i].row_scale();
-      static_cast<float*>(p_.row_max)[first + i] = softmax_[i].max;
-      static_cast<float*>(p_.row_scale)[first + i] = scale;
-      const float* sums = sums_.get() + i * value_columns_;
+      const Acc scale = softmax_[i].row_scale();
+      static_cast<Acc*>(p_.row_max)[first + i] = softmax_[i].max;
+      static_cast<Acc*>(p_.row_scale)[first + i] = scale;
+      const Acc* sums = sums_.get() + i * value_columns_;
       T* out = static_cast<T*>(p_.out.data) + b * p_.out.b + h * p_.out.h + (l0 + i) * p_.out.row;
       for (int64_t e = 0; e < p_.value_dim; e += V::kWidth) {
         const int n = static_cast<int>(std::min<int64_t>(V::kWidth, p_.value_dim - e));
@@ -224,12 +222,12 @@ class ForwardWorker {
   Product product_;
   MaskRows<T> mask_;
   const Dropout dropout_;
-  Scratch<float> dropout_factors_;
+  Scratch<Acc> dropout_factors_;
   Scratch<Element> queries_;
   const int64_t keys_stride_, values_stride_;  // of packed key blocks
   Scratch<Element> keys_, values_, weights_;
-  Scratch<float> tile_, sums_;
-  Scratch<OnlineSoftmax<float>> softmax_;
+  Scratch<Acc> tile_, sums_;
+  Scratch<OnlineSoftmax<Acc>> softmax_;
   Packed held_keys_{}, held_values_{};
   int64_t head_ = -1, packed_blocks_ = 0;
 };

@@ -1,4 +1,4 @@
-// Plain loops over queries and keys, nothing of size L×S: the oracle, and the kernel of float64.
+// Plain loops over queries and keys, nothing of size L×S: the oracle, and the fallback.
 // All sums are in float64; only a score is rounded to the type that row_max is stored in.
 #include <algorithm>
 

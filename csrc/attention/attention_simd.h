@@ -1,4 +1,4 @@
-// Both directions for the types that compute in float32.
+// Both directions for every type.
 #pragma once
 
 #include "attention/attention_backward_simd.h"
@@ -6,22 +6,18 @@
 
 namespace pyops::PYOPS_ISA_NAMESPACE {
 
-// Calls f(T{}) with the C++ type of `dtype`; float64 has no exponential here.
-template <class F>
-void dispatch_float32_based(Dtype dtype, F&& f) {
-  if (dtype == Dtype::kFloat32) return f(float{});
-  if (dtype == Dtype::kBFloat16) return f(BFloat16{});
-  return f(Float16{});
-}
-
 inline void attention_forward(const AttentionParams& params) {
-  dispatch_float32_based(
-      params.dtype, [&](auto t) { attention_forward<decltype(t), VectorEngine<float>>(params); });
+  dispatch_dtype(params.dtype, [&](auto t) {
+    using T = decltype(t);
+    attention_forward<T, VectorEngine<acc_t<T>>>(params);
+  });
 }
 
 inline void attention_backward(const AttentionBackwardParams& params) {
-  dispatch_float32_based(
-      params.dtype, [&](auto t) { attention_backward<decltype(t), VectorEngine<float>>(params); });
+  dispatch_dtype(params.dtype, [&](auto t) {
+    using T = decltype(t);
+    attention_backward<T, VectorEngine<acc_t<T>>>(params);
+  });
 }
 
 }  // namespace pyops::PYOPS_ISA_NAMESPACE

@@ -4,6 +4,10 @@
 // both are read a vector of keys at a time.
 #pragma once
 
+#include <bit>
+#include <limits>
+#include <type_traits>
+
 #include "attention/attention.h"
 #include "attention/attention_softmax.h"
 #include "gemm/gemm_simd.h"
@@ -23,6 +27,7 @@ inline int64_t round_up(int64_t n, int64_t multiple) { return ceil_div(n, multip
 template <class Engine>
 class TileProduct {
  public:
+  using Acc = typename Engine::Acc;
   using Element = typename Engine::Element;
   static constexpr int64_t kRows = Engine::kRows, kCols = Engine::kCols;
   static_assert(Dropout::kKeys % kCols == 0);
@@ -65,7 +70,7 @@ class TileProduct {
   }
 
   // c (m×n, whole vectors of columns) = or += a·b over the first `depth` of the summed dimension.
-  void multiply(int64_t m, int64_t n, int64_t depth, const Packed& a, const Packed& b, float* c,
+  void multiply(int64_t m, int64_t n, int64_t depth, const Packed& a, const Packed& b, Acc* c,
                 int64_t ldc, bool add) {
     const int64_t a_panel = Engine::panel_elements(kRows, a.depth);
     const int64_t b_panel = Engine::panel_elements(kCols, b.depth);
@@ -94,37 +99,50 @@ StridedOperand<T> by_columns(const ConstRows& t, int64_t b, int64_t h, int64_t r
   return {static_cast<const T*>(t.data) + b * t.b + h * t.h + row * t.row, columns, 1, t.row};
 }
 
-// Mask rows as contiguous float32 to be added: the mask itself where it is that already, else a
+// 0 for true, -inf for false, in integers: so it becomes vector code.
+template <class Acc>
+Acc zero_if(bool seen) {
+  if constexpr (sizeof(Acc) == sizeof(double)) {
+    return std::bit_cast<double>((static_cast<uint64_t>(seen) - 1) & 0xfff0000000000000);
+  } else {
+    return bits_float((static_cast<uint32_t>(seen) - 1u) & 0xff800000u);
+  }
+}
+
+// Mask rows as contiguous numbers to be added: the mask itself where it is that already, else a
 // copy of one row, kept while the same row is asked for (a mask without a query dimension).
 template <class T>
 class MaskRows {
+  using Acc = acc_t<T>;
+
  public:
   explicit MaskRows(const AttentionMask& mask) : mask_(mask), row_(kMaxBlockKeys) {}
 
   // Null without a mask.
-  const float* row(int64_t b, int64_t h, int64_t l, int64_t s0, int64_t keys) {
+  const Acc* row(int64_t b, int64_t h, int64_t l, int64_t s0, int64_t keys) {
     const int64_t at = b * mask_.b + h * mask_.h + l * mask_.row + s0 * mask_.key;
     if (mask_.kind == MaskKind::kNone) return nullptr;
     if (mask_.kind == MaskKind::kBool) {
-      const auto* from = static_cast<const bool*>(mask_.data) + at;
-      // 0 for true, -inf for false, in integers: so it becomes vector code.
-      return converted(from, keys, [](bool seen) {
-        return bits_float((static_cast<uint32_t>(seen) - 1u) & 0xff800000u);
-      });
+      return converted(static_cast<const bool*>(mask_.data) + at, keys, zero_if<Acc>);
     }
-    const auto to_float = [](auto x) { return static_cast<float>(x); };
-    if (mask_.dtype != Dtype::kFloat32) {
-      return converted(static_cast<const T*>(mask_.data) + at, keys, to_float);
-    }
-    const auto* from = static_cast<const float*>(mask_.data) + at;
-    return mask_.key == 1 ? from : converted(from, keys, to_float);
+    return mask_.dtype == Dtype::kFloat32
+               ? numbers(static_cast<const float*>(mask_.data) + at, keys)
+               : numbers(static_cast<const T*>(mask_.data) + at, keys);
   }
 
  private:
+  template <class M>
+  const Acc* numbers(const M* from, int64_t keys) {
+    if constexpr (std::is_same_v<M, Acc>) {
+      if (mask_.key == 1) return from;
+    }
+    return converted(from, keys, [](M x) { return static_cast<Acc>(x); });
+  }
+
   template <class M, class Convert>
-  const float* converted(const M* from, int64_t keys, Convert convert) {
+  const Acc* converted(const M* from, int64_t keys, Convert convert) {
     if (from == held_ && keys <= held_keys_) return row_.get();
-    float* row = row_.get();
+    Acc* row = row_.get();
     if (mask_.key == 1) {
       for (int64_t j = 0; j < keys; ++j) row[j] = convert(from[j]);
     } else {
@@ -136,7 +154,7 @@ class MaskRows {
   }
 
   const AttentionMask& mask_;
-  Scratch<float> row_;
+  Scratch<Acc> row_;
   const void* held_ = nullptr;
   int64_t held_keys_ = 0;
 };
@@ -157,8 +175,8 @@ inline bool meets_keys_alone(const AttentionShape& p) { return p.queries <= 4; }
 // weights of a row sum to 1 only then.
 template <class T>
 void multiply_row(const StridedOperand<T>& q, const StridedOperand<T>& k, int64_t keys, int64_t dim,
-                  float* x) {
-  using V = Vec<float>;
+                  acc_t<T>* x) {
+  using V = Vec<acc_t<T>>;
   for (int64_t s = 0; s < keys; ++s) {
     V sum = V::zero();
     for (int64_t d = 0; d < dim; d += V::kWidth) {
@@ -171,10 +189,10 @@ void multiply_row(const StridedOperand<T>& q, const StridedOperand<T>& k, int64_
 
 // x[0, visible) becomes scale·x + mask and x[visible, width) -inf; the maximum lane by lane, NaN
 // aside. `width` is a multiple of the vector width.
-inline Vec<float> finish_scores(float* x, float scale, const float* mask, int64_t visible,
-                                int64_t width) {
-  using V = Vec<float>;
-  V max = V::set1(lowest<float>());
+template <class Acc>
+Vec<Acc> finish_scores(Acc* x, Acc scale, const Acc* mask, int64_t visible, int64_t width) {
+  using V = Vec<Acc>;
+  V max = V::set1(lowest<Acc>());
   const V factor = V::set1(scale);
   for (int64_t j = 0; j < visible; j += V::kWidth) {
     const int n = static_cast<int>(std::min<int64_t>(V::kWidth, visible - j));
@@ -182,18 +200,20 @@ inline Vec<float> finish_scores(float* x, float scale, const float* mask, int64_
     score = mask == nullptr ? score * factor : V::fma(score, factor, V::load(mask + j, n));
     score.store(x + j);
     if (n < V::kWidth) {
-      std::fill(x + visible, x + j + V::kWidth, -INFINITY);
+      std::fill(x + visible, x + j + V::kWidth, -std::numeric_limits<Acc>::infinity());
       score = V::load(x + j);
     }
     max = V::max(max, score);
   }
-  std::fill(x + std::min(width, round_up(visible, V::kWidth)), x + width, -INFINITY);
+  std::fill(x + std::min(width, round_up(visible, V::kWidth)), x + width,
+            -std::numeric_limits<Acc>::infinity());
   return max;
 }
 
 // x = e^(x - max); their sum.
-inline float exponentials(float* x, float max, int64_t width) {
-  using V = Vec<float>;
+template <class Acc>
+Acc exponentials(Acc* x, Acc max, int64_t width) {
+  using V = Vec<Acc>;
   V sum = V::zero();
   const V m = V::set1(max);
   for (int64_t j = 0; j < width; j += V::kWidth) {
@@ -205,8 +225,8 @@ inline float exponentials(float* x, float max, int64_t width) {
 }
 
 // Dropout factors of keys [s0, s0 + keys) of one row, at most kMaxBlockKeys.
-inline void dropout_row(const Dropout& dropout, int64_t row, int64_t s0, int64_t keys,
-                        float* factors) {
+template <class Acc>
+void dropout_row(const Dropout& dropout, int64_t row, int64_t s0, int64_t keys, Acc* factors) {
   for (int64_t j = 0; j < keys; j += Dropout::kKeys) dropout.factors(row, s0 + j, factors + j);
 }
 

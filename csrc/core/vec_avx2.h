@@ -91,6 +91,12 @@ struct Vec<float> {
     s = _mm_add_ps(s, _mm_movehl_ps(s, s));
     return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
   }
+  // The sums of four, in the first four lanes.
+  static Vec sums_of(const Vec (&x)[4]) {
+    const __m256 s = _mm256_hadd_ps(_mm256_hadd_ps(x[0].v, x[1].v), _mm256_hadd_ps(x[2].v, x[3].v));
+    return {
+        _mm256_zextps128_ps256(_mm_add_ps(_mm256_castps256_ps128(s), _mm256_extractf128_ps(s, 1)))};
+  }
   float reduce_max() const {
     __m128 s = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
     s = _mm_max_ps(s, _mm_movehl_ps(s, s));
@@ -168,8 +174,10 @@ struct Vec<double> {
   friend Vec operator+(Vec a, Vec b) { return {_mm256_add_pd(a.v, b.v)}; }
   friend Vec operator-(Vec a, Vec b) { return {_mm256_sub_pd(a.v, b.v)}; }
   friend Vec operator*(Vec a, Vec b) { return {_mm256_mul_pd(a.v, b.v)}; }
+  friend Vec operator/(Vec a, Vec b) { return {_mm256_div_pd(a.v, b.v)}; }
   static Vec fma(Vec a, Vec b, Vec c) { return {_mm256_fmadd_pd(a.v, b.v, c.v)}; }
   static Vec max(Vec a, Vec b) { return {_mm256_max_pd(a.v, b.v)}; }
+  static Vec min(Vec a, Vec b) { return {_mm256_min_pd(a.v, b.v)}; }
   static Vec where_positive(Vec condition, Vec x) {
     return {_mm256_and_pd(_mm256_cmp_pd(condition.v, _mm256_setzero_pd(), _CMP_NLE_UQ), x.v)};
   }
@@ -178,9 +186,39 @@ struct Vec<double> {
         _mm256_or_pd(_mm256_cmp_pd(a.v, b.v, _CMP_GT_OQ), _mm256_cmp_pd(a.v, a.v, _CMP_UNORD_Q));
     return {_mm256_blendv_pd(y.v, x.v, take)};
   }
+  static Vec zero_below(Vec condition, Vec limit, Vec x) {
+    return {_mm256_andnot_pd(_mm256_cmp_pd(condition.v, limit.v, _CMP_LT_OQ), x.v)};
+  }
+  static Vec abs(Vec a) { return {_mm256_andnot_pd(_mm256_set1_pd(-0.0), a.v)}; }
+  static Vec copysign(Vec magnitude, Vec sign) {
+    return {_mm256_or_pd(magnitude.v, _mm256_and_pd(_mm256_set1_pd(-0.0), sign.v))};
+  }
+  static Vec round(Vec a) {
+    return {_mm256_round_pd(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
+  }
+  static Vec ldexp(Vec x, Vec n) {
+    const __m128i e = _mm256_cvtpd_epi32(n.v), half = _mm_srai_epi32(e, 1);
+    return {_mm256_mul_pd(_mm256_mul_pd(x.v, power_of_two(half)),
+                          power_of_two(_mm_sub_epi32(e, half)))};
+  }
   double sum() const {
     const __m128d s = _mm_add_pd(_mm256_castpd256_pd128(v), _mm256_extractf128_pd(v, 1));
     return _mm_cvtsd_f64(_mm_add_sd(s, _mm_unpackhi_pd(s, s)));
+  }
+  static Vec sums_of(const Vec (&x)[4]) {
+    const __m256d low = _mm256_hadd_pd(x[0].v, x[1].v), high = _mm256_hadd_pd(x[2].v, x[3].v);
+    return {
+        _mm256_add_pd(_mm256_blend_pd(low, high, 0b1100), _mm256_permute2f128_pd(low, high, 0x21))};
+  }
+  double reduce_max() const {
+    const __m128d s = _mm_max_pd(_mm256_castpd256_pd128(v), _mm256_extractf128_pd(v, 1));
+    return _mm_cvtsd_f64(_mm_max_sd(s, _mm_unpackhi_pd(s, s)));
+  }
+
+ private:
+  static __m256d power_of_two(__m128i n) {
+    const __m256i biased = _mm256_cvtepi32_epi64(_mm_add_epi32(n, _mm_set1_epi32(1023)));
+    return _mm256_castsi256_pd(_mm256_slli_epi64(biased, 52));
   }
 };
 

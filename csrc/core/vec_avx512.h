@@ -85,6 +85,16 @@ struct Vec<float> {
   // x * 2^n for an integral n.
   static Vec ldexp(Vec x, Vec n) { return {_mm512_scalef_ps(x.v, n.v)}; }
   float sum() const { return _mm512_reduce_add_ps(v); }
+  // The sums of four, in the first four lanes.
+  static Vec sums_of(const Vec (&x)[4]) {
+    const auto half = [](Vec a) {
+      return _mm256_add_ps(_mm512_castps512_ps256(a.v), _mm512_extractf32x8_ps(a.v, 1));
+    };
+    const __m256 s = _mm256_hadd_ps(_mm256_hadd_ps(half(x[0]), half(x[1])),
+                                    _mm256_hadd_ps(half(x[2]), half(x[3])));
+    return {
+        _mm512_zextps128_ps512(_mm_add_ps(_mm256_castps256_ps128(s), _mm256_extractf128_ps(s, 1)))};
+  }
   float reduce_max() const { return _mm512_reduce_max_ps(v); }
 
  private:
@@ -122,6 +132,7 @@ struct Vec<double> {
   friend Vec operator+(Vec a, Vec b) { return {_mm512_add_pd(a.v, b.v)}; }
   friend Vec operator-(Vec a, Vec b) { return {_mm512_sub_pd(a.v, b.v)}; }
   friend Vec operator*(Vec a, Vec b) { return {_mm512_mul_pd(a.v, b.v)}; }
+  friend Vec operator/(Vec a, Vec b) { return {_mm512_div_pd(a.v, b.v)}; }
   static Vec fma(Vec a, Vec b, Vec c) { return {_mm512_fmadd_pd(a.v, b.v, c.v)}; }
   static Vec fma(const double* a, Vec b, Vec c) {
 #if defined(PYOPS_EMULATED)
@@ -132,6 +143,7 @@ struct Vec<double> {
 #endif
   }
   static Vec max(Vec a, Vec b) { return {_mm512_max_pd(a.v, b.v)}; }
+  static Vec min(Vec a, Vec b) { return {_mm512_min_pd(a.v, b.v)}; }
   static Vec where_positive(Vec condition, Vec x) {
     return {_mm512_maskz_mov_pd(_mm512_cmp_pd_mask(condition.v, _mm512_setzero_pd(), _CMP_NLE_UQ),
                                 x.v)};
@@ -141,7 +153,27 @@ struct Vec<double> {
                                                 _mm512_cmp_pd_mask(a.v, a.v, _CMP_UNORD_Q));
     return {_mm512_mask_mov_pd(y.v, take, x.v)};
   }
+  static Vec zero_below(Vec condition, Vec limit, Vec x) {
+    const __mmask8 below = _mm512_cmp_pd_mask(condition.v, limit.v, _CMP_LT_OQ);
+    return {_mm512_mask_mov_pd(x.v, below, _mm512_setzero_pd())};
+  }
+  static Vec abs(Vec a) { return {_mm512_andnot_pd(_mm512_set1_pd(-0.0), a.v)}; }
+  static Vec copysign(Vec magnitude, Vec sign) {
+    return {_mm512_or_pd(magnitude.v, _mm512_and_pd(_mm512_set1_pd(-0.0), sign.v))};
+  }
+  static Vec round(Vec a) { return {_mm512_roundscale_pd(a.v, _MM_FROUND_TO_NEAREST_INT)}; }
+  static Vec ldexp(Vec x, Vec n) { return {_mm512_scalef_pd(x.v, n.v)}; }
   double sum() const { return _mm512_reduce_add_pd(v); }
+  static Vec sums_of(const Vec (&x)[4]) {
+    const auto half = [](Vec a) {
+      return _mm256_add_pd(_mm512_castpd512_pd256(a.v), _mm512_extractf64x4_pd(a.v, 1));
+    };
+    const __m256d low = _mm256_hadd_pd(half(x[0]), half(x[1]));
+    const __m256d high = _mm256_hadd_pd(half(x[2]), half(x[3]));
+    return {_mm512_zextpd256_pd512(_mm256_add_pd(_mm256_blend_pd(low, high, 0b1100),
+                                                 _mm256_permute2f128_pd(low, high, 0x21)))};
+  }
+  double reduce_max() const { return _mm512_reduce_max_pd(v); }
 };
 
 // Rows of a W×W block become its columns; W is the vector width.

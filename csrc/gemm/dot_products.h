@@ -17,8 +17,11 @@ inline constexpr int kDotRows = 2, kDotCols = 4;
 #endif
 
 // Packing touches each number once more; below eight rows, or below what one packed tile computes
-// in the time of its packing, reading the operands where they lie is cheaper.
-inline bool dot_products_pay(int64_t m, int64_t n) { return m <= 8 || n <= 16; }
+// in the time of its packing, reading the operands where they lie is cheaper. A sum of few products
+// takes longer to add up over the lanes than to multiply (Zen 3, November 2026).
+inline bool dot_products_pay(int64_t m, int64_t n, int64_t k) {
+  return (m <= 8 || n <= 16) && k >= 8 * std::min(m, n);
+}
 
 // Rows past the last stand for the last: their sums are dropped.
 template <int kRows, class Source>
@@ -28,6 +31,7 @@ void dot_rows(const Source& source, int64_t i, int64_t (&offsets)[kRows]) {
   }
 }
 
+// One row of the tile is a vector, of which kDotCols numbers count: as such it can be read at once.
 template <int kRows, class A, class B, class Acc>
 void dot_tile(int64_t i, int64_t j, int64_t k, const A& a, const B& b, Acc* tile) {
   using V = Vec<Acc>;
@@ -57,9 +61,7 @@ void dot_tile(int64_t i, int64_t j, int64_t k, const A& a, const B& b, Acc* tile
     const int rest = static_cast<int>(k - p);
     add_products([p, rest](const auto& source, int64_t row) { return source.load(row + p, rest); });
   }
-  for (int r = 0; r < kRows; ++r) {
-    for (int c = 0; c < kDotCols; ++c) tile[r * kDotCols + c] = sums[r][c].sum();
-  }
+  for (int r = 0; r < kRows; ++r) V::sums_of(sums[r]).store(tile + r * V::kWidth);
 }
 
 template <class A, class B, class Sink>
@@ -67,15 +69,16 @@ void dot_products(int64_t m, int64_t n, int64_t k, const A& a, const B& b, const
   using Acc = typename A::Acc;
   // Products that pay for waking a thread; with few rows, reading B takes as long as eight.
   constexpr int64_t kRows = kDotRows, kCols = kDotCols, kMinimumWork = 1 << 19;
+  constexpr int64_t kLine = Vec<Acc>::kWidth;
   const int64_t work = std::max<int64_t>(1, kCols * std::max<int64_t>(m, 8) * k);
   const int64_t grain = std::max<int64_t>(1, kMinimumWork / work);
   parallel_for(0, ceil_div(n, kCols), grain, [&](int64_t begin, int64_t end) {
-    Acc tile[kRows * kCols];
+    alignas(64) Acc tile[kRows * kLine];
     for (int64_t j = begin * kCols; j < std::min(n, end * kCols); j += kCols) {
       for (int64_t i = 0; i < m; i += kRows) {
         i + 1 < m ? dot_tile<kDotRows>(i, j, k, a, b, tile) : dot_tile<1>(i, j, k, a, b, tile);
         sink(i, j, static_cast<int>(std::min(kRows, m - i)),
-             static_cast<int>(std::min(kCols, n - j)), tile, kCols);
+             static_cast<int>(std::min(kCols, n - j)), tile, kLine);
       }
     }
   });

@@ -6,6 +6,9 @@
 // Geijn 2015). When several row blocks would pack B again and again, B is packed once up front.
 #pragma once
 
+#include <limits>
+#include <type_traits>
+
 #include "core/cache.h"
 #include "core/precision.h"
 #include "core/scratch.h"
@@ -247,7 +250,7 @@ void gemm(int64_t m, int64_t n, int64_t k, const A& a, const B& b, const Sink& s
   static_assert(std::is_same_v<Acc, typename B::Acc>);
   if (m == 0 || n == 0) return;
   if constexpr (RowReadable<A> && RowReadable<B>) {
-    if (a.rows_contiguous() && b.rows_contiguous() && dot_products_pay(m, n)) {
+    if (a.rows_contiguous() && b.rows_contiguous() && dot_products_pay(m, n, k)) {
       return dot_products(m, n, k, a, b, sink);
     }
   }
@@ -264,8 +267,10 @@ void gemm(int64_t m, int64_t n, int64_t k, const A& a, const B& b, const Sink& s
   }
 #endif
   if constexpr (ColumnReadable<B>) {
-    if (b.i_stride == 1 && m <= kThin) return thin_rows(m, n, k, a, b, sink);
-    if (b.i_stride == 1 && k <= kThin) return thin_depth(m, n, k, a, b, sink);
+    const bool in_place = b.i_stride == 1;
+    if (in_place && k <= kThin) return thin_depth_in_place(m, n, k, a, b, sink);
+    if (in_place && m <= kThin) return thin_rows(m, n, k, a, b, sink);
+    if (k <= kThin) return thin_depth_packed(m, n, k, a, b, sink);
   }
   Gemm<VectorEngine<Acc>, A, B, Sink>(m, n, k, a, b, sink).run();
 }
@@ -291,20 +296,35 @@ struct MatrixSink {
   }
 
   void operator()(int64_t i, int64_t j, int rows, int cols, const Acc* tile, int64_t ld) const {
-    using V = Vec<Acc>;
-    for (int r = 0; r < rows; ++r) {
-      T* out = c + (i + r) * row_stride + j;
-      for (int q = 0; q < cols; q += V::kWidth) {
-        const int n = std::min(V::kWidth, cols - q);
-        V x = V::load(tile + r * ld + q, n);
-        if (col_bias != nullptr) x = x + V::load(col_bias + j + q, n);
-        if (accumulate) x = x + V::load(out + q, n);
-        // max returns its second operand for NaN, which keeps NaN as ReLU does.
-        if (relu) x = V::max(V::zero(), x);
-        n == V::kWidth ? x.store(out + q) : x.store(out + q, n);
-      }
+    const Finish finish{col_bias != nullptr ? col_bias + j : nullptr, accumulate,
+                        relu ? Acc{0} : -std::numeric_limits<Acc>::infinity()};
+    const int64_t stride = row_stride;
+    T* out = c + i * stride + j;
+    for (int r = 0; r < rows; ++r, tile += ld, out += stride) {
+      int q = 0;
+      for (; q + kV <= cols; q += kV) finish(tile, q, std::integral_constant<int, kV>{}, out);
+      if (q < cols) finish(tile, q, cols - q, out);
     }
   }
+
+ private:
+  static constexpr int kV = Vec<Acc>::kWidth;
+
+  // What the loops keep in registers: for all the compiler knows, a store changes the sink.
+  struct Finish {
+    const T* bias;
+    bool accumulate;
+    Acc floor;
+
+    template <class Count>
+    [[gnu::always_inline]] void operator()(const Acc* tile, int q, Count n, T* out) const {
+      Vec<Acc> x = load(tile + q, n);
+      if (bias != nullptr) x = x + load(bias + q, n);
+      if (accumulate) x = x + load(out + q, n);
+      // max returns its second operand for NaN, which keeps NaN as ReLU does.
+      store(Vec<Acc>::max(Vec<Acc>::set1(floor), x), out + q, n);
+    }
+  };
 };
 
 }  // namespace pyops::PYOPS_ISA_NAMESPACE

@@ -27,8 +27,8 @@ concept ColumnReadable = requires(const Source& s) {
   s.load(int64_t{}, 0);
 };
 
-// sums[r][v] += Σ_p a[p * kThinRows + r] · b[p, j + v], `depth` rows of B from row p on.
-template <int kVecs, bool kWhole, class B, class Acc>
+// sums[r][v] = or += Σ_p a[p * kThinRows + r] · b[p, j + v], `depth` rows of B from row p on.
+template <int kVecs, bool kWhole, bool kAdd, class B, class Acc>
 void thin_tile(const Acc* a, const B& b, int64_t j, int64_t p, int64_t depth, int last, Acc* sums,
                int64_t ld) {
   using V = Vec<Acc>;
@@ -36,7 +36,9 @@ void thin_tile(const Acc* a, const B& b, int64_t j, int64_t p, int64_t depth, in
 #pragma GCC unroll 4
   for (int r = 0; r < kThinRows; ++r) {
 #pragma GCC unroll 4
-    for (int v = 0; v < kVecs; ++v) acc[r][v] = V::load(sums + r * ld + v * V::kWidth);
+    for (int v = 0; v < kVecs; ++v) {
+      acc[r][v] = kAdd ? V::load(sums + r * ld + v * V::kWidth) : V::zero();
+    }
   }
   int64_t at = j + p * b.p_stride;
   for (int64_t q = 0; q < depth; ++q, at += b.p_stride, a += kThinRows) {
@@ -61,7 +63,7 @@ void thin_tile(const Acc* a, const B& b, int64_t j, int64_t p, int64_t depth, in
 }
 
 // The same for columns [j, j + cols), cols at most kThinVecs vectors.
-template <class B, class Acc>
+template <bool kAdd, class B, class Acc>
 void thin_columns(const Acc* a, const B& b, int64_t j, int64_t cols, int64_t p, int64_t depth,
                   Acc* sums, int64_t ld) {
   constexpr int kV = Vec<Acc>::kWidth;
@@ -69,8 +71,8 @@ void thin_columns(const Acc* a, const B& b, int64_t j, int64_t cols, int64_t p, 
   const int last = static_cast<int>(cols) - (vecs - 1) * kV;
   const auto tile = [&](auto n) {
     constexpr int kVecs = decltype(n)::value;
-    last == kV ? thin_tile<kVecs, true>(a, b, j, p, depth, last, sums, ld)
-               : thin_tile<kVecs, false>(a, b, j, p, depth, last, sums, ld);
+    last == kV ? thin_tile<kVecs, true, kAdd>(a, b, j, p, depth, last, sums, ld)
+               : thin_tile<kVecs, false, kAdd>(a, b, j, p, depth, last, sums, ld);
   };
   if constexpr (kThinVecs == 4) {
     if (vecs == 4) return tile(std::integral_constant<int, 4>{});
@@ -112,8 +114,9 @@ void thin_rows(int64_t m, int64_t n, int64_t k, const A& a, const B& b, const Si
         for (int64_t p = stretch; p < stop; p += kBlock) {
           for (int64_t j = 0; j < cols; j += kCols) {
             for (int64_t i = 0; i < panels; ++i) {
-              thin_columns(&packed[(i * k + p) * kThinRows], b, j0 + j, std::min(kCols, cols - j),
-                           p, std::min(kBlock, stop - p), &sums[i * kThinRows * range + j], range);
+              thin_columns<true>(&packed[(i * k + p) * kThinRows], b, j0 + j,
+                                 std::min(kCols, cols - j), p, std::min(kBlock, stop - p),
+                                 &sums[i * kThinRows * range + j], range);
             }
           }
         }
@@ -127,9 +130,11 @@ void thin_rows(int64_t m, int64_t n, int64_t k, const A& a, const B& b, const Si
   });
 }
 
-// Little depth: rows of C are written once, in long runs.
-template <class A, class B, class Sink>
-void thin_depth(int64_t m, int64_t n, int64_t k, const A& a, const B& b, const Sink& sink) {
+// Little depth: rows of C are written once, in long runs. multiply(a, j, cols, tile) is one tile of
+// A's rows and B's columns [j, j + cols).
+template <class A, class Multiply, class Sink>
+void thin_depth(int64_t m, int64_t n, int64_t k, const A& a, const Multiply& multiply,
+                const Sink& sink) {
   using Acc = typename A::Acc;
   constexpr int64_t kCols = kThinVecs * Vec<Acc>::kWidth, kMinimumWork = 1 << 16;
   const int64_t grain = std::max<int64_t>(1, kMinimumWork / (kThinRows * n));
@@ -139,14 +144,35 @@ void thin_depth(int64_t m, int64_t n, int64_t k, const A& a, const B& b, const S
     for (int64_t i = begin * kThinRows; i < std::min(m, end * kThinRows); i += kThinRows) {
       a.template pack<kThinRows>(i, 0, k, packed);
       for (int64_t j = 0; j < n; j += kCols) {
-        clear(tile, kThinRows * kCols);
         const int64_t cols = std::min(kCols, n - j);
-        thin_columns(packed, b, j, cols, 0, k, tile, kCols);
+        multiply(packed, j, cols, tile);
         sink(i, j, static_cast<int>(std::min<int64_t>(kThinRows, m - i)), static_cast<int>(cols),
              tile, kCols);
       }
     }
   });
+}
+
+// The same with B as it lies, its columns side by side, or packed so.
+template <class A, class B, class Sink>
+void thin_depth_in_place(int64_t m, int64_t n, int64_t k, const A& a, const B& b,
+                         const Sink& sink) {
+  const auto multiply = [&](const auto* rows, int64_t j, int64_t cols, auto* tile) {
+    thin_columns<false>(rows, b, j, cols, 0, k, tile, kThinVecs * Vec<typename A::Acc>::kWidth);
+  };
+  thin_depth(m, n, k, a, multiply, sink);
+}
+template <class A, class B, class Sink>
+void thin_depth_packed(int64_t m, int64_t n, int64_t k, const A& a, const B& b, const Sink& sink) {
+  using Acc = typename A::Acc;
+  constexpr int64_t kCols = kThinVecs * Vec<Acc>::kWidth;
+  Scratch<Acc> packed(ceil_div(n, kCols) * kCols * k);
+  pack_whole<kCols>(b, n, k, packed.get());
+  const auto multiply = [&](const Acc* rows, int64_t j, int64_t cols, Acc* tile) {
+    const StridedOperand<Acc> panel{packed.get() + j * k, kCols, 1, kCols};
+    thin_columns<false>(rows, panel, 0, cols, 0, k, tile, kCols);
+  };
+  thin_depth(m, n, k, a, multiply, sink);
 }
 
 }  // namespace pyops::PYOPS_ISA_NAMESPACE

@@ -10,26 +10,38 @@
 namespace pyops {
 namespace {
 
-// The vector kernels count positions of a plane in lanes as wide as a float. Where windows lie far
-// apart they load a lane at a time, which few outputs to a row do not pay for. Of a window they
-// load every tap, also beyond the row.
+// The vector kernels count positions of a plane in lanes as wide as a float. Where neighbouring
+// outputs' taps lie apart they load a lane at a time, which too few lanes do not pay for; numbers
+// of 16 bits gain by being widened together (Zen 3, November 2026). Of a window they load every
+// tap, also beyond the row.
 template <class Params>
 bool fills_lanes(const Params& p) {
+  const bool apart = p.w.stride > 2 || (p.w.stride == 2 && (p.w.dilation > 1 || p.w.kernel == 1));
+  const bool half = (dtype_bit(p.dtype) & kHalfTypes) != 0;
   return p.h.size * p.w.size <= std::numeric_limits<int32_t>::max() &&
-         (p.channels_last || ((p.w.stride <= 2 || p.ow >= 8) && p.w.kernel <= 2 * p.w.size));
+         (p.channels_last || (p.w.kernel <= 2 * p.w.size &&
+                              (!apart || (p.dtype != Dtype::kFloat64 && p.ow >= (half ? 4 : 6)))));
 }
 constexpr const char* kFillsLanes =
-    "planes of fewer than 2^31 elements; in rows 8 outputs or more, or a stride of 2 at most, and "
+    "planes of fewer than 2^31 elements; in rows neighbouring taps, or enough outputs to a row, "
+    "and "
     "windows no wider than two rows";
 
-// Gathering asks every window that covers an element; when there are many, scattering is cheaper.
-// It looks for them among those that span the element, and keeps a list of them for every column.
+// Gathering asks every window that covers an element, in vectors; scattering takes each output
+// once, as it comes. What the first gains by sums in registers it loses to many windows, and to
+// few lanes (Zen 3, November 2026). It looks for windows among those that span the element.
+template <int kLanes>
 bool suits_gather(const MaxPool2dBackwardParams& p) {
-  const int64_t windows = ((p.h.kernel - 1) / p.h.stride + 1) * ((p.w.kernel - 1) / p.w.stride + 1);
-  return windows <= 25 && std::max(p.h.max_covering(), p.w.max_covering()) <= 64 && fills_lanes(p);
+  const bool small = std::max(p.h.kernel, p.w.kernel) <= 3 && std::max(p.h.stride, p.w.stride) <= 2;
+  const bool near = std::max(p.h.max_covering(), p.w.max_covering()) <= 64;
+  const bool half = (dtype_bit(p.dtype) & kHalfTypes) != 0;
+  return small && near && fills_lanes(p) &&
+         (p.channels_last ? half || kLanes == 16 : p.w.size >= 4);
 }
 constexpr const char* kSuitsGather =
-    "at most 25 windows over an element, 64 that span it along an axis; lanes filled as forward";
+    "windows of at most 3x3, strides of at most 2, at most 64 that span an element along an axis; "
+    "in "
+    "planes 4 columns or more, with channels last 16-bit numbers or 16 lanes";
 
 constexpr Candidate<MaxPool2dParams> kForward[] = {
 #ifdef PYOPS_CUDA
@@ -53,9 +65,9 @@ constexpr Candidate<MaxPool2dBackwardParams> kBackward[] = {
      suits_strips, kSuitsStrips},
     {"max_pool2d_backward_cuda", Arch::kSm80, kAnyFloat, max_pool2d_backward_cuda},
 #endif
-    {"max_pool2d_backward_avx512", Isa::kAvx512, kAnyFloat, max_pool2d_backward_avx512,
-     suits_gather, kSuitsGather},
-    {"max_pool2d_backward_avx2", Isa::kAvx2, kAnyFloat, max_pool2d_backward_avx2, suits_gather,
+    {"max_pool2d_backward_avx512", Isa::kAvx512, kTileTypes, max_pool2d_backward_avx512,
+     suits_gather<16>, kSuitsGather},
+    {"max_pool2d_backward_avx2", Isa::kAvx2, kTileTypes, max_pool2d_backward_avx2, suits_gather<8>,
      kSuitsGather},
     {"max_pool2d_backward_scalar", Isa::kScalar, kAnyFloat, max_pool2d_backward_scalar},
 };

@@ -1,5 +1,5 @@
 #include "max_pool2d/max_pool2d_backward_simd.h"
-#include "max_pool2d/max_pool2d_forward_simd.h"
+#include "max_pool2d/max_pool2d_separable_simd.h"
 
 namespace pyops {
 

@@ -15,19 +15,19 @@
 namespace pyops::PYOPS_ISA_NAMESPACE {
 
 // Elements `stride` apart form a residue and read neighbouring outputs: element m of a residue is
-// some tap of output m + shift. kStride residues are computed together, as they share the outputs
-// they read, and written interleaved; 0 stands for other strides, one residue at a time.
+// some tap of output m + shift. The kStride residues are computed together, as they share the
+// outputs they read, and written interleaved.
 template <class T, class Where, int kStride>
 class PlanarBackward {
   using A = acc_t<T>;
   using V = Vec<A>;
   using Code = lane_t<A>;
-  static constexpr int kV = V::kWidth, kTogether = std::max(kStride, 1);
+  static constexpr int kV = V::kWidth;
   static constexpr bool kIndex = std::is_same_v<Where, int64_t>;
 
-  // For each residue computed together, the tap by which it reads the outputs at `shift`, or -1.
+  // For each residue, the tap by which it reads the outputs at `shift`, or -1.
   struct Shift {
-    int64_t shift, taps[kTogether];
+    int64_t shift, taps[kStride];
   };
   // An output row that covers the input row, and its share of the code.
   struct CoveringRow {
@@ -41,34 +41,25 @@ class PlanarBackward {
  public:
   explicit PlanarBackward(const MaxPool2dBackwardParams& params)
       : p(params),
-        groups_(p.w.stride / kTogether),
-        residue_((p.w.size + p.w.stride - 1) / p.w.stride),
+        residue_((p.w.size + kStride - 1) / kStride),
         left_(p.w.max_covering()),
         rows_(p.h.max_covering()),
-        shifts_(groups_ * (p.w.max_covering() + 1) + 1),
-        shifts_end_(groups_ + 1),
-        inside_(left_ + residue_ + p.w.padding + 2 * kV),
-        line_(kStride == 0 ? p.w.stride * (residue_ + kV) : 0) {
+        shifts_(p.w.max_covering() + 2),
+        inside_(left_ + residue_ + p.w.padding + 2 * kV) {
     for (int64_t i = 0; i < left_ + residue_ + p.w.padding + 2 * kV; ++i) {
       inside_[i] = i >= left_ && i < left_ + p.ow ? -1 : 0;
     }
-    int64_t count = 0;
-    for (int64_t group = 0; group < groups_; ++group) {
-      shifts_end_[group] = count;
-      const int64_t first = group * kTogether;
-      const int64_t last_shift = (first + kTogether - 1 + p.w.padding) / p.w.stride;
-      for (int64_t shift = 1 - left_; shift <= last_shift; ++shift) {
-        Shift& entry = shifts_[count];
-        entry.shift = shift;
-        bool used = false;
-        for (int64_t e = 0; e < kTogether; ++e) {
-          entry.taps[e] = p.w.tap_at(shift, first + e);
-          used = used || entry.taps[e] >= 0;
-        }
-        count += used;
+    const int64_t last_shift = (kStride - 1 + p.w.padding) / kStride;
+    for (int64_t shift = 1 - left_; shift <= last_shift; ++shift) {
+      Shift& entry = shifts_[shifts_used_];
+      entry.shift = shift;
+      bool used = false;
+      for (int64_t e = 0; e < kStride; ++e) {
+        entry.taps[e] = p.w.tap_at(shift, e);
+        used = used || entry.taps[e] >= 0;
       }
+      shifts_used_ += used;
     }
-    shifts_end_[groups_] = count;
   }
 
   // Input rows of all planes.
@@ -108,21 +99,19 @@ class PlanarBackward {
     return {V::load(grads), load_lanes<A>(codes, kV)};
   }
 
-  // Elements m, m + 1, … of the group's residues.
-  void gather(int64_t group, int64_t m, int64_t count, V (&sums)[kTogether]) const {
+  // Elements m, m + 1, … of the residues.
+  void gather(int64_t m, int64_t count, V (&sums)[kStride]) const {
     Lanes<A> column{};
     if constexpr (kIndex) {
-      const auto stride = static_cast<Code>(p.w.stride);
-      column = (lane_numbers<A>() + static_cast<Code>(m)) * stride;
-      column += static_cast<Code>(group * kTogether);
+      column = (lane_numbers<A>() + static_cast<Code>(m)) * static_cast<Code>(kStride);
     }
     for (V& sum : sums) sum = V::zero();
     for (int64_t r = 0; r < count; ++r) {
-      for (int64_t s = shifts_end_[group]; s < shifts_end_[group + 1]; ++s) {
+      for (int64_t s = 0; s < shifts_used_; ++s) {
         const Shift& entry = shifts_[s];
         const auto [grad, code] = load(rows_[r].offset + m + entry.shift);
         const auto inside = load_lanes<A>(inside_.get() + left_ + m + entry.shift);
-        for (int e = 0; e < kTogether; ++e) {
+        for (int e = 0; e < kStride; ++e) {
           if (entry.taps[e] < 0) continue;
           const int64_t share = rows_[r].code + (kIndex ? e : entry.taps[e]);
           const auto mine = inside & (code == column + static_cast<Code>(share));
@@ -139,39 +128,26 @@ class PlanarBackward {
 
   void write_row(T* grad_x, int64_t count) const {
     const int64_t width = p.w.size;
-    V sums[kTogether];
-    for (int64_t group = 0; group < groups_; ++group) {
-      for (int64_t m = 0; m < residue_; m += kV) {
-        gather(group, m, count, sums);
-        if constexpr (kStride == 1) {
-          store(sums[0], grad_x + m, width - m);
-        } else if constexpr (kStride == 2) {
-          const auto [low, high] = interleave(sums[0], sums[1]);
-          store(low, grad_x + 2 * m, width - 2 * m);
-          store(high, grad_x + 2 * m + kV, width - 2 * m - kV);
-        } else {
-          alignas(64) A lanes[kV];
-          sums[0].store(lanes);
-          for (int64_t i = 0; i < kV; ++i) line_[(m + i) * p.w.stride + group] = lanes[i];
-        }
-      }
-    }
-    if constexpr (kStride == 0) {
-      for (int64_t i = 0; i < width; i += kV) {
-        store(V::load(line_.get() + i), grad_x + i, width - i);
+    V sums[kStride];
+    for (int64_t m = 0; m < residue_; m += kV) {
+      gather(m, count, sums);
+      if constexpr (kStride == 1) {
+        store(sums[0], grad_x + m, width - m);
+      } else {
+        const auto [low, high] = interleave(sums[0], sums[1]);
+        store(low, grad_x + 2 * m, width - 2 * m);
+        store(high, grad_x + 2 * m + kV, width - 2 * m - kV);
       }
     }
   }
 
   const MaxPool2dBackwardParams& p;
-  int64_t groups_;   // of residues computed together
   int64_t residue_;  // elements of a row per residue
   int64_t left_;     // positions before the row in `inside_`
   Scratch<CoveringRow> rows_;
-  Scratch<Shift> shifts_;  // by group, then in the order of the outputs
-  Scratch<int64_t> shifts_end_;
+  Scratch<Shift> shifts_;  // in the order of the outputs
+  int64_t shifts_used_ = 0;
   Scratch<Code> inside_;  // all ones where the row has an output
-  Scratch<A> line_;
 };
 
 template <class T, class Where>
@@ -269,21 +245,18 @@ bool unrolled_backward(const MaxPool2dBackwardParams& p) {
 
 template <class T, class Where>
 void max_pool2d_backward(const MaxPool2dBackwardParams& p) {
-  if constexpr (sizeof(T) < 8) {
-    if (unrolled_backward<T>(p)) return;
-  }
+  if (unrolled_backward<T>(p)) return;
   const int64_t planes = p.channels_last ? p.n : p.n * p.c;
   const int64_t row = p.w.size * (p.channels_last ? p.c : 1);
   parallel_for(0, planes * p.h.size, row_grain(row), [&](int64_t begin, int64_t end) {
     if (p.channels_last) return ChannelsBackward<T, Where>(p).run(begin, end);
     if (p.w.stride == 1) return PlanarBackward<T, Where, 1>(p).run(begin, end);
-    if (p.w.stride == 2) return PlanarBackward<T, Where, 2>(p).run(begin, end);
-    PlanarBackward<T, Where, 0>(p).run(begin, end);
+    PlanarBackward<T, Where, 2>(p).run(begin, end);
   });
 }
 
 inline void max_pool2d_backward(const MaxPool2dBackwardParams& p) {
-  dispatch_dtype<kKernelTypes>(p.dtype, [&](auto t) {
+  dispatch_dtype<kTileTypes>(p.dtype, [&](auto t) {
     using T = decltype(t);
     p.argmax == Argmax::kIndex ? max_pool2d_backward<T, int64_t>(p)
                                : max_pool2d_backward<T, uint8_t>(p);

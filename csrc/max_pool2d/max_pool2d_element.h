@@ -39,15 +39,17 @@ PYOPS_HOST_DEVICE inline void pool_element(const MaxPool2dParams& p, int64_t pla
   const Plane in = plane_of(p, plane, p.h.size * p.w.size), out = plane_of(p, plane, p.oh * p.ow);
   const T* x = static_cast<const T*>(p.x) + in.offset;
   const PoolWindow rows = p.h.window(o / p.ow), cols = p.w.window(o % p.ow);
+  // As taps of the kernel, or as elements of the plane.
   const bool taps = p.argmax == Argmax::kTap;
-  const int64_t width = taps ? p.w.kernel : p.w.size;
-  Maximum<Acc, int64_t> best{
-      -std::numeric_limits<Acc>::infinity(),
-      taps ? rows.first_tap * width + cols.first_tap : rows.begin * width + cols.begin};
-  for (int64_t i = rows.begin, ti = rows.first_tap; i < rows.end; i += p.h.dilation, ++ti) {
-    for (int64_t j = cols.begin, tj = cols.first_tap; j < cols.end; j += p.w.dilation, ++tj) {
-      const T v = x[(i * p.w.size + j) * in.step];
-      best.take(static_cast<Acc>(v), taps ? ti * width + tj : i * width + j);
+  const int64_t row_step = taps ? p.w.kernel : p.h.dilation * p.w.size;
+  const int64_t step = taps ? 1 : p.w.dilation;
+  int64_t row_code =
+      taps ? rows.first_tap * p.w.kernel + cols.first_tap : rows.begin * p.w.size + cols.begin;
+  Maximum<Acc, int64_t> best{-std::numeric_limits<Acc>::infinity(), row_code};
+  for (int64_t i = rows.begin; i < rows.end; i += p.h.dilation, row_code += row_step) {
+    int64_t code = row_code;
+    for (int64_t j = cols.begin; j < cols.end; j += p.w.dilation, code += step) {
+      best.take(static_cast<Acc>(x[(i * p.w.size + j) * in.step]), code);
     }
   }
   const int64_t at = out.offset + o * out.step;

@@ -112,10 +112,11 @@ class PlanarForward {
   explicit PlanarForward(const MaxPool2dParams& params)
       : p(params),
         steps_(code_steps<kArgmax>(p)),
+        lanes_(std::min<int64_t>(kV, p.ow)),
         width_((p.ow + kV - 1) / kV * kV),
         reach_(p.w.stride * (kV - 1) + p.w.extent()),
         first_inside_((p.w.padding + p.w.stride - 1) / p.w.stride),
-        last_inside_(last_window_inside(p.w) - std::min<int64_t>(kV, p.ow) + 1),
+        last_inside_(last_window_inside(p.w) - lanes_ + 1),
         first_columns_(width_),
         inside_(kStride * width_ + reach_) {
     for (int64_t j = 0; j < width_; ++j) {
@@ -245,16 +246,19 @@ class PlanarForward {
   }
 
   V load_sparse(const T* row, int64_t position) const {
-    T lanes[kV];
-    for (int i = 0; i < kV; ++i, position += p.w.stride) {
-      const bool inside = position >= 0 && position < p.w.size;
-      lanes[i] = inside ? row[position] : static_cast<T>(kLowest);
+    T lanes[kV]{};
+    const int64_t last = position + (lanes_ - 1) * p.w.stride;
+    const bool inside = position >= 0 && last < p.w.size;
+    for (int64_t i = 0, at = position; i < lanes_; ++i, at += p.w.stride) {
+      const bool here = inside || (at >= 0 && at < p.w.size);
+      lanes[i] = here ? row[at] : static_cast<T>(kLowest);
     }
     return V::load(lanes);
   }
 
   const MaxPool2dParams& p;
   CodeSteps steps_;
+  int64_t lanes_;                       // that have an output
   int64_t width_;                       // of an output row in whole registers
   int64_t reach_;                       // elements that kV outputs read, from the first one's start
   int64_t first_inside_, last_inside_;  // outputs at which kV begin that meet no padding
@@ -335,20 +339,6 @@ void max_pool2d_forward(const MaxPool2dParams& p) {
     if (two) return pool.template operator()<2, 2>();
     if (three) return pool.template operator()<2, 3>();
     pool.template operator()<2, 0>();
-  });
-}
-
-inline void max_pool2d_forward(const MaxPool2dParams& p) {
-  dispatch_dtype<kKernelTypes>(p.dtype, [&](auto t) {
-    using T = decltype(t);
-    switch (p.argmax) {
-      case Argmax::kNone:
-        return max_pool2d_forward<T, Argmax::kNone>(p);
-      case Argmax::kTap:
-        return max_pool2d_forward<T, Argmax::kTap>(p);
-      case Argmax::kIndex:
-        return max_pool2d_forward<T, Argmax::kIndex>(p);
-    }
   });
 }
 

@@ -7,28 +7,12 @@
 // the steps go one at a time and threads share the columns of each product.
 #pragma once
 
-#include <cmath>
-
 #include "rnn/gru.h"
 #include "rnn/lstm.h"
 #include "rnn/rnn.h"
 #include "rnn/step_product_simd.h"
 
 namespace pyops::PYOPS_ISA_NAMESPACE {
-
-template <class F>
-Vec<double> lanewise(Vec<double> x, F f) {
-  double lanes[Vec<double>::kWidth];
-  x.store(lanes);
-  for (double& lane : lanes) lane = f(lane);
-  return Vec<double>::load(lanes);
-}
-inline Vec<double> sigmoid(Vec<double> x) {
-  return lanewise(x, [](double v) { return 1 / (1 + ::exp(-v)); });
-}
-inline Vec<double> tanh(Vec<double> x) {
-  return lanewise(x, [](double v) { return ::tanh(v); });
-}
 
 // Columns of sequences before the `block`-th of `blocks` with about equally many rows each.
 inline int64_t block_border(const RnnShape& s, int64_t block, int64_t blocks) {

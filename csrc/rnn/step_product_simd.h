@@ -20,31 +20,12 @@ inline int64_t fork_grain(int64_t work_per_item) {
   return std::max<int64_t>(1, kForkWork / std::max<int64_t>(1, work_per_item));
 }
 
-template <class T>
-auto load(const T* p, int n) {
-  using V = Vec<acc_t<T>>;
-  return n == V::kWidth ? V::load(p) : V::load(p, n);
-}
-template <class V, class T>
-void store(V x, T* p, int n) {
-  n == V::kWidth ? x.store(p) : x.store(p, n);
-}
-
 // Numbers of type X multiplied as faithfully as numbers of type T deserve: float32 gradients of
 // bfloat16 tensors need no split in AMX tiles.
 template <class T, class X>
 struct OperandLike : StridedOperand<X> {
   using Element = T;
 };
-
-// f(j, n) for each vector of `count` numbers; n is a constant but for the last, partial one.
-template <class Acc, class F>
-void for_vectors(int64_t count, const F& f) {
-  constexpr int kWidth = Vec<Acc>::kWidth;
-  int64_t j = 0;
-  for (; j + kWidth <= count; j += kWidth) f(j, std::integral_constant<int, kWidth>{});
-  if (j < count) f(j, static_cast<int>(count - j));
-}
 
 // A copy in the type arithmetic is done in; zeros for null.
 template <class T>
