@@ -284,6 +284,32 @@ def test_bfloat16_that_is_not_finite(memory_format, c, value, device):
     torch.testing.assert_close(y, native, rtol=0, atol=0, equal_nan=True)
 
 
+def test_stride_beyond_all_measure():
+    """The input's gradient takes time for the coordinates that are there, not for each of the stride."""
+    x, w = (torch.randn(s, requires_grad=True) for s in ((2, 3, 8, 9), (4, 3, 2, 2)))
+    options = {"stride": (2**31 - 1, 10**6), "padding": 2, "dilation": (3, 2)}
+    y, native = conv2d(x, w, **options), F.conv2d(x, w, **options)
+    grad = torch.randn_like(y)
+    for a, b in zip(*(torch.autograd.grad(z, (x, w), grad) for z in (y, native)), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_offsets_of_another_type():
+    """What the fused pooling kept, given by hand: read as what it is or not at all."""
+    x, w = torch.randn(1, 2, 6, 6), torch.randn(3, 2, 3, 3)
+    offsets = torch.zeros(1, 3, 2, 2, dtype=torch.int32)
+    with pytest.raises(RuntimeError, match="offsets must be Byte, got Int"):
+        torch.ops.pyops.conv2d_relu_max_pool2d_backward(
+            torch.ones(1, 3, 2, 2),
+            offsets,
+            x,
+            w,
+            *[[1, 1], [0, 0], [1, 1], 1],
+            *[[2, 2], [2, 2], [0, 0], [1, 1], False],
+            [True] * 3,
+        )
+
+
 def test_batch_invariance():
     """An image's result does not depend on its neighbours."""
     x, w = torch.randn(5, 19, 9, 7), torch.randn(21, 19, 3, 3)

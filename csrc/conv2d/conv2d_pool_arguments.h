@@ -26,6 +26,7 @@ struct Pool {
   int64_t pooled_h, pooled_w;
 
   bool wide_offsets() const { return h.kernel * w.kernel > 255; }  // and kNoTap is one more
+  at::ScalarType offset_type() const { return wide_offsets() ? at::kInt : at::kByte; }
 };
 
 inline Pool make_pool(const Sizes& s, const Conv2dShape& shape) {

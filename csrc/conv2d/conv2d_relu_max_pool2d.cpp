@@ -65,7 +65,7 @@ Pooled forward_kernel(const Tensor& x, const Tensor& w, const OptionalTensor& bi
                      format);
   };
   const Tensor y = make(x.scalar_type());
-  const Tensor offsets = with_offsets ? make(pool.wide_offsets() ? at::kInt : at::kByte) : Tensor();
+  const Tensor offsets = with_offsets ? make(pool.offset_type()) : Tensor();
   const Conv2dPoolParams params{{shape, dtype_of(x), float32_precision(at::Float32Op::CONV, x),
                                  /*relu=*/true, xc.const_data_ptr(), wc.const_data_ptr(),
                                  b.defined() ? bc.const_data_ptr() : nullptr, y.mutable_data_ptr()},
@@ -138,6 +138,8 @@ Gradients backward_kernel(const Tensor& grad, const Tensor& offsets, const Tenso
   TORCH_CHECK(grad.sizes() == sizes && offsets.sizes() == sizes, kPooledName,
               "_backward: grad and offsets must be ", sizes, ", got ", grad.sizes(), " and ",
               offsets.sizes());
+  TORCH_CHECK(offsets.scalar_type() == pool.offset_type(), kPooledName,
+              "_backward: offsets must be ", pool.offset_type(), ", got ", offsets.scalar_type());
   const Tensor grad_y = unpool_kernel(grad, offsets, x, shape, pool);
   return conv2d_backward(grad_y, x, w, std::nullopt, stride, padding, dilation, groups, wanted);
 }

@@ -213,7 +213,6 @@ void transpose_weight(const Conv2dShape& s, const T* w, const GradientPhase& y,
 template <class T, bool kMasked>
 void backward_input(const Conv2dBackwardParams& p, int64_t pass, const GradientPhase& y,
                     const GradientPhase& x) {
-  if (y.axis.positions == 0 || x.axis.positions == 0) return;
   const int64_t channels = p.c / passes(p), plane = p.h * p.w, pixel = p.channels_last ? p.c : 1;
   Scratch<T> weight(channels * p.group_o() * y.axis.taps * x.axis.taps);
   transpose_weight(p, pass_weight<T>(p, p.weight, pass), y, x, weight.get());
@@ -344,10 +343,10 @@ void conv2d_backward(const Conv2dBackwardParams& p) {
   for (int64_t pass = 0; pass < passes(p); ++pass) {
     if (p.grad_weight != nullptr) backward_weight<T, kMasked>(p, pass);
     if (p.grad_x == nullptr) continue;
-    for (int64_t ry = 0; ry < p.stride_h; ++ry) {
-      const GradientPhase y = gradient_phase(forward_axis_y(p), ry);
-      for (int64_t rx = 0; rx < p.stride_w; ++rx) {
-        backward_input<T, kMasked>(p, pass, y, gradient_phase(forward_axis_x(p), rx));
+    for (int64_t y = 0; y < std::min(p.stride_h, p.h); ++y) {
+      const GradientPhase rows = gradient_phase(forward_axis_y(p), y);
+      for (int64_t x = 0; x < std::min(p.stride_w, p.w); ++x) {
+        backward_input<T, kMasked>(p, pass, rows, gradient_phase(forward_axis_x(p), x));
       }
     }
   }

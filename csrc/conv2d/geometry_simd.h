@@ -140,16 +140,17 @@ struct GradientPhase {
 
 // i + padding = o * stride + k * dilation holds for every (stride / gcd)-th tap k. The taps go
 // backwards, so that the coordinates of grad_y go forwards.
-inline GradientPhase gradient_phase(const Axis& forward, int64_t residue) {
+inline GradientPhase gradient_phase(const Axis& forward, int64_t first) {
   const int64_t stride = forward.stride, padding = -forward.origin;
-  const int64_t first = ((residue - padding) % stride + stride) % stride;
+  const int64_t residue = (first + padding) % stride;
   const int64_t step = stride / std::gcd(stride, forward.dilation);
+  const int64_t some = std::min(step, forward.taps);
   int64_t k0 = 0;
-  while (k0 < step && (k0 * forward.dilation - residue) % stride != 0) ++k0;
-  const int64_t taps = k0 < step && k0 < forward.taps ? ceil_div(forward.taps - k0, step) : 0;
+  while (k0 < some && (k0 * forward.dilation - residue) % stride != 0) ++k0;
+  const int64_t taps = k0 < some ? ceil_div(forward.taps - k0, step) : 0;
   const int64_t last = k0 + (taps - 1) * step;
   const Axis axis{.size = forward.positions,
-                  .positions = first < forward.size ? ceil_div(forward.size - first, stride) : 0,
+                  .positions = ceil_div(forward.size - first, stride),
                   .taps = taps,
                   .stride = 1,
                   .origin = taps > 0 ? (first + padding - last * forward.dilation) / stride : 0,

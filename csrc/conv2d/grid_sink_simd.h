@@ -105,7 +105,7 @@ class GridSink {
     if (c_.channels_last) return store_pixels(all, at, i, channels, sums, channel(out, i));
     for (int64_t c = 0; c < channels; c += V::kWidth, sums.data += V::kWidth) {
       const int some = static_cast<int>(std::min<int64_t>(V::kWidth, channels - c));
-      alignas(64) float lines[V::kWidth * kMaxPositions];
+      alignas(64) float lines[V::kWidth * kMaxPositions + V::kWidth];  // read on
       for (int64_t q = 0; q < at.count; q += V::kWidth) {
         V block[V::kWidth];
         for (int k = 0; k < V::kWidth; ++k) block[k] = V::load(sums.data + (q + k) * sums.stride);

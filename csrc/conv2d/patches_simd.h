@@ -288,18 +288,19 @@ struct PlanarSink {
   }
 
   void operator()(int64_t i, int64_t j, int rows, int cols, const Acc* tile, int64_t ld) const {
+    const PlanarSink own = *this;  // for all the compiler knows, a store changes the shared one
     for (int q = 0; q < cols;) {
       const int run = static_cast<int>(std::min<int64_t>(cols - q, map.cols - (j + q) % map.cols));
       T* out = y + i * channel_stride + map.offset(j + q);
-      for (int r = 0; r < rows; ++r) {
-        store_run(tile + r * ld + q, run, bias(i + r), out + r * channel_stride);
+      for (int r = 0; r < rows; ++r, out += own.channel_stride) {
+        own.store_run(tile + r * ld + q, run, own.bias(i + r), out);
       }
       q += run;
     }
   }
 
  private:
-  void store_run(const Acc* from, int run, Acc bias, T* out) const {
+  [[gnu::always_inline]] void store_run(const Acc* from, int run, Acc bias, T* out) const {
     using V = Vec<Acc>;
     const V b = V::set1(bias);
     for (int q = 0; q < run; q += V::kWidth) {
@@ -330,22 +331,31 @@ struct PixelSink {
   }
 
   void operator()(int64_t i, int64_t j, int rows, int cols, const Acc* tile, int64_t ld) const {
+    const PixelSink own = *this;  // for all the compiler knows, a store changes the shared one
     for (int r = 0; r < rows;) {
       const int run = static_cast<int>(std::min<int64_t>(rows - r, map.cols - (i + r) % map.cols));
-      store_run(tile + r * ld, ld, run, j, cols, y + map.offset(i + r) + j);
+      own.store_run(tile + r * ld, ld, run, j, cols, y + map.offset(i + r) + j);
       r += run;
     }
   }
 
  private:
   // `run` positions side by side, `cols` channels from j on.
-  void store_run(const Acc* from, int64_t ld, int run, int64_t j, int cols, T* out) const {
+  [[gnu::always_inline]] void store_run(const Acc* from, int64_t ld, int run, int64_t j, int cols,
+                                        T* out) const {
     using V = Vec<Acc>;
     for (int q = 0; q < cols; q += V::kWidth) {
       const int n = std::min(V::kWidth, cols - q);
       const V b = bias(j + q, n);
-      for (int r = 0; r < run; ++r) {
-        put(V::load(from + r * ld + q, n) + b, out + r * map.col_stride + q, n);
+      T* to = out + q;
+      if (n == V::kWidth) {
+        for (int r = 0; r < run; ++r, to += map.col_stride) {
+          epilogue(V::load(from + r * ld + q) + b).store(to);
+        }
+      } else {
+        for (int r = 0; r < run; ++r, to += map.col_stride) {
+          epilogue(V::load(from + r * ld + q, n) + b).store(to, n);
+        }
       }
     }
   }

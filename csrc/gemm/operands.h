@@ -157,24 +157,6 @@ struct StridedOperand {
   }
 };
 
-// An operand whose panels already lie in memory, each with its whole depth.
-template <class T>
-struct PackedOperand {
-  using Acc = T;
-  const T* data;
-  int64_t depth;
-};
-
-template <int kWidth, class Source, class Acc>
-const Acc* panel(const Source& source, int64_t i0, int64_t p0, int64_t depth, Acc* buffer) {
-  source.template pack<kWidth>(i0, p0, depth, buffer);
-  return buffer;
-}
-template <int kWidth, class Acc>
-const Acc* panel(const PackedOperand<Acc>& packed, int64_t i0, int64_t p0, int64_t, Acc*) {
-  return packed.data + i0 * packed.depth + p0 * kWidth;
-}
-
 template <int kWidth, class Acc, class Source>
 void pack_whole(const Source& source, int64_t extent, int64_t depth, Acc* packed) {
   constexpr int64_t kSlice = 256;
