@@ -95,8 +95,9 @@ class Gemm {
         b_(b),
         sink_(sink),
         blocking_(choose_blocking<Engine>(m, n, k)),
-        a_once_(pays_to_pack_once<A>(m, blocking_.col_ranges)),
-        b_once_(pays_to_pack_once<B>(n, blocking_.row_blocks)) {}
+        a_once_(pays_to_pack_once<A>(m, blocking_.col_ranges, 64 << 20)),
+        b_once_(
+            pays_to_pack_once<B>(n, blocking_.row_blocks, std::numeric_limits<int64_t>::max())) {}
 
   void run() {
     const int64_t a_panels = ceil_div(m_, kRows), b_panels = ceil_div(n_, kCols);
@@ -127,12 +128,12 @@ class Gemm {
   int64_t b_panel_elements() const { return Engine::panel_elements(kCols, blocking_.depth); }
 
   // Whether an operand that tasks need `times` is packed before them. Patches are many times the
-  // image that they are packed from.
+  // image that they are packed from, and A may be a layer's input of any size.
   template <class Source>
-  bool pays_to_pack_once(int64_t extent, int64_t times) const {
+  bool pays_to_pack_once(int64_t extent, int64_t times, int64_t most) const {
     constexpr int64_t kManyBytes = 16 << 20;
     const int64_t bytes = extent * k_ * static_cast<int64_t>(sizeof(Element));
-    return times > 1 && (Source::kPackOnce || bytes <= kManyBytes);
+    return times > 1 && bytes <= (Source::kPackOnce ? most : kManyBytes);
   }
 
   // Where a panel's block of depth lies among all.
