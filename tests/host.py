@@ -12,6 +12,20 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+AVX2 = "-mavx2", "-mfma", "-mf16c"
+AVX512 = *AVX2, *(f"-mavx512{part}" for part in ("f", "bw", "dq", "vl", "cd"))
+
+
+def emulating(isa):
+    """Compiles code of that instruction set, beyond AVX2, as a program of AVX2."""
+    header = ROOT / "tests" / "emulation" / f"{isa}.h"
+    return *AVX2, "-Wno-psabi", "-include", str(header)
+
+
+def processor_has(*features):
+    """By what Linux calls them, whatever the module says."""
+    cpuinfo = Path("/proc/cpuinfo")
+    return cpuinfo.exists() and set(features) <= set(cpuinfo.read_text().split())
 
 
 def cuda_flags():

@@ -7,20 +7,15 @@ import ctypes
 import subprocess
 import sys
 from itertools import product
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from host import ROOT, library
+from host import AVX512, emulating, library, processor_has
 
-AVX2 = "-mavx2", "-mfma", "-mf16c"
 FLAGS = {
-    "emulated": (*AVX2, "-O2", "-Wno-psabi", "-include", str(ROOT / "tests/emulation/amx.h")),
-    "processor": (
-        *(*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512cd"),
-        *("-mavx512bf16", "-mamx-tile", "-mamx-bf16"),
-    ),
+    "emulated": (*emulating("amx"), "-O2"),
+    "processor": (*AVX512, "-mavx512bf16", "-mamx-tile", "-mamx-bf16"),
 }
 F32, F64, I32, U32 = np.float32, np.float64, np.int32, np.uint32
 I16, U16, U8, I64 = np.int16, np.uint16, np.uint8, np.int64
@@ -30,9 +25,7 @@ MASKS = [0, 1, 0x8000, 0xFFFF, 0xA5C3, 0x12345678, 0xFFFFFFFF]
 
 
 def has_amx():
-    cpuinfo = Path("/proc/cpuinfo")
-    words = set(cpuinfo.read_text().split()) if cpuinfo.exists() else set()
-    if not {"amx_bf16", "avx512_bf16", "avx512vl"} <= words:
+    if not processor_has("amx_bf16", "avx512_bf16", "avx512vl"):
         return False
     return ctypes.CDLL(None).syscall(158, 0x1023, 18) == 0  # Linux hands out tiles on request
 
@@ -128,13 +121,13 @@ def to_bf16(x):
 
 def scalef(x, n):
     with np.errstate(all="ignore"):
+        zero = x.dtype.type(0)
         usual = np.isfinite(n) & ~np.isnan(x)
-        power = np.where(usual, np.clip(np.floor(n), -400, 400), 0)
-        y = (x.astype(F64) * np.exp2(power.astype(F64))).astype(F32)
-        y = np.where(usual, y, x + n)
-        y = np.where((n == INF) & ~np.isnan(x), x * INF, y)
-        y = np.where((n == -INF) & ~np.isnan(x), np.where(np.isinf(x), NAN, x * F32(0)), y)
-        return np.where(np.isnan(x) & np.isinf(n), np.where(n > 0, INF, 0), y).astype(F32)
+        power = np.where(usual, np.clip(np.floor(n), -4000, 4000), 0)
+        y = np.where(usual, np.ldexp(x, power.astype(I32)), x + n)
+        y = np.where((n == INF) & ~np.isnan(x), x * n, y)
+        y = np.where((n == -INF) & ~np.isnan(x), np.where(np.isinf(x), NAN, x * zero), y)
+        return np.where(np.isnan(x) & np.isinf(n), np.where(n > 0, INF, 0), y).astype(x.dtype)
 
 
 def fraction(x):
@@ -149,9 +142,12 @@ def fraction(x):
 
 
 def halving(function):
+    """Of GCC's header: the upper half goes first, within 128 bits the lower."""
+
     def model(x):
         while x.size > 1:
-            x = function(x[x.size // 2 :], x[: x.size // 2])
+            low, high = np.split(x, 2)
+            x = function(low, high) if x.nbytes <= 16 else function(high, low)
         return x
 
     return model
@@ -181,7 +177,13 @@ TABLE = {
     "add_pd": ((F64, F64), np.add),
     "sub_pd": ((F64, F64), np.subtract),
     "mul_pd": ((F64, F64), np.multiply),
+    "div_pd": ((F64, F64), np.divide),
     "max_pd": ((F64, F64), MAX),
+    "min_pd": ((F64, F64), MIN),
+    "and_pd": ((F64, F64), of_bits(np.bitwise_and)),
+    "andnot_pd": ((F64, F64), of_bits(lambda a, b: ~a & b)),
+    "or_pd": ((F64, F64), of_bits(np.bitwise_or)),
+    "scalef_pd": ((F64, F64), scalef),
     "fmadd_ps": ((F32, F32, F32), fused(1)),
     "fmsub_ps": ((F32, F32, F32), fused(-1)),
     "fmadd_pd": ((F64, F64, F64), None),
@@ -209,13 +211,22 @@ TABLE = {
     "setr_epi32": ((), lambda: np.arange(16, dtype=I32)),
     "set_epi16": ((), lambda: np.arange(32, dtype=I16)),
     "castsi512_si256": ((I32,), lambda a: a[:8]),
+    "castps512_ps256": ((F32,), lambda a: a[:8]),
+    "castpd512_pd256": ((F64,), lambda a: a[:4]),
+    "zextps128_ps512": ((F32,), lambda a: np.where(LANES < 4, a, F32(0))),
+    "zextpd256_pd512": ((F64,), lambda a: np.where(LANES[:8] < 4, a, 0)),
     "extract_low": ((I32,), lambda a: a[:8]),
     "extract_high": ((I32,), lambda a: a[8:]),
+    "extract_low_ps": ((F32,), lambda a: a[:8]),
+    "extract_high_ps": ((F32,), lambda a: a[8:]),
+    "extract_low_pd": ((F64,), lambda a: a[:4]),
+    "extract_high_pd": ((F64,), lambda a: a[4:]),
     "i32gather_ps": ((F32, I32), None),
     "less_ps": ((F32, F32), comparing(np.less)),
     "greater_ps": ((F32, F32), comparing(np.greater)),
     "not_less_equal_ps": ((F32, F32), comparing(lambda a, b: ~(a <= b))),
     "unordered_ps": ((F32, F32), comparing(lambda a, b: np.isnan(a) | np.isnan(b))),
+    "less_pd": ((F64, F64), comparing(np.less)),
     "greater_pd": ((F64, F64), comparing(np.greater)),
     "not_less_equal_pd": ((F64, F64), comparing(lambda a, b: ~(a <= b))),
     "unordered_pd": ((F64, F64), comparing(lambda a, b: np.isnan(a) | np.isnan(b))),
@@ -227,6 +238,8 @@ TABLE = {
         (F32, F32),
         lambda a, b: np.concatenate([a[4:8], a[12:], b[:4], b[8:12]]),
     ),
+    "pick_smaller_ps": ((F32, F32), MIN),
+    "pick_smaller_pd": ((F64, F64), MIN),
     "permutex2var_ps": ((F32, I32, F32), two_sources),
     "permutex2var_epi16": ((U16, U16, U16), two_sources),
     "cvtepu16_epi32": ((U16,), lambda a: a[:16].astype(I32)),
@@ -238,10 +251,12 @@ TABLE = {
     "cvtneps_pbh": ((F32,), to_bf16),
     "cvtne2ps_pbh": ((F32, F32), lambda a, b: to_bf16(np.concatenate([b, a]))),
     "roundscale_ps": ((F32,), np.round),
+    "roundscale_pd": ((F64,), np.round),
     "reduce_ps": ((F32,), fraction),
     "reduce_add_ps": ((F32,), halving(np.add)),
     "reduce_add_pd": ((F64,), halving(np.add)),
     "reduce_max_ps": ((F32,), halving(MAX)),
+    "reduce_max_pd": ((F64,), halving(MAX)),
     "reduce_max_epu32": ((U32,), lambda a: a.max(keepdims=True)),
 }
 del TABLE["fmadd_pd"], TABLE["i32gather_ps"]  # have tests of their own
@@ -330,6 +345,17 @@ def test_masked_lanes(name, machine):
         inputs = [draw(dtype, 3 * seed + i) for i, dtype in enumerate(types)]
         expected = model(mask, *inputs)
         assert_same(run(machine, name, inputs, mask, expected), expected)
+
+
+@pytest.mark.parametrize(("name", "exponents"), [("scalef_ps", -149), ("scalef_pd", -1074)])
+def test_scaling_to_a_subnormal_rounds_once(name, exponents, machine):
+    dtype = F32 if name.endswith("ps") else F64
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        x = rng.standard_normal(64 // dtype().itemsize).astype(dtype)
+        n = rng.integers(exponents - 2, exponents + 60, x.size).astype(dtype)
+        expected = scalef(x, n)
+        assert_same(run(machine, name, [x, n], 0, expected), expected)
 
 
 def test_a_gather_may_go_backwards(machine):

@@ -1,4 +1,4 @@
-"""The functions of vectors that operators share, in every instruction set of the machine."""
+"""The functions of vectors that operators share, in every instruction set, emulated too."""
 
 import ctypes
 import math
@@ -6,24 +6,23 @@ import math
 import pytest
 import torch
 
-import pyops
-from host import library
+from host import AVX2, AVX512, ROOT, emulating, library, processor_has
 
-AVX2 = "-mavx2", "-mfma", "-mf16c"
 FLAGS = {
-    "avx2": AVX2,
-    "avx512": (*AVX2, *(f"-mavx512{part}" for part in ("f", "bw", "dq", "vl", "cd"))),
+    "avx2": (*AVX2, "-Wno-psabi"),
+    "avx512": (*AVX512, "-Wno-psabi"),
+    "emulated": (*emulating("avx512"), str(ROOT / "tests" / "emulation" / "tiles_amx.cpp")),
 }
+NEEDS = {"avx512": ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512cd")}
 DTYPES = [torch.float32, torch.float64]
 
 
 def run(isa, name, x):
-    order = ("scalar", "avx2", "avx512", "amx")
-    if order.index(pyops.isa()) < order.index(isa):
+    if not processor_has("avx2", "fma", "f16c", *NEEDS.get(isa, ())):
         pytest.skip(f"no {isa} here")
     y = torch.empty_like(x)
     dtype = str(x.dtype).removeprefix("torch.")
-    getattr(library("vectors.cpp", "-Wno-psabi", *FLAGS[isa]), f"apply_{dtype}")(
+    getattr(library("vectors.cpp", *FLAGS[isa]), f"apply_{dtype}")(
         ctypes.c_char(name[0].encode()),
         ctypes.c_void_p(x.data_ptr()),
         ctypes.c_int64(x.numel()),

@@ -5,6 +5,7 @@
 // ends the program.
 #pragma once
 
+#include "accesses.h"
 #include "halves.h"
 
 #if !defined(__AVX2__) || defined(__AVX512F__)
@@ -21,9 +22,11 @@
 #undef _mm512_cmp_pd_mask
 #undef _mm512_cmp_ps_mask
 #undef _mm512_cvtps_ph
+#undef _mm512_extractf32x8_ps
+#undef _mm512_extractf64x4_pd
 #undef _mm512_extracti64x4_epi64
-#undef _mm512_i32gather_ps
 #undef _mm512_reduce_ps
+#undef _mm512_roundscale_pd
 #undef _mm512_roundscale_ps
 #undef _mm512_setr_epi32
 #undef _mm512_shuffle_f32x4
@@ -61,7 +64,12 @@ PYOPS_TERNARY(__m512, fmsub_ps)
 PYOPS_BINARY(__m512d, add_pd)
 PYOPS_BINARY(__m512d, sub_pd)
 PYOPS_BINARY(__m512d, mul_pd)
+PYOPS_BINARY(__m512d, div_pd)
 PYOPS_BINARY(__m512d, max_pd)
+PYOPS_BINARY(__m512d, min_pd)
+PYOPS_BINARY(__m512d, and_pd)
+PYOPS_BINARY(__m512d, andnot_pd)
+PYOPS_BINARY(__m512d, or_pd)
 PYOPS_TERNARY(__m512d, fmadd_pd)
 PYOPS_BINARY(__m512i, add_epi32)
 PYOPS_BINARY(__m512i, mullo_epi32)
@@ -115,81 +123,20 @@ PYOPS_INTRINSIC __m512i _mm512_set_epi16(Int... x) {
 PYOPS_INTRINSIC __m512 _mm512_castsi512_ps(__m512i x) { return (__m512)x; }
 PYOPS_INTRINSIC __m512i _mm512_castps_si512(__m512 x) { return (__m512i)x; }
 PYOPS_INTRINSIC __m256i _mm512_castsi512_si256(__m512i x) { return emulation::halves(x).low; }
+PYOPS_INTRINSIC __m256 _mm512_castps512_ps256(__m512 x) { return emulation::halves(x).low; }
+PYOPS_INTRINSIC __m256d _mm512_castpd512_pd256(__m512d x) { return emulation::halves(x).low; }
+PYOPS_INTRINSIC __m512 _mm512_zextps128_ps512(__m128 x) {
+  return emulation::join(_mm256_zextps128_ps256(x), __m256{});
+}
+PYOPS_INTRINSIC __m512d _mm512_zextpd256_pd512(__m256d x) { return emulation::join(x, __m256d{}); }
 PYOPS_INTRINSIC __m256i _mm512_extracti64x4_epi64(__m512i x, int half) {
   return half == 0 ? emulation::halves(x).low : emulation::halves(x).high;
 }
-
-// Memory.
-PYOPS_INTRINSIC __m512i _mm512_loadu_si512(const void* p) {
-  const auto* halves = static_cast<const __m256i*>(p);
-  return emulation::join(_mm256_loadu_si256(halves), _mm256_loadu_si256(halves + 1));
+PYOPS_INTRINSIC __m256 _mm512_extractf32x8_ps(__m512 x, int half) {
+  return half == 0 ? emulation::halves(x).low : emulation::halves(x).high;
 }
-PYOPS_INTRINSIC void _mm512_storeu_si512(void* p, __m512i x) {
-  auto* halves = static_cast<__m256i*>(p);
-  _mm256_storeu_si256(halves, emulation::halves(x).low);
-  _mm256_storeu_si256(halves + 1, emulation::halves(x).high);
-}
-PYOPS_INTRINSIC __m512i _mm512_load_si512(const void* p) {
-  emulation::require_aligned(p);
-  return _mm512_loadu_si512(p);
-}
-PYOPS_INTRINSIC void _mm512_store_si512(void* p, __m512i x) {
-  emulation::require_aligned(p);
-  _mm512_storeu_si512(p, x);
-}
-PYOPS_INTRINSIC __m512 _mm512_loadu_ps(const void* p) { return (__m512)_mm512_loadu_si512(p); }
-PYOPS_INTRINSIC __m512 _mm512_load_ps(const void* p) { return (__m512)_mm512_load_si512(p); }
-PYOPS_INTRINSIC __m512d _mm512_loadu_pd(const void* p) { return (__m512d)_mm512_loadu_si512(p); }
-PYOPS_INTRINSIC void _mm512_storeu_ps(void* p, __m512 x) { _mm512_storeu_si512(p, (__m512i)x); }
-PYOPS_INTRINSIC void _mm512_store_ps(void* p, __m512 x) { _mm512_store_si512(p, (__m512i)x); }
-PYOPS_INTRINSIC void _mm512_storeu_pd(void* p, __m512d x) { _mm512_storeu_si512(p, (__m512i)x); }
-
-#define PYOPS_MASKED_LOAD(V, Mask, name, whole, Element)                              \
-  PYOPS_INTRINSIC V name(Mask mask, const void* p) {                                  \
-    constexpr int kCount = sizeof(V) / sizeof(Element);                               \
-    if (mask == static_cast<Mask>(~0ull >> (64 - kCount))) return whole((const V*)p); \
-    V lanes{};                                                                        \
-    emulation::load_enabled<Element>(&lanes, mask, p, kCount);                        \
-    return lanes;                                                                     \
-  }
-#define PYOPS_MASKED_STORE(V, Mask, name, whole, Element)                              \
-  PYOPS_INTRINSIC void name(void* p, Mask mask, V lanes) {                             \
-    constexpr int kCount = sizeof(V) / sizeof(Element);                                \
-    if (mask == static_cast<Mask>(~0ull >> (64 - kCount))) return whole((V*)p, lanes); \
-    emulation::store_enabled<Element>(p, mask, &lanes, kCount);                        \
-  }
-PYOPS_MASKED_LOAD(__m512, __mmask16, _mm512_maskz_loadu_ps, _mm512_loadu_ps, float)
-PYOPS_MASKED_LOAD(__m512d, __mmask8, _mm512_maskz_loadu_pd, _mm512_loadu_pd, double)
-PYOPS_MASKED_LOAD(__m512i, __mmask32, _mm512_maskz_loadu_epi16, _mm512_loadu_si512, uint16_t)
-PYOPS_MASKED_LOAD(__m256i, __mmask16, _mm256_maskz_loadu_epi16, _mm256_loadu_si256, uint16_t)
-PYOPS_MASKED_LOAD(__m128i, __mmask16, _mm_maskz_loadu_epi8, _mm_loadu_si128, uint8_t)
-PYOPS_MASKED_STORE(__m512, __mmask16, _mm512_mask_storeu_ps, _mm512_storeu_ps, float)
-PYOPS_MASKED_STORE(__m512d, __mmask8, _mm512_mask_storeu_pd, _mm512_storeu_pd, double)
-PYOPS_MASKED_STORE(__m512i, __mmask32, _mm512_mask_storeu_epi16, _mm512_storeu_si512, uint16_t)
-PYOPS_MASKED_STORE(__m256i, __mmask16, _mm256_mask_storeu_epi16, _mm256_storeu_si256, uint16_t)
-#undef PYOPS_MASKED_LOAD
-#undef PYOPS_MASKED_STORE
-
-PYOPS_INTRINSIC void _mm512_mask_cvtepi32_storeu_epi8(void* p, __mmask16 mask, __m512i x) {
-  const auto lanes = (__v16si)x;
-  for (int i = 0; i < 16; ++i) {
-    if (mask >> i & 1) static_cast<uint8_t*>(p)[i] = static_cast<uint8_t>(lanes[i]);
-  }
-}
-PYOPS_INTRINSIC void _mm512_mask_cvtepi64_storeu_epi8(void* p, __mmask8 mask, __m512i x) {
-  for (int i = 0; i < 8; ++i) {
-    if (mask >> i & 1) static_cast<uint8_t*>(p)[i] = static_cast<uint8_t>(x[i]);
-  }
-}
-PYOPS_INTRINSIC __m512 _mm512_i32gather_ps(__m512i index, const void* p, int scale) {
-  const auto lanes = (__v16si)index;
-  __m512 x;
-  for (int i = 0; i < 16; ++i) {
-    float element;
-    std::memcpy(&element, static_cast<const char*>(p) + int64_t{lanes[i]} * scale, 4);
-    x[i] = element;
-  }
-  return x;
+PYOPS_INTRINSIC __m256d _mm512_extractf64x4_pd(__m512d x, int half) {
+  return half == 0 ? emulation::halves(x).low : emulation::halves(x).high;
 }
 
 // Masks.
@@ -331,6 +278,12 @@ PYOPS_INTRINSIC __m512 _mm512_roundscale_ps(__m512 x, int how) {
   return emulation::join(_mm256_round_ps(y.low, _MM_FROUND_TO_NEAREST_INT),
                          _mm256_round_ps(y.high, _MM_FROUND_TO_NEAREST_INT));
 }
+PYOPS_INTRINSIC __m512d _mm512_roundscale_pd(__m512d x, int how) {
+  emulation::require(how == _MM_FROUND_TO_NEAREST_INT, "a rounding that is not emulated");
+  const auto y = emulation::halves(x);
+  return emulation::join(_mm256_round_pd(y.low, _MM_FROUND_TO_NEAREST_INT),
+                         _mm256_round_pd(y.high, _MM_FROUND_TO_NEAREST_INT));
+}
 PYOPS_INTRINSIC __m512 _mm512_reduce_ps(__m512 x, int how) {
   emulation::require(how == (_MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC),
                      "a rounding that is not emulated");
@@ -338,6 +291,10 @@ PYOPS_INTRINSIC __m512 _mm512_reduce_ps(__m512 x, int how) {
   return emulation::join(emulation::above_floor(y.low), emulation::above_floor(y.high));
 }
 PYOPS_INTRINSIC __m512 _mm512_scalef_ps(__m512 x, __m512 n) {
+  const auto y = emulation::halves(x), m = emulation::halves(n);
+  return emulation::join(emulation::scale(y.low, m.low), emulation::scale(y.high, m.high));
+}
+PYOPS_INTRINSIC __m512d _mm512_scalef_pd(__m512d x, __m512d n) {
   const auto y = emulation::halves(x), m = emulation::halves(n);
   return emulation::join(emulation::scale(y.low, m.low), emulation::scale(y.high, m.high));
 }
@@ -362,6 +319,12 @@ PYOPS_INTRINSIC float _mm512_reduce_max_ps(__m512 x) {
   const __m128 four = _mm_max_ps(_mm256_extractf128_ps(eight, 1), _mm256_castps256_ps128(eight));
   const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
   return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
+}
+PYOPS_INTRINSIC double _mm512_reduce_max_pd(__m512d x) {
+  const auto y = emulation::halves(x);
+  const __m256d four = _mm256_max_pd(y.high, y.low);
+  const __m128d two = _mm_max_pd(_mm256_extractf128_pd(four, 1), _mm256_castpd256_pd128(four));
+  return _mm_cvtsd_f64(_mm_max_sd(two, _mm_unpackhi_pd(two, two)));
 }
 PYOPS_INTRINSIC unsigned _mm512_reduce_max_epu32(__m512i x) {
   const auto lanes = (__v16su)x;

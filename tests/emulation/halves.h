@@ -13,7 +13,8 @@
 namespace pyops::emulation {
 
 [[noreturn]] void refuse(const char* what);  // says so and aborts
-float scale_special(float x, float n);       // VSCALEFPS where either is not finite
+float scale_special(float x, float n);       // VSCALEFPS and VSCALEFPD of any numbers
+double scale_special(double x, double n);
 
 PYOPS_INTRINSIC void require(bool holds, const char* what) {
   if (!holds) refuse(what);
@@ -89,6 +90,7 @@ PYOPS_INTRINSIC __m256 compare(__m256 a, __m256 b, int how) {
   return _mm256_cmp_ps(a, b, _CMP_UNORD_Q);
 }
 PYOPS_INTRINSIC __m256d compare(__m256d a, __m256d b, int how) {
+  if (how == _CMP_LT_OQ) return _mm256_cmp_pd(a, b, _CMP_LT_OQ);
   if (how == _CMP_GT_OQ) return _mm256_cmp_pd(a, b, _CMP_GT_OQ);
   if (how == _CMP_NLE_UQ) return _mm256_cmp_pd(a, b, _CMP_NLE_UQ);
   require(how == _CMP_UNORD_Q, "a comparison that is not emulated");
@@ -126,6 +128,20 @@ PYOPS_INTRINSIC __m256 scale(__m256 x, __m256 n) {
   const __m256 ordered = _mm256_cmp_ps(x, x, _CMP_ORD_Q);
   for (unsigned special = 0xff & ~mask_of(_mm256_and_ps(finite, ordered)); special != 0;
        special &= special - 1) {
+    const int i = __builtin_ctz(special);
+    y[i] = scale_special(x[i], n[i]);
+  }
+  return y;
+}
+// VSCALEFPD, where 2^floor(n) is a number that a product rounds with once.
+PYOPS_INTRINSIC __m256d scale(__m256d x, __m256d n) {
+  const __m256d floor = _mm256_round_pd(n, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+  const __m256d usual = _mm256_and_pd(_mm256_cmp_pd(floor, _mm256_set1_pd(-1022), _CMP_GE_OQ),
+                                      _mm256_cmp_pd(floor, _mm256_set1_pd(1023), _CMP_LE_OQ));
+  const __m128i biased = _mm_add_epi32(_mm256_cvtpd_epi32(floor), _mm_set1_epi32(1023));
+  const __m256i power = _mm256_slli_epi64(_mm256_cvtepi32_epi64(biased), 52);
+  __m256d y = _mm256_mul_pd(x, _mm256_castsi256_pd(power));
+  for (unsigned special = 0xf & ~mask_of(usual); special != 0; special &= special - 1) {
     const int i = __builtin_ctz(special);
     y[i] = scale_special(x[i], n[i]);
   }

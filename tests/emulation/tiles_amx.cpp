@@ -2,6 +2,8 @@
 // given. TDPBF16PS as the manual's pseudocode has it: even and odd products of a pair in two chains
 // of fused multiply-adds along the depth, their sum added to the tile, denormals as zero
 // throughout.
+#include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 
@@ -93,6 +95,17 @@ Pairs widen(const uint8_t* row) {
   }
 }
 
+// x·2^floor(n), as the manual's table of special cases has it.
+template <class T>
+T scaled(T x, T n) {
+  constexpr T kInfinity = __builtin_inff(), kNaN = __builtin_nanf(""), kLimit = 5000;
+  if (x != x) return n == kInfinity ? kInfinity : n == -kInfinity ? 0 : x;
+  if (n != n) return n;
+  if (n == kInfinity) return x == 0 ? kNaN : std::copysign(kInfinity, x);
+  if (n == -kInfinity) return std::abs(x) == kInfinity ? kNaN : std::copysign(T{0}, x);
+  return std::ldexp(x, static_cast<int>(std::floor(std::clamp(n, -kLimit, kLimit))));
+}
+
 }  // namespace
 
 void emulation::refuse(const char* what) {
@@ -100,15 +113,8 @@ void emulation::refuse(const char* what) {
   std::abort();
 }
 
-// As the manual's table of special cases has it.
-float emulation::scale_special(float x, float n) {
-  constexpr float kInfinity = __builtin_inff(), kNaN = __builtin_nanf("");
-  if (x != x) return n == kInfinity ? kInfinity : n == -kInfinity ? 0 : x;
-  if (n != n) return n;
-  if (n == kInfinity) return x == 0 ? kNaN : __builtin_copysignf(kInfinity, x);
-  if (n == -kInfinity) return __builtin_fabsf(x) == kInfinity ? kNaN : __builtin_copysignf(0, x);
-  return x;
-}
+float emulation::scale_special(float x, float n) { return scaled(x, n); }
+double emulation::scale_special(double x, double n) { return scaled(x, n); }
 
 void _tile_loadconfig(const void* config) {
   std::memcpy(&state.config, config, sizeof state.config);
