@@ -285,7 +285,7 @@ def test_bfloat16_that_is_not_finite(memory_format, c, value, device):
 
 
 def test_stride_beyond_all_measure():
-    """The input's gradient takes time for the coordinates that are there, not for each of the stride."""
+    """The gradient of the input takes no time for coordinates that are not there."""
     x, w = (torch.randn(s, requires_grad=True) for s in ((2, 3, 8, 9), (4, 3, 2, 2)))
     options = {"stride": (2**31 - 1, 10**6), "padding": 2, "dilation": (3, 2)}
     y, native = conv2d(x, w, **options), F.conv2d(x, w, **options)
