@@ -137,6 +137,7 @@ def run(command: Sequence[str], log: str, seconds: float, **variables: str) -> i
     """The program's exit code, None when it had to be stopped; what it prints goes to a file.
 
     It is interrupted first, as by Ctrl-C, and killed with all its children if that does not help.
+    A shell's background jobs ignore that signal and would pass it on: hence env.
     """
     inherited = os.environ.get("PYTHONPATH", "")
     environment = {
@@ -147,8 +148,8 @@ def run(command: Sequence[str], log: str, seconds: float, **variables: str) -> i
     }
     with (OUT / log).open("w") as file:
         process = subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT,
-            start_new_session=True,
+            ["env", "--default-signal=INT", *command], cwd=ROOT, env=environment, stdout=file,
+            stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
         try:
             return process.wait(seconds)
