@@ -82,7 +82,7 @@ inline constexpr float kWeightScale = 0x1p24f;
 [[gnu::noinline]] inline void multiply_tiles(int64_t tiles, int64_t depth, const float* input,
                                              int64_t pitch, const float* panel, float* m) {
   constexpr int kCols = TapTile::kCols, kRows = TapTile::rows(2);
-  constexpr int64_t kStretch = 80;
+  constexpr int64_t kStretch = 48;
   struct Column {
     const float* at;
     int64_t pitch;

@@ -34,14 +34,12 @@ template <int kLanes>
 bool suits_gather(const MaxPool2dBackwardParams& p) {
   const bool small = std::max(p.h.kernel, p.w.kernel) <= 3 && std::max(p.h.stride, p.w.stride) <= 2;
   const bool near = std::max(p.h.max_covering(), p.w.max_covering()) <= 64;
-  const bool half = (dtype_bit(p.dtype) & kHalfTypes) != 0;
   return small && near && fills_lanes(p) &&
-         (p.channels_last ? half || kLanes == 16 : p.w.size >= 4);
+         (p.channels_last ? p.dtype != Dtype::kFloat64 || kLanes == 16 : p.w.size >= 4);
 }
 constexpr const char* kSuitsGather =
     "windows of at most 3x3, strides of at most 2, at most 64 that span an element along an axis; "
-    "in "
-    "planes 4 columns or more, with channels last 16-bit numbers or 16 lanes";
+    "in planes 4 columns or more, with channels last no float64 but in lanes of AVX-512";
 
 constexpr Candidate<MaxPool2dParams> kForward[] = {
 #ifdef PYOPS_CUDA
