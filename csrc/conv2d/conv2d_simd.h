@@ -90,7 +90,7 @@ bool vectors_pay([[maybe_unused]] const Correlation<T>& c) {
 #if defined(__AMX_TILE__)
   if (bf16_parts<StridedOperand<T>, StridedOperand<T>>(c.precision) < 3) return false;
 #endif
-  return std::is_same_v<acc_t<T>, float>;
+  return true;
 }
 
 // The sums as they are defined.
@@ -272,8 +272,9 @@ bool backward_weight_on_grid(const Conv2dBackwardParams& p, int64_t pass, T* gra
     const auto g = gradient_images<T>(p, pass, y_points, x_points);
     const int64_t weights = p.group_o() * x.taps();
 #if !defined(__AMX_TILE__)
+    constexpr int64_t kFewTiles = 48;  // beside the transforms of all weights
     const int64_t points = TileGrid::kPoints * p.group_o() * x.channels;
-    if (winograd_pays(x, p.group_o()) && TileGrid(x.y, x.x, p.n).count >= 48 &&
+    if (winograd_pays(x, p.group_o()) && TileGrid(x.y, x.x, p.n).count >= kFewTiles &&
         points * num_threads() <= kManySums) {
       if (WinogradWeightGradient<kMasked, T>(x, g, p.n, p.channels_last).run(grad)) return true;
     }
