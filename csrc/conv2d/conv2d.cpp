@@ -134,9 +134,7 @@ Gradients conv2d_backward(const Tensor& grad, const Tensor& x, const Tensor& w,
                           const OptionalTensor& relu_output, IntArrayRef stride,
                           IntArrayRef padding, IntArrayRef dilation, int64_t groups,
                           std::array<bool, 3> wanted) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("pyops::conv2d_backward", "")
-                             .typed<decltype(conv2d_backward_kernel)>();
+  static const auto op = find_op<decltype(conv2d_backward_kernel)>("conv2d_backward");
   return op.call(grad, x, w, relu_output, stride, padding, dilation, groups, wanted);
 }
 
@@ -162,9 +160,7 @@ Gradients conv2d_backward_autograd(const Tensor& grad, const Tensor& x, const Te
 template <bool kRelu>
 Tensor call_forward(const Tensor& x, const Tensor& w, const OptionalTensor& bias,
                     IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation, int64_t groups) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow(kRelu ? "pyops::conv2d_relu" : "pyops::conv2d", "")
-                             .typed<decltype(conv2d_kernel<kRelu>)>();
+  static const auto op = find_op<decltype(conv2d_kernel<kRelu>)>(kName<kRelu>);
   const Unrecorded scope;
   return op.call(x, w, bias, stride, padding, dilation, groups);
 }
@@ -218,9 +214,7 @@ template <bool kRelu>
 Tensor conv2d_padding(const Tensor& x, const Tensor& w, const OptionalTensor& bias,
                       c10::SymIntArrayRef stride, std::string_view padding,
                       c10::SymIntArrayRef dilation, c10::SymInt groups) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow(kRelu ? "pyops::conv2d_relu" : "pyops::conv2d", "")
-                             .typed<decltype(guarded<conv2d_autograd<kRelu>>)>();
+  static const auto op = find_op<decltype(guarded<conv2d_autograd<kRelu>>)>(kName<kRelu>);
   const auto [padded, both] =
       resolve_padding(kName<kRelu>, x, w, guard(stride), padding, guard(dilation));
   const c10::SymInt symbols[] = {both[0], both[1]};

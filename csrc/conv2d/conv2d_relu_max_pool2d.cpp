@@ -146,9 +146,7 @@ Gradients backward_kernel(const Tensor& grad, const Tensor& offsets, const Tenso
 
 Gradients call_backward(const Tensor& grad, const Tensor& offsets, const Tensor& x, const Tensor& w,
                         const Sizes& s, std::array<bool, 3> wanted) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("pyops::conv2d_relu_max_pool2d_backward", "")
-                             .typed<decltype(backward_kernel)>();
+  static const auto op = find_op<decltype(backward_kernel)>("conv2d_relu_max_pool2d_backward");
   return op.call(grad, offsets, x, w, s.stride, s.padding, s.dilation, s.groups, s.kernel_size,
                  s.pool_stride, s.pool_padding, s.pool_dilation, s.ceil_mode, wanted);
 }
@@ -194,15 +192,10 @@ Gradients backward_autograd(const Tensor& grad, const Tensor& offsets, const Ten
   return call_backward(grad, offsets, x, w, s, wanted);
 }
 
-template <class Signature>
-auto find(const char* name) {
-  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
-}
-
 Pooled call_with_offsets(const Tensor& x, const Tensor& w, const OptionalTensor& bias,
                          const Sizes& s) {
   static const auto op =
-      find<decltype(with_offsets_kernel)>("pyops::conv2d_relu_max_pool2d_with_offsets");
+      find_op<decltype(with_offsets_kernel)>("conv2d_relu_max_pool2d_with_offsets");
   const Unrecorded scope;
   return op.call(x, w, bias, s.stride, s.padding, s.dilation, s.groups, s.kernel_size,
                  s.pool_stride, s.pool_padding, s.pool_dilation, s.ceil_mode);
@@ -263,7 +256,7 @@ Tensor pooled_autograd(const Tensor& x, const Tensor& w, const OptionalTensor& b
         .squeeze(0);
   }
   if (needs_grad({x, w, bias})) return std::get<0>(record_forward(x, w, bias, s));
-  static const auto op = find<decltype(pooled_kernel)>("pyops::conv2d_relu_max_pool2d");
+  static const auto op = find_op<decltype(pooled_kernel)>(kPooledName);
   const at::AutoDispatchBelowADInplaceOrView below;
   return op.call(x, w, bias, stride, padding, dilation, groups, kernel_size, pool_stride,
                  pool_padding, pool_dilation, ceil_mode);
@@ -293,7 +286,7 @@ Tensor pooled_padding(const Tensor& x, const Tensor& w, const OptionalTensor& bi
                       std::string_view padding, SymInts dilation, c10::SymInt groups,
                       SymInts kernel_size, SymInts pool_stride, SymInts pool_padding,
                       SymInts pool_dilation, bool ceil_mode) {
-  static const auto op = find<decltype(guarded<pooled_autograd>)>("pyops::conv2d_relu_max_pool2d");
+  static const auto op = find_op<decltype(guarded<pooled_autograd>)>(kPooledName);
   const auto [padded, both] =
       resolve_padding(kPooledName, x, w, guard(stride), padding, guard(dilation));
   const c10::SymInt symbols[] = {both[0], both[1]};

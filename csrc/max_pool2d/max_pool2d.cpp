@@ -182,9 +182,7 @@ Tensor max_pool2d_backward(const Tensor& grad, const Tensor& where, IntArrayRef 
 
 Tensor call_forward(const Tensor& x, IntArrayRef kernel, IntArrayRef stride, IntArrayRef padding,
                     IntArrayRef dilation, bool ceil_mode) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("pyops::max_pool2d", "")
-                             .typed<decltype(max_pool2d)>();
+  static const auto op = find_op<decltype(max_pool2d)>("max_pool2d");
   const at::AutoDispatchBelowADInplaceOrView below;
   return op.call(x, kernel, stride, padding, dilation, ceil_mode);
 }
@@ -192,10 +190,7 @@ Tensor call_forward(const Tensor& x, IntArrayRef kernel, IntArrayRef stride, Int
 template <Argmax kArgmax>
 TensorPair call_forward_with_argmax(const Tensor& x, IntArrayRef kernel, IntArrayRef stride,
                                     IntArrayRef padding, IntArrayRef dilation, bool ceil_mode) {
-  static const auto op =
-      c10::Dispatcher::singleton()
-          .findSchemaOrThrow((std::string("pyops::") + name_of(kArgmax)).c_str(), "")
-          .template typed<decltype(max_pool2d_with_argmax<kArgmax>)>();
+  static const auto op = find_op<decltype(max_pool2d_with_argmax<kArgmax>)>(name_of(kArgmax));
   const Unrecorded scope;
   return op.call(x, kernel, stride, padding, dilation, ceil_mode);
 }
@@ -240,10 +235,8 @@ Tensor call_backward(const Tensor& grad, const Tensor& where, c10::SymIntArrayRe
                      IntArrayRef kernel, IntArrayRef stride, IntArrayRef padding,
                      IntArrayRef dilation, bool channels_last) {
   static const auto op =
-      c10::Dispatcher::singleton()
-          .findSchemaOrThrow("pyops::max_pool2d_backward", "")
-          .typed<Tensor(const Tensor&, const Tensor&, c10::SymIntArrayRef, IntArrayRef, IntArrayRef,
-                        IntArrayRef, IntArrayRef, bool)>();
+      find_op<Tensor(const Tensor&, const Tensor&, c10::SymIntArrayRef, IntArrayRef, IntArrayRef,
+                     IntArrayRef, IntArrayRef, bool)>("max_pool2d_backward");
   return op.call(grad, where, input_size, kernel, stride, padding, dilation, channels_last);
 }
 
