@@ -227,6 +227,10 @@ TORCH_LIBRARY_FRAGMENT(pyops, m) {
       "bool enable_gqa=False) -> Tensor",
       attention);
 }
+// functorch asks each composite for a rule of its own.
+TORCH_LIBRARY_IMPL(pyops, FuncTorchBatched, m) {
+  m.impl("scaled_dot_product_attention", attention);
+}
 TORCH_LIBRARY_IMPL(pyops, PythonTLSSnapshot, m) {
   register_for_subclasses(m, {"scaled_dot_product_attention"});
 }

@@ -269,10 +269,14 @@ TORCH_LIBRARY_IMPL(pyops, CompositeImplicitAutogradNestedTensor, m) {
   m.impl("conv2d_relu", guarded<conv2d_native<true>>);
 }
 TORCH_LIBRARY_IMPL(pyops, FuncTorchBatched, m) {
-  m.impl("conv2d", guarded<conv2d_native<false>>);
-  m.impl("conv2d_relu", guarded<conv2d_native<true>>);
+  m.impl("conv2d", guarded<conv2d_kernel<false>>);
+  m.impl("conv2d_relu", guarded<conv2d_kernel<true>>);
+  m.impl("conv2d.padding", conv2d_padding<false>);
+  m.impl("conv2d_relu.padding", conv2d_padding<true>);
 }
 TORCH_LIBRARY_IMPL(pyops, PythonTLSSnapshot, m) {
+// They ask goes_native(), which says why in the explain() log. functorch asks the composites, too,
+// for rules of their own.
   register_for_subclasses(m, {"conv2d", "conv2d_relu", "conv2d.padding", "conv2d_relu.padding"});
 }
 TORCH_LIBRARY_IMPL(pyops, AutocastCPU, m) { register_autocast(m, {"conv2d", "conv2d_relu"}); }

@@ -343,7 +343,9 @@ TORCH_LIBRARY_IMPL(pyops, CompositeImplicitAutogradNestedTensor, m) {
   m.impl("conv2d_relu_max_pool2d", guarded<pooled_native>);
 }
 TORCH_LIBRARY_IMPL(pyops, FuncTorchBatched, m) {
-  m.impl("conv2d_relu_max_pool2d", guarded<pooled_native>);
+// It asks goes_native(), which says why in the explain() log.
+  m.impl("conv2d_relu_max_pool2d", guarded<pooled_kernel>);
+  m.impl("conv2d_relu_max_pool2d.padding", pooled_padding);
 }
 TORCH_LIBRARY_IMPL(pyops, PythonTLSSnapshot, m) {
   register_for_subclasses(m, {"conv2d_relu_max_pool2d", "conv2d_relu_max_pool2d.padding"});

@@ -344,6 +344,10 @@ TORCH_LIBRARY_IMPL(pyops, CompositeImplicitAutogradNestedTensor, m) { implement_
 TORCH_LIBRARY_IMPL(pyops, PythonTLSSnapshot, m) {
   register_for_subclasses(m, {"max_pool2d", "max_pool2d_with_indices"});
 }
-TORCH_LIBRARY_IMPL(pyops, FuncTorchBatched, m) { implement_native(m); }
+// They ask goes_native(), which says why in the explain() log.
+TORCH_LIBRARY_IMPL(pyops, FuncTorchBatched, m) {
+  m.impl("max_pool2d", max_pool2d);
+  m.impl("max_pool2d_with_indices", max_pool2d_with_argmax<Argmax::kIndex>);
+}
 
 }  // namespace pyops

@@ -110,8 +110,9 @@ TORCH_LIBRARY_IMPL(pyops, CUDA, m) {
 TORCH_LIBRARY_IMPL(pyops, CompositeExplicitAutograd, m) {
   m.impl("rnn_layer", flat_forward<rnn_layer_composite>);
 }
+// It asks goes_native(), which says why in the explain() log.
 TORCH_LIBRARY_IMPL(pyops, FuncTorchBatched, m) {
-  m.impl("rnn_layer", flat_forward<rnn_layer_composite>);
+  m.impl("rnn_layer", flat_forward<rnn_layer_forward>);
 }
 TORCH_LIBRARY_IMPL(pyops, PythonTLSSnapshot, m) { register_for_subclasses(m, {"rnn_layer"}); }
 
