@@ -101,9 +101,14 @@ Gradients conv2d_backward_kernel(const Tensor& grad, const Tensor& x, const Tens
   const char* op = "conv2d_backward";
   const Conv2dShape shape =
       conv2d_shape(op, x, w, Tensor(), conv2d_arguments(op, stride, padding, dilation, groups));
-  TORCH_CHECK(grad.sizes() == IntArrayRef({shape.n, shape.o, shape.oh, shape.ow}), op,
-              ": grad must have the output's shape ",
-              IntArrayRef({shape.n, shape.o, shape.oh, shape.ow}), ", got ", grad.sizes());
+  const std::array<int64_t, 4> of_y{shape.n, shape.o, shape.oh, shape.ow};
+  const auto check = [&](const char* name, const Tensor& t) {
+    TORCH_CHECK(t.sizes() == IntArrayRef(of_y), op, ": ", name, " must have the output's shape ",
+                IntArrayRef(of_y), ", got ", t.sizes());
+    check_same_kind(op, name, t, x);
+  };
+  check("grad", grad);
+  if (relu_output) check("relu_output", *relu_output);
   const auto format = kernel_format(shape);
   const Tensor g = grad.contiguous(format), xc = x.contiguous(format), wc = w.contiguous(format);
   const Tensor y = relu_output ? relu_output->contiguous(format) : Tensor();
@@ -268,6 +273,8 @@ TORCH_LIBRARY_IMPL(pyops, CompositeImplicitAutogradNestedTensor, m) {
   m.impl("conv2d", guarded<conv2d_native<false>>);
   m.impl("conv2d_relu", guarded<conv2d_native<true>>);
 }
+// They ask goes_native(), which says why in the explain() log. functorch asks the composites, too,
+// for rules of their own.
 TORCH_LIBRARY_IMPL(pyops, FuncTorchBatched, m) {
   m.impl("conv2d", guarded<conv2d_kernel<false>>);
   m.impl("conv2d_relu", guarded<conv2d_kernel<true>>);
@@ -275,8 +282,6 @@ TORCH_LIBRARY_IMPL(pyops, FuncTorchBatched, m) {
   m.impl("conv2d_relu.padding", conv2d_padding<true>);
 }
 TORCH_LIBRARY_IMPL(pyops, PythonTLSSnapshot, m) {
-// They ask goes_native(), which says why in the explain() log. functorch asks the composites, too,
-// for rules of their own.
   register_for_subclasses(m, {"conv2d", "conv2d_relu", "conv2d.padding", "conv2d_relu.padding"});
 }
 TORCH_LIBRARY_IMPL(pyops, AutocastCPU, m) { register_autocast(m, {"conv2d", "conv2d_relu"}); }

@@ -138,6 +138,7 @@ Gradients backward_kernel(const Tensor& grad, const Tensor& offsets, const Tenso
   TORCH_CHECK(grad.sizes() == sizes && offsets.sizes() == sizes, kPooledName,
               "_backward: grad and offsets must be ", sizes, ", got ", grad.sizes(), " and ",
               offsets.sizes());
+  check_same_kind("conv2d_relu_max_pool2d_backward", "grad", grad, x);
   TORCH_CHECK(offsets.scalar_type() == pool.offset_type(), kPooledName,
               "_backward: offsets must be ", pool.offset_type(), ", got ", offsets.scalar_type());
   const Tensor grad_y = unpool_kernel(grad, offsets, x, shape, pool);
@@ -342,8 +343,8 @@ TORCH_LIBRARY_IMPL(pyops, CompositeExplicitAutograd, m) {
 TORCH_LIBRARY_IMPL(pyops, CompositeImplicitAutogradNestedTensor, m) {
   m.impl("conv2d_relu_max_pool2d", guarded<pooled_native>);
 }
-TORCH_LIBRARY_IMPL(pyops, FuncTorchBatched, m) {
 // It asks goes_native(), which says why in the explain() log.
+TORCH_LIBRARY_IMPL(pyops, FuncTorchBatched, m) {
   m.impl("conv2d_relu_max_pool2d", guarded<pooled_kernel>);
   m.impl("conv2d_relu_max_pool2d.padding", pooled_padding);
 }

@@ -158,6 +158,15 @@ Tensor max_pool2d_backward(const Tensor& grad, const Tensor& where, IntArrayRef 
   TORCH_CHECK(where.scalar_type() == at::kByte || where.scalar_type() == at::kLong,
               "max_pool2d_backward: argmax must be taps (uint8) or indices (int64), got ",
               where.scalar_type());
+  TORCH_CHECK(grad.dim() == 4 || (grad.dim() == 3 && !channels_last), "max_pool2d_backward: grad ",
+              "must be (N, C, OH, OW) or, not channels_last, (C, OH, OW), got ", grad.sizes());
+  const auto is_pooled = [&](const PoolAxis& axis, int64_t size) {
+    return size == axis.output_size(false) || size == axis.output_size(true);
+  };
+  TORCH_CHECK(input_size.size() == 2 && is_pooled(windows.h(input_size[0]), grad.size(-2)) &&
+                  is_pooled(windows.w(input_size[1]), grad.size(-1)),
+              "max_pool2d_backward: input_size must be (H, W) of which the windows make grad's ",
+              grad.sizes(), ", got ", input_size);
   c10::SmallVector<int64_t, 4> shape(grad.sizes());
   shape[grad.dim() - 2] = input_size[0];
   shape[grad.dim() - 1] = input_size[1];

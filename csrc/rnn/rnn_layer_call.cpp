@@ -88,11 +88,8 @@ RnnOutputs RnnForwardCall::outputs() const {
 }
 
 RnnBackwardCall::RnnBackwardCall(const RnnLayerBackward& layer) : RnnCall(layer) {
+  check_rnn_backward(layer);
   const int64_t rows = params.rows(), gates = params.gates() * params.hidden;
-  TORCH_CHECK(layer.reserve.numel() == rows * layer.kept() * params.hidden &&
-                  layer.y.numel() == rows * params.output,
-              layer.name(), ": the backward needs what a forward with save=True returned, got ",
-              layer.y.sizes(), " and ", layer.reserve.sizes());
   const Inputs inputs = layer.inputs();
   std::array<void*, kInputs> to{};
   for (size_t k = 0; k < kInputs; ++k) {
