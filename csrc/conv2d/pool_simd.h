@@ -100,13 +100,14 @@ inline int64_t strip_rows(const Conv2dPoolParams& p, int64_t element_size) {
 template <class T>
 void conv2d_pool_forward(const Conv2dPoolParams& p) {
   const int64_t pooled_rows = strip_rows(p, sizeof(T)), strips = ceil_div(p.pooled_h, pooled_rows);
-  const int64_t rows_bound = (pooled_rows - 1) * p.pool_h.stride + p.pool_h.extent();
+  const int64_t rows_bound = (pooled_rows - 1) * p.pool_h.stride + p.pool_h.extent() + 1;
   parallel_for(0, p.n * strips, 1, [&](int64_t begin, int64_t end) {
     Scratch<T> rows(std::min(rows_bound, p.oh) * p.ow * p.o);
     for (int64_t task = begin; task < end; ++task) {
       const int64_t n = task / strips, py0 = task % strips * pooled_rows;
       const int64_t py1 = std::min(p.pooled_h, py0 + pooled_rows);
-      const int64_t first = std::clamp<int64_t>(p.pool_h.start(py0), 0, p.oh);
+      // Even, so that Winograd's tiles are those of the whole image.
+      const int64_t first = std::clamp<int64_t>(p.pool_h.start(py0), 0, p.oh) / 2 * 2;
       const int64_t count = std::max<int64_t>(p.pool_h.window(py1 - 1).end - first, 0);
       if (count > 0) forward_rows(p, n, 1, first, count, rows.get());
       const PoolStrip<T> strip{p, rows.get(), first, count, n * p.o * p.pooled_h * p.pooled_w};

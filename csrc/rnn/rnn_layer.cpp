@@ -80,17 +80,13 @@ void implement(torch::Library& m) {
 Devices rnn_devices() { return kDevices; }
 
 Gradients call_rnn_layer_backward(const RnnLayerBackward& b) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("pyops::rnn_layer_backward", "")
-                             .typed<decltype(flat_backward<rnn_layer_backward>)>();
+  static const auto op = find_op<decltype(flat_backward<rnn_layer_backward>)>("rnn_layer_backward");
   return op.call(b.grad_y, b.grad_hn, b.grad_cn, b.input, b.h0, b.c0, b.w_ih, b.w_hh, b.b_ih,
                  b.b_hh, b.w_hr, b.batch_sizes, b.y, b.reserve, b.reverse, b.wanted);
 }
 
 RnnOutputs call_rnn_layer(const RnnLayer& layer) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("pyops::rnn_layer", "")
-                             .typed<decltype(flat_forward<rnn_layer_forward>)>();
+  static const auto op = find_op<decltype(flat_forward<rnn_layer_forward>)>("rnn_layer");
   const auto& [input, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, batch_sizes, reverse, save] = layer;
   return op.call(input, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, batch_sizes, reverse, save);
 }
@@ -114,8 +110,9 @@ TORCH_LIBRARY_IMPL(pyops, CUDA, m) {
 TORCH_LIBRARY_IMPL(pyops, CompositeExplicitAutograd, m) {
   m.impl("rnn_layer", flat_forward<rnn_layer_composite>);
 }
+// It asks goes_native(), which says why in the explain() log.
 TORCH_LIBRARY_IMPL(pyops, FuncTorchBatched, m) {
-  m.impl("rnn_layer", flat_forward<rnn_layer_composite>);
+  m.impl("rnn_layer", flat_forward<rnn_layer_forward>);
 }
 TORCH_LIBRARY_IMPL(pyops, PythonTLSSnapshot, m) { register_for_subclasses(m, {"rnn_layer"}); }
 
