@@ -15,7 +15,7 @@ constexpr Candidate<RnnParams> kForward[] = {
      rnn_forward_resident_tensorop_cuda, suits_resident_tensorop, kSuitsResidentTensorop},
     {"rnn_forward_resident_cuda", Arch::kSm80, kAnyFloat, rnn_forward_resident_cuda, suits_resident,
      kSuitsResident},
-    {"rnn_forward_tensorop_cuda", Arch::kSm80, kHalfTypes, rnn_forward_tensorop_cuda,
+    {"rnn_forward_tensorop_cuda", Arch::kSm80, kTileTypes, rnn_forward_tensorop_cuda,
      suits_tensorop, kSuitsTensorop},
     {"rnn_forward_cuda", Arch::kSm80, kAnyFloat, rnn_forward_cuda},
 #endif
@@ -33,7 +33,7 @@ constexpr Candidate<RnnBackwardParams> kBackward[] = {
      rnn_backward_workspace},
     {"rnn_backward_resident_cuda", Arch::kSm80, kAnyFloat, rnn_backward_resident_cuda,
      suits_resident, kSuitsResident, rnn_backward_workspace},
-    {"rnn_backward_tensorop_cuda", Arch::kSm80, kHalfTypes, rnn_backward_tensorop_cuda,
+    {"rnn_backward_tensorop_cuda", Arch::kSm80, kTileTypes, rnn_backward_tensorop_cuda,
      suits_tensorop, kSuitsTensorop, rnn_backward_workspace},
     {"rnn_backward_cuda", Arch::kSm80, kAnyFloat, rnn_backward_cuda},
 #endif

@@ -30,7 +30,7 @@ constexpr Candidate<RnnBackwardStack> kBackward[] = {
      rnn_backward_wavefront_tensorop_cuda, suits_wavefront_tensorop, kSuitsWavefront,
      most_of_layers<rnn_backward_workspace>},
     {"rnn_backward_wavefront_cuda", Arch::kSm80, kFloat32 | kFloat64, rnn_backward_wavefront_cuda,
-     suits_wavefront, kSuitsWavefront},
+     suits_wavefront, kSuitsWavefront, most_of_layers<rnn_backward_workspace>},
 };
 [[maybe_unused]] const bool listed = list_table("rnn_forward_wavefront", kForward) &&
                                      list_table("rnn_backward_wavefront", kBackward);
