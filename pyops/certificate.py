@@ -111,6 +111,16 @@ def random_like(outputs: Outputs) -> Outputs:
     )
 
 
+def float32_precision(op: Op, device: str) -> str:
+    """Of an op's float32 products there, as PyTorch's switches have it; see `numerics.allowed`."""
+    precision = torch.get_float32_matmul_precision()
+    if not device.startswith("cuda"):
+        return precision
+    cudnn = op.name in ("lstm", "gru") or op.name.startswith("conv2d")
+    rounds = torch.backends.cudnn.allow_tf32 if cudnn else precision != "highest"
+    return "tf32" if rounds else "highest"
+
+
 @dataclass(frozen=True)
 class Reference:
     """The gradients that a backward pass starts from, and what native makes of it in float64."""
@@ -150,6 +160,7 @@ def verify(
         grad_outputs = None  # Into a wrong shape no gradient flows: the outputs say enough.
     ours = outputs_and_gradients(op, function, inputs, grad_outputs)
     native = outputs_and_gradients(op, op.native, inputs, grad_outputs)
+    device = next(iter(inputs.tensors.values())).device.type
     return {
         name: compare(
             ours[name],
@@ -157,6 +168,7 @@ def verify(
             reference.results[name],
             direction="backward" if name.startswith("grad_") else "forward",
             terms=op.terms(shape),
+            precision=float32_precision(op, device),
             exact=op.selects and name.startswith("output"),
             max_zeros=MOSTLY_ZEROS if op.selects or kinks else MAX_ZEROS,
             kinks=kinks and name.startswith("grad_"),
