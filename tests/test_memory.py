@@ -1,4 +1,4 @@
-"""Memory that is not there: native's exception, which says besides for which call it was missing."""
+"""Memory that is not there: native's exception, and for which call it was missing."""
 
 import re
 
