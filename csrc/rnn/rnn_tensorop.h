@@ -19,9 +19,9 @@ inline bool pays_tensorop(Dtype dtype, int64_t rows, int64_t columns) {
   return half || (rows / kTile) * (columns / kTile) >= kLeastTiles;
 }
 
-// Tensor cores are fed sixteen bytes at a time, by 32-bit counts.
+// Tensor cores are fed sixteen bytes at a time, by 32-bit counts up to whole tiles.
 inline bool suits_tensorop(const RnnShape& s, std::initializer_list<const void*> matrices) {
-  constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
+  constexpr int64_t kMost = std::numeric_limits<int32_t>::max() - 1024;
   const int64_t rows = s.rows(), gates = 4 * s.hidden;
   return (dtype_bit(s.dtype) & kTileTypes) != 0 && s.input % 8 == 0 && s.hidden % 8 == 0 &&
          s.output % 8 == 0 && std::min({rows, s.input, s.hidden, s.output}) > 0 &&
