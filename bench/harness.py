@@ -310,7 +310,7 @@ class Case:
 
     def _unit(self) -> str:
         """What computes: the dtype, or TF32 where PyTorch's switches let float32 be that."""
-        precision = float32_precision(self.bench.op, self.settings.device)
+        precision = float32_precision(self.settings.device, cudnn=self.bench.op.cudnn)
         return "tf32" if (self.dtype, precision) == (torch.float32, "tf32") else self.kind
 
     def _beyond(self, least: Mapping[str, float], seconds: float) -> str:

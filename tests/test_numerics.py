@@ -89,8 +89,8 @@ def test_precision_on_a_gpu_follows_two_switches(allow_tf32):
     }
     with torch.backends.cudnn.flags(allow_tf32=allow_tf32):
         for name, precision in expected.items():
-            assert float32_precision(OPS[name], "cuda:0") == precision
-            assert float32_precision(OPS[name], "cpu") == "highest"
+            assert float32_precision("cuda:0", cudnn=OPS[name].cudnn) == precision
+            assert float32_precision("cpu", cudnn=OPS[name].cudnn) == "highest"
     assert 4e-4 < allowed(torch.float32, "forward", 0.0, precision="tf32") < 1e-3
 
 
