@@ -65,7 +65,8 @@ def model_op(name: str, model: nn.Module, arguments: Callable[..., Inputs]) -> O
     def call(function: Function, tensors: dict[str, Tensor], options: dict[str, object]) -> object:
         return function(tensors, options.get("ids", ()))
 
-    return Op(name, _function(accelerated), _function(model), draw, {}, call=call)
+    functions = _function(accelerated), _function(model)
+    return Op(name, *functions, draw, {}, call=call, cudnn=True)
 
 
 def _function(model: nn.Module) -> Function:

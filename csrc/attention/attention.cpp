@@ -7,6 +7,7 @@
 #include "attention/attention_sm90.h"
 #include "attention/attention_tensorop.h"
 #include "core/autograd.h"
+#include "core/named.h"
 
 namespace pyops {
 namespace {
@@ -319,9 +320,9 @@ Forward forward_autograd(const Tensor& q, const Tensor& k, const Tensor& v,
 
 // On every device that the tables serve.
 void implement(torch::Library& m) {
-  m.impl("attention_forward", forward);
-  m.impl("attention_backward", backward);
-  m.impl("attention_dropout", dropout);
+  register_kernel<"attention_forward", forward, "scaled_dot_product_attention">(m);
+  register_kernel<"attention_backward", backward, "scaled_dot_product_attention_backward">(m);
+  register_kernel<"attention_dropout", dropout>(m);
 }
 
 }  // namespace

@@ -4,6 +4,7 @@
 #include "conv2d/conv2d_sm90.h"
 #include "conv2d/conv2d_workspace.h"
 #include "core/autograd.h"
+#include "core/named.h"
 
 namespace pyops {
 namespace {
@@ -228,9 +229,9 @@ Tensor conv2d_padding(const Tensor& x, const Tensor& w, const OptionalTensor& bi
 
 // On every device that the tables serve.
 void implement(torch::Library& m) {
-  m.impl("conv2d", conv2d_kernel<false>);
-  m.impl("conv2d_relu", conv2d_kernel<true>);
-  m.impl("conv2d_backward", conv2d_backward_kernel);
+  register_kernel<"conv2d", conv2d_kernel<false>>(m);
+  register_kernel<"conv2d_relu", conv2d_kernel<true>>(m);
+  register_kernel<"conv2d_backward", conv2d_backward_kernel>(m);
 }
 
 }  // namespace

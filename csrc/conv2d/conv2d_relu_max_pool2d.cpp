@@ -4,6 +4,7 @@
 #include "conv2d/conv2d_pool_sm90.h"
 #include "conv2d/conv2d_workspace.h"
 #include "core/autograd.h"
+#include "core/named.h"
 
 namespace pyops {
 namespace {
@@ -297,9 +298,9 @@ Tensor pooled_padding(const Tensor& x, const Tensor& w, const OptionalTensor& bi
 
 // On every device that the tables serve.
 void implement(torch::Library& m) {
-  m.impl("conv2d_relu_max_pool2d", pooled_kernel);
-  m.impl("conv2d_relu_max_pool2d_with_offsets", with_offsets_kernel);
-  m.impl("conv2d_relu_max_pool2d_backward", backward_kernel);
+  register_kernel<"conv2d_relu_max_pool2d", pooled_kernel>(m);
+  register_kernel<"conv2d_relu_max_pool2d_with_offsets", with_offsets_kernel>(m);
+  register_kernel<"conv2d_relu_max_pool2d_backward", backward_kernel>(m);
 }
 
 }  // namespace

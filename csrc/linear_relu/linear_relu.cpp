@@ -1,6 +1,7 @@
 #include "linear_relu/linear_relu.h"
 
 #include "core/autograd.h"
+#include "core/named.h"
 #include "linear_relu/linear_relu_tensorop.h"
 
 namespace pyops {
@@ -243,9 +244,9 @@ Tensor linear_native(const Tensor& x, const Tensor& w, const OptionalTensor& bia
 
 // On every device that the tables serve.
 void implement(torch::Library& m) {
-  m.impl("linear", linear);
-  m.impl("linear_relu", linear_relu);
-  m.impl("linear_backward", linear_backward);
+  register_kernel<"linear", linear>(m);
+  register_kernel<"linear_relu", linear_relu>(m);
+  register_kernel<"linear_backward", linear_backward>(m);
 }
 
 }  // namespace

@@ -4,8 +4,9 @@
 #include <limits>
 
 #include "core/autograd.h"
+#include "core/named.h"
 #include "max_pool2d/max_pool2d_arguments.h"
-#include "max_pool2d/max_pool2d_square.h"
+#include "max_pool2d/max_pool2d_window.h"
 
 namespace pyops {
 namespace {
@@ -47,6 +48,10 @@ constexpr Candidate<MaxPool2dParams> kForward[] = {
      suits_channels, kSuitsChannels},
     {"max_pool2d_forward_strips_cuda", Arch::kSm80, kTileTypes, max_pool2d_forward_strips_cuda,
      suits_strips, kSuitsStrips},
+    {"max_pool2d_forward_teams_cuda", Arch::kSm80, kAnyFloat, max_pool2d_forward_teams_cuda,
+     suits_teams, kSuitsTeams},
+    {"max_pool2d_forward_windows_cuda", Arch::kSm80, kAnyFloat, max_pool2d_forward_windows_cuda,
+     suits_windows<MaxPool2dParams>, kSuitsWindows},
     {"max_pool2d_forward_cuda", Arch::kSm80, kAnyFloat, max_pool2d_forward_cuda},
 #endif
     {"max_pool2d_forward_avx512", Isa::kAvx512, kAnyFloat, max_pool2d_forward_avx512, fills_lanes,
@@ -61,6 +66,8 @@ constexpr Candidate<MaxPool2dBackwardParams> kBackward[] = {
      max_pool2d_backward_channels_cuda, suits_channels, kSuitsChannels},
     {"max_pool2d_backward_strips_cuda", Arch::kSm80, kTileTypes, max_pool2d_backward_strips_cuda,
      suits_strips, kSuitsStrips},
+    {"max_pool2d_backward_windows_cuda", Arch::kSm80, kAnyFloat, max_pool2d_backward_windows_cuda,
+     suits_windows<MaxPool2dBackwardParams>, kSuitsWindows},
     {"max_pool2d_backward_cuda", Arch::kSm80, kAnyFloat, max_pool2d_backward_cuda},
 #endif
     {"max_pool2d_backward_avx512", Isa::kAvx512, kTileTypes, max_pool2d_backward_avx512,
@@ -313,10 +320,11 @@ Tensor max_pool2d_autograd(const Tensor& x, IntArrayRef kernel, IntArrayRef stri
 
 // On every device that the tables serve.
 void implement(torch::Library& m) {
-  m.impl("max_pool2d", max_pool2d);
-  m.impl("max_pool2d_with_indices", max_pool2d_with_argmax<Argmax::kIndex>);
-  m.impl("max_pool2d_with_taps", max_pool2d_with_argmax<Argmax::kTap>);
-  m.impl("max_pool2d_backward", max_pool2d_backward);
+  register_kernel<"max_pool2d", max_pool2d>(m);
+  register_kernel<"max_pool2d_with_indices", max_pool2d_with_argmax<Argmax::kIndex>, "max_pool2d">(
+      m);
+  register_kernel<"max_pool2d_with_taps", max_pool2d_with_argmax<Argmax::kTap>, "max_pool2d">(m);
+  register_kernel<"max_pool2d_backward", max_pool2d_backward>(m);
 }
 
 void implement_native(torch::Library& m) {

@@ -38,7 +38,8 @@ RnnOffsets offsets_of(const RnnLayer& layer) {
 
 RnnShape shape_of(const RnnLayer& layer, const RnnOffsets& offsets) {
   return {.dtype = dtype_of(layer.input),
-          .precision = float32_precision(at::Float32Op::RNN, layer.input),
+          .precision = float32_precision(
+              layer.one_step() ? at::Float32Op::MATMUL : at::Float32Op::RNN, layer.input),
           .cell = layer.c0 ? RnnCell::kLstm : RnnCell::kGru,
           .reverse = layer.reverse,
           .steps = static_cast<int64_t>(offsets.size()) - 1,
