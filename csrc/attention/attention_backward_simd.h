@@ -25,7 +25,8 @@ struct RowSums {
 // rowsum(dout∘out) has the rounding of out: in 16 bits too much where few keys outweigh all others,
 // so that dP less it all but cancels. Native's fused kernel has that error as well; what is not for
 // it, native computes in float32. There rowsum(dP∘P) is summed first, in a pass over the keys that
-// has scores and dP of its own, unless one block has all keys.
+// has scores and dP of its own, unless one block has all keys; not for dropout, where a gradient is
+// one of many as it is.
 template <class T>
 bool sums_rows_first(const AttentionBackwardParams& p, int64_t key_blocks) {
   const bool fused_natively = p.dim == p.value_dim && p.grad_mask.data == nullptr;
