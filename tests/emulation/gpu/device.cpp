@@ -1,6 +1,6 @@
-// A GPU for a build of PyTorch without CUDA. Its memory is the machine's, and its tensors are CUDA's in
-// all that PyTorch asks of them: dispatch, autograd's threads, autocast, devices that differ. What is
-// not ours runs by the CPU's kernel, on tensors that lie in the same memory.
+// A GPU for a build of PyTorch without CUDA. Its memory is the machine's, and its tensors are
+// CUDA's in all that PyTorch asks of them: dispatch, autograd's threads, autocast, devices that
+// differ. What is not ours runs by the CPU's kernel, on tensors that lie in the same memory.
 #include <ATen/ATen.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/detail/CUDAHooksInterface.h>
@@ -10,6 +10,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <new>
 #include <unordered_map>
 #include <utility>
 #include <vector>
@@ -22,8 +23,8 @@ using c10::IValue;
 using c10::Storage;
 using c10::TensorImpl;
 
-// Memory between two strips that nobody may write to: a kernel that reads them gets NaN, and one that
-// wrote there is found when the memory is freed.
+// Memory between two strips that nobody may write to: a kernel that reads them gets NaN, and one
+// that wrote there is found when the memory is freed.
 class Fenced final : public c10::Allocator {
  public:
   explicit Fenced(at::DeviceType type) : type_(type) {}
@@ -83,8 +84,8 @@ Storage seen_from(Device device, Storage storage, c10::Allocator* allocator) {
 }
 
 Tensor lying_as(const Tensor& t, Storage storage, c10::DispatchKey key) {
-  Tensor made = at::detail::make_tensor<TensorImpl>(std::move(storage), c10::DispatchKeySet(key),
-                                                    t.dtype());
+  Tensor made =
+      at::detail::make_tensor<TensorImpl>(std::move(storage), c10::DispatchKeySet(key), t.dtype());
   auto* impl = made.unsafeGetTensorImpl();
   impl->set_sizes_and_strides(t.sizes(), t.strides(), t.storage_offset());
   if (t.unsafeGetTensorImpl()->is_wrapped_number()) impl->set_wrapped_number(true);
@@ -184,7 +185,17 @@ void run_on_cpu(const c10::OperatorHandle& op, c10::DispatchKeySet, torch::jit::
   for (auto it = stack->end() - returns; it != stack->end(); ++it) *it = crossing.back(*it);
 }
 
+// By these PyTorch knows that there is a GPU.
+struct Hooks final : at::CUDAHooksInterface {
+  bool hasCUDA() const override { return true; }
+  bool hasPrimaryContext(at::DeviceIndex) const override { return true; }
+};
+static_assert(sizeof(Hooks) == sizeof(at::CUDAHooksInterface));
+
 const bool registered = [] {
+  // PyTorch has asked for them before anybody could register some: these take their place in
+  // memory.
+  new (const_cast<at::CUDAHooksInterface*>(&at::detail::getCUDAHooks())) Hooks;
   c10::SetAllocator(at::kCUDA, &gpu_memory, /*priority=*/1);
   c10::SetAllocator(at::kCPU, &cpu_memory, /*priority=*/1);
   return true;
@@ -193,26 +204,14 @@ const bool registered = [] {
 }  // namespace
 
 C10_REGISTER_GUARD_IMPL(CUDA, c10::impl::FakeGuardImpl<at::kCUDA>)
-namespace at {
-// By these PyTorch knows that there is a GPU.
-struct CUDAHooks final : CUDAHooksInterface {
-  explicit CUDAHooks(CUDAHooksArgs) {}
-
-  void init() const override {}
-  bool hasCUDA() const override { return true; }
-  bool hasPrimaryContext(DeviceIndex) const override { return true; }
-  DeviceIndex deviceCount() const override { return 2; }
-  int getNumGPUs() const override { return 2; }
-};
-REGISTER_CUDA_HOOKS(CUDAHooks)
-}  // namespace at
 
 TORCH_LIBRARY_IMPL(_, CUDA, m) {
   m.fallback(torch::CppFunction::makeFromBoxedFunction<&run_on_cpu>());
 }
 // PyTorch has a kernel of these for all devices, which asks for what only a CUDA build has.
 TORCH_LIBRARY_IMPL(aten, CUDA, m) {
-  for (const char* op : {"copy_", "convolution", "convolution_overrideable", "convolution_backward"}) {
+  for (const char* op :
+       {"copy_", "convolution", "convolution_overrideable", "convolution_backward"}) {
     m.impl(op, torch::CppFunction::makeFromBoxedFunction<&run_on_cpu>());
   }
 }

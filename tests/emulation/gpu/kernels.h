@@ -1,5 +1,5 @@
-// Comes before every kernel. Functions in PTX are read as the CPU has them; all that follows believes
-// that a GPU runs it.
+// Comes before every kernel. Functions in PTX are read as the CPU has them; all that follows
+// believes that a GPU runs it.
 #pragma once
 
 #include <cuda_runtime.h>

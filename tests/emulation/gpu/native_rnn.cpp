@@ -7,7 +7,10 @@ namespace {
 using at::Tensor;
 using Optional = std::optional<Tensor>;
 
-Tensor with(const Tensor& gates, const Optional& bias) { return bias ? gates + *bias : gates; }
+bool is_there(const Optional& t) { return t && t->defined(); }
+Tensor with(const Tensor& gates, const Optional& bias) {
+  return is_there(bias) ? gates + *bias : gates;
+}
 
 std::tuple<Tensor, Tensor, Tensor> lstm_cell(const Tensor& input, const Tensor& hidden,
                                              const Tensor& cx, const Optional& input_bias,
@@ -24,11 +27,12 @@ std::tuple<Tensor, Tensor, Tensor> lstm_cell_backward(const Optional& grad_hy,
                                                       bool has_bias) {
   const auto gates = workspace.chunk(4, 1);
   const Tensor &i = gates[0], &f = gates[1], &g = gates[2], &o = gates[3], tanh = cy.tanh();
-  const Tensor gh = grad_hy ? *grad_hy : at::zeros_like(cy);
-  const Tensor gc = gh * o * (1 - tanh * tanh) + (grad_cy ? *grad_cy : at::zeros_like(cy));
-  const Tensor grad = at::cat({gc * g * i * (1 - i), gc * cx * f * (1 - f), gc * i * (1 - g * g),
-                               gh * tanh * o * (1 - o)},
-                              1);
+  const Tensor gh = is_there(grad_hy) ? *grad_hy : at::zeros_like(cy);
+  const Tensor gc =
+      gh * o * (1 - tanh * tanh) + (is_there(grad_cy) ? *grad_cy : at::zeros_like(cy));
+  const Tensor grad = at::cat(
+      {gc * g * i * (1 - i), gc * cx * f * (1 - f), gc * i * (1 - g * g), gh * tanh * o * (1 - o)},
+      1);
   return {grad, gc * f, has_bias ? grad.sum(0) : Tensor()};
 }
 

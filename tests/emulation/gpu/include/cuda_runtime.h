@@ -1,5 +1,6 @@
-// What kernels and their launchers take from CUDA, for g++: the runtime of an emulated GPU (threads.cpp).
-// Also under the names of the other headers of CUDA, CuTe and CUTLASS that general kernels include.
+// What kernels and their launchers take from CUDA, for g++: the runtime of an emulated GPU
+// (threads.cpp). Also under the names of the other headers of CUDA, CuTe and CUTLASS that general
+// kernels include.
 #pragma once
 
 #include <cstddef>

@@ -54,9 +54,7 @@ struct SM75_U16x4_LDSM_T {
     const int lane = emulated::lane();
     uint32_t to[2];
     for (int matrix = 0; matrix < 2; ++matrix) {
-      const auto at = [&](int k) {
-        return rows[matrix * 8 + k].as<const uint16_t*>()[lane / 4];
-      };
+      const auto at = [&](int k) { return rows[matrix * 8 + k].as<const uint16_t*>()[lane / 4]; };
       to[matrix] = at(lane % 4 * 2) | static_cast<uint32_t>(at(lane % 4 * 2 + 1)) << 16;
     }
     __syncwarp();  // as instructions of a warp: nobody writes there before all have read

@@ -1,5 +1,5 @@
-// What the launchers take from CUTLASS, whose kernels are PTX: kernels by plain loops in their place,
-// with the same parameters, grids and tiles, that refuse what those could not load.
+// What the launchers take from CUTLASS, whose kernels are PTX: kernels by plain loops in their
+// place, with the same parameters, grids and tiles, that refuse what those could not load.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -49,8 +49,8 @@ struct TensorRef {
 // Loads and stores are of 16 bytes.
 inline void require_packs(const void* data, int64_t line, size_t element) {
   if (data == nullptr) return;
-  const bool fits = reinterpret_cast<uintptr_t>(data) % 16 == 0 &&
-                    line * static_cast<int64_t>(element) % 16 == 0;
+  const bool fits =
+      reinterpret_cast<uintptr_t>(data) % 16 == 0 && line * static_cast<int64_t>(element) % 16 == 0;
   if (!fits) emulated::fail("an operand of CUTLASS is not aligned to 16 bytes");
 }
 
@@ -248,10 +248,10 @@ struct Convolution {
 
     explicit Params(const Arguments& arguments)
         : Arguments(arguments),
-          grid_tiled_shape(Swizzle::get_tiled_shape(
-              {static_cast<int>(Kind::rows(arguments.problem)),
-               static_cast<int>(Kind::columns(arguments.problem)), 0},
-              {Tile::kM, Tile::kN, Tile::kK}, arguments.problem.slices)) {}
+          grid_tiled_shape(
+              Swizzle::get_tiled_shape({static_cast<int>(Kind::rows(arguments.problem)),
+                                        static_cast<int>(Kind::columns(arguments.problem)), 0},
+                                       {Tile::kM, Tile::kN, Tile::kK}, arguments.problem.slices)) {}
   };
 
   void operator()(const Params& p, SharedStorage&) const {
@@ -267,7 +267,8 @@ struct Convolution {
     gemm::for_tile<Tile>(Kind::rows(size), Kind::columns(size), [&](int64_t row, int64_t column) {
       double sum = 0;
       for (int64_t q = first; q < end; ++q) sum += Kind::product(p, row, column, q);
-      const D* c = p.c.data == nullptr ? nullptr : p.c.data + Kind::place(p, p.c.layout, row, column);
+      const D* c =
+          p.c.data == nullptr ? nullptr : p.c.data + Kind::place(p, p.c.layout, row, column);
       to[Kind::place(p, p.d.layout, row, column)] = p.store.result(sum, c);
     });
   }
