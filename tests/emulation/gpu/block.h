@@ -38,7 +38,9 @@ emulated_switch:
 namespace emulated {
 
 inline constexpr int kWarp = 32;
-inline constexpr size_t kStack = 64 << 10;
+inline constexpr size_t kMostThreads = 1024;
+// Not all in the same lines of a cache. What lies at the lower end shows that none was too small.
+inline constexpr size_t kStack = (64 << 10) + 17 * 64, kFence = 32;
 inline constexpr unsigned char kUntouched = 0xff;  // NaN in every type
 
 // Threads that go on once all of them have come.
@@ -53,41 +55,49 @@ struct Warp {
 };
 
 struct Fiber {
-  void* stack = nullptr;
+  void* stack = nullptr;  // where it goes on
+  char* stack_begin = nullptr;
   const Meeting* waits_for = nullptr;
   unsigned since = 0;
   bool done = false;
 };
 
-// The stacks of a block's threads, kept by the thread of the machine for its next block.
+// Stacks of fibers, kept by the thread of the machine. One that ends before it waits leaves its own
+// to the next.
 class Stacks {
  public:
   Stacks() = default;
   Stacks(const Stacks&) = delete;
   Stacks& operator=(const Stacks&) = delete;
-  ~Stacks() { release(); }
-
-  char* end_of(int thread, int threads) {
-    if (threads > threads_) {
-      release();
-      void* fresh = mmap(nullptr, kStack * static_cast<size_t>(threads), PROT_READ | PROT_WRITE,
-                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-      if (fresh == MAP_FAILED) fail("no memory for stacks");
-      begin_ = static_cast<char*>(fresh);
-      threads_ = threads;
-    }
-    return begin_ + kStack * static_cast<size_t>(thread + 1);
+  ~Stacks() {
+    if (begin_ != nullptr) munmap(begin_, kMostThreads * kStack);
   }
 
+  // Its lower end.
+  char* take() {
+    if (begin_ == nullptr) reserve();
+    char* stack = free_.back();
+    free_.pop_back();
+    return stack;
+  }
+  void give_back(char* stack) { free_.push_back(stack); }
+
  private:
-  void release() {
-    if (threads_ > 0) munmap(begin_, kStack * static_cast<size_t>(threads_));
+  void reserve() {
+    void* fresh = mmap(nullptr, kMostThreads * kStack, PROT_READ | PROT_WRITE,
+                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (fresh == MAP_FAILED) fail("no memory for stacks");
+    begin_ = static_cast<char*>(fresh);
+    for (size_t i = kMostThreads; i-- > 0;) {
+      free_.push_back(begin_ + i * kStack);
+      std::memset(free_.back(), kUntouched, kFence);
+    }
   }
 
   char* begin_ = nullptr;
-  int threads_ = 0;
+  std::vector<char*> free_;
 };
-inline thread_local Stacks stacks;
+extern thread_local Stacks stacks;
 
 class Block {
  public:
@@ -101,9 +111,10 @@ class Block {
     blockIdx = index;
     running_ = this;
     block_ = {};
-    std::fill(warps_.begin(), warps_.end(), Warp{});
+    for (Warp& warp : warps_) warp.meeting = {};
+    std::fill(fibers_.begin(), fibers_.end(), Fiber{});
     alive_ = count();
-    for (int t = 0; t < count(); ++t) begin(t);
+    meets_ = false;
     while (alive_ > 0) {
       bool moves = false;
       for (int i = 0; i < count(); ++i) moves |= resume(backwards_ ? count() - 1 - i : i);
@@ -125,17 +136,19 @@ class Block {
 
   int current() const { return current_; }
 
+  // Whether its threads waited for each other: those of others can share nothing.
+  bool meets() const { return meets_; }
+
  private:
   int count() const { return static_cast<int>(fibers_.size()); }
 
-  void begin(int thread) {
-    char* end = stacks.end_of(thread, count());
-    std::memset(end - kStack, kUntouched, kWarp);
-    auto** top = reinterpret_cast<void**>(end);
+  static void begin(Fiber& fiber) {
+    fiber.stack_begin = stacks.take();
+    auto** top = reinterpret_cast<void**>(fiber.stack_begin + kStack);
     *--top = nullptr;  // where nobody returns to
     *--top = reinterpret_cast<void*>(&run_thread);
     for (int saved = 0; saved < 6; ++saved) *--top = nullptr;
-    fibers_[static_cast<size_t>(thread)] = {top, nullptr, 0, false};
+    fiber.stack = top;
   }
 
   // Whether it went on.
@@ -143,6 +156,7 @@ class Block {
     Fiber& fiber = fibers_[static_cast<size_t>(thread)];
     if (fiber.done || (fiber.waits_for && fiber.waits_for->times == fiber.since)) return false;
     fiber.waits_for = nullptr;
+    if (fiber.stack == nullptr) begin(fiber);
     current_ = thread;
     const auto x = static_cast<unsigned>(thread);
     threadIdx = {x % blockDim.x, x / blockDim.x % blockDim.y, x / blockDim.x / blockDim.y};
@@ -158,19 +172,21 @@ class Block {
   }
 
   void leave() {
-    if (block_.come > 0) fail("a thread ends while others wait at a barrier");
-    const char* stack = stacks.end_of(current_, count()) - kStack;
-    for (int i = 0; i < kWarp; ++i) {
-      if (static_cast<unsigned char>(stack[i]) != kUntouched) fail("a thread's stack is too small");
-    }
+    if (block_.come > 0) fail("a thread ends before a barrier of its block");
     Fiber& fiber = fibers_[static_cast<size_t>(current_)];
+    for (size_t i = 0; i < kFence; ++i) {
+      const auto byte = static_cast<unsigned char>(fiber.stack_begin[i]);
+      if (byte != kUntouched) fail("a thread's stack is too small");
+    }
+    stacks.give_back(fiber.stack_begin);
     fiber.done = true;
     --alive_;
     emulated_switch(&fiber.stack, scheduler_);
   }
 
   void meet(Meeting& meeting, int all) {
-    if (all == count() && alive_ < count()) fail("a barrier after the end of a thread");
+    if (&meeting == &block_ && alive_ < all) fail("a thread ends before a barrier of its block");
+    meets_ = true;
     if (++meeting.come == all) {
       meeting.come = 0;
       ++meeting.times;
@@ -182,10 +198,10 @@ class Block {
     emulated_switch(&fiber.stack, scheduler_);
   }
 
-  inline static thread_local Block* running_ = nullptr;
+  static thread_local Block* running_;
 
   const Kernel& kernel_;
-  bool backwards_;
+  bool backwards_, meets_ = false;
   std::vector<Fiber> fibers_;
   std::vector<Warp> warps_;
   Meeting block_;

@@ -79,13 +79,16 @@ Fenced cpu_memory(at::kCPU), gpu_memory(at::kCUDA);
 Storage seen_from(Device device, Storage storage, c10::Allocator* allocator) {
   auto* owner = new Storage(std::move(storage));
   const auto drop = [](void* context) { delete static_cast<Storage*>(context); };
-  at::DataPtr data(owner->mutable_data(), owner, drop, device);
+  at::DataPtr data(const_cast<void*>(owner->data()), owner, drop, device);
   return {Storage::use_byte_size_t(), owner->nbytes(), std::move(data), allocator, true};
 }
 
-Tensor lying_as(const Tensor& t, Storage storage, c10::DispatchKey key) {
-  Tensor made =
-      at::detail::make_tensor<TensorImpl>(std::move(storage), c10::DispatchKeySet(key), t.dtype());
+Tensor lying_as(const Tensor& t, Storage storage, c10::DispatchKey device) {
+  using c10::DispatchKey, c10::DispatchKeySet;
+  constexpr DispatchKeySet kMeanings(
+      {DispatchKey::ZeroTensor, DispatchKey::Conjugate, DispatchKey::Negative});
+  const DispatchKeySet keys = DispatchKeySet(device) | (t.key_set() & kMeanings);
+  Tensor made = at::detail::make_tensor<TensorImpl>(std::move(storage), keys, t.dtype());
   auto* impl = made.unsafeGetTensorImpl();
   impl->set_sizes_and_strides(t.sizes(), t.strides(), t.storage_offset());
   if (t.unsafeGetTensorImpl()->is_wrapped_number()) impl->set_wrapped_number(true);
@@ -192,6 +195,14 @@ struct Hooks final : at::CUDAHooksInterface {
 };
 static_assert(sizeof(Hooks) == sizeof(at::CUDAHooksInterface));
 
+// The one argument that is memory itself.
+Tensor& set_storage(Tensor& self, Storage source) {
+  const auto count = static_cast<int64_t>(source.nbytes() / self.itemsize());
+  self.unsafeGetTensorImpl()->set_storage_keep_dtype(std::move(source));
+  self.unsafeGetTensorImpl()->set_sizes_and_strides({count}, {1}, 0);
+  return self;
+}
+
 const bool registered = [] {
   // PyTorch has asked for them before anybody could register some: these take their place in
   // memory.
@@ -208,6 +219,7 @@ C10_REGISTER_GUARD_IMPL(CUDA, c10::impl::FakeGuardImpl<at::kCUDA>)
 TORCH_LIBRARY_IMPL(_, CUDA, m) {
   m.fallback(torch::CppFunction::makeFromBoxedFunction<&run_on_cpu>());
 }
+TORCH_LIBRARY_IMPL(aten, CUDA, m) { m.impl("set_.source_Storage", set_storage); }
 // PyTorch has a kernel of these for all devices, which asks for what only a CUDA build has.
 TORCH_LIBRARY_IMPL(aten, CUDA, m) {
   for (const char* op :

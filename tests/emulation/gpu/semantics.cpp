@@ -19,6 +19,7 @@ void reverse_kernel(int* to, const int* from) {
   all[t] = from[first + t];
   if (kWaits) __syncthreads();
   to[first + t] = all[kWide - 1 - t];
+  __syncthreads();
 }
 
 void places_kernel(int* visits) {
@@ -69,8 +70,9 @@ void turns_kernel(unsigned* turn, int* log) {
 // The first of the dynamic shared memory's bytes, or those behind its end.
 void dynamic_kernel(int* seen, int at) {
   char* bytes = dynamic_shared<char>();
-  *seen = static_cast<unsigned char>(bytes[0]);
-  bytes[at] = 1;
+  if (threadIdx.x == 0) *seen = static_cast<unsigned char>(bytes[0]);
+  __syncthreads();
+  if (threadIdx.x == 0) bytes[at] = 1;
 }
 
 void leaving_kernel() {

@@ -21,11 +21,14 @@ thread_local uint3 threadIdx, blockIdx;
 thread_local dim3 blockDim, gridDim;
 
 namespace emulated {
+
+thread_local Stacks stacks;
+thread_local Block* Block::running_ = nullptr;
+
 namespace {
 
 constexpr int kGpus = 2, kProcessors = 32, kMostShared = 163 << 10, kSharedUnasked = 48 << 10;
-constexpr int kMostThreads = 1024;
-constexpr size_t kMostParameters = 4096;
+constexpr size_t kMostParameters = 32764;  // from CUDA 12.1 on
 
 // All that is a thread's own in the library of the kernels: shared memory, static and dynamic.
 struct SharedMemory {
@@ -67,14 +70,7 @@ struct SharedMemory {
   char* dynamic;
 };
 
-void run_block(Block& block, const SharedMemory& shared, const cudaLaunchConfig_t& config,
-               int64_t index) {
-  const dim3& grid = config.gridDim;
-  const auto i = static_cast<unsigned>(index);
-  shared.poison();
-  block.run({i % grid.x, i / grid.x % grid.y, i / grid.x / grid.y});
-  shared.check(config.dynamicSmemBytes);
-}
+thread_local bool poisoned = false;  // shared memory, and nobody has used it since
 
 void run_blocks(const cudaLaunchConfig_t& config, const Kernel& kernel, bool backwards,
                 int64_t first, int64_t end) {
@@ -83,7 +79,11 @@ void run_blocks(const cudaLaunchConfig_t& config, const Kernel& kernel, bool bac
   const SharedMemory shared(kernel);
   Block block(config, kernel, backwards);
   for (int64_t i = first; i < end; ++i) {
-    run_block(block, shared, config, backwards ? end - 1 - (i - first) : i);
+    if (!poisoned) shared.poison();
+    const auto index = static_cast<unsigned>(backwards ? end - 1 - (i - first) : i);
+    block.run({index % gridDim.x, index / gridDim.x % gridDim.y, index / gridDim.x / gridDim.y});
+    if (block.meets()) shared.check(config.dynamicSmemBytes);
+    poisoned = !block.meets();
   }
 }
 
@@ -107,7 +107,7 @@ bool is_cooperative(const cudaLaunchConfig_t& config) {
 cudaError_t error_of(const cudaLaunchConfig_t& config, const Kernel& kernel, size_t shared_bytes) {
   const dim3 &grid = config.gridDim, &block = config.blockDim;
   const bool fits = grid.x <= INT32_MAX && grid.y <= UINT16_MAX && grid.z <= UINT16_MAX &&
-                    block.count() <= kMostThreads;
+                    block.count() <= int64_t{kMostThreads};
   if (grid.count() == 0 || block.count() == 0 || !fits) return cudaErrorInvalidConfiguration;
   if (config.dynamicSmemBytes > shared_bytes) return cudaErrorInvalidValue;
   if (kernel.parameter_bytes > kMostParameters) return cudaErrorInvalidValue;

@@ -145,9 +145,10 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
                                Actual&&... arguments) {
   const auto call = [&] { kernel(Formal(arguments)...); };
   using Call = decltype(call);
-  return emulated::launch(*config, {reinterpret_cast<const void*>(kernel), (sizeof(Formal) + ...),
-                                    [](const void* c) { (*static_cast<const Call*>(c))(); }, &call,
-                                    [] { return pyops::storage; }});
+  return emulated::launch(
+      *config, {reinterpret_cast<const void*>(kernel), (sizeof(Formal) + ... + size_t{0}),
+                [](const void* c) { (*static_cast<const Call*>(c))(); }, &call,
+                [] { return pyops::storage; }});
 }
 template <class Function>
 cudaError_t cudaFuncSetAttribute(Function* kernel, cudaFuncAttribute, int bytes) {
