@@ -197,9 +197,10 @@ static_assert(sizeof(Hooks) == sizeof(at::CUDAHooksInterface));
 
 // The one argument that is memory itself.
 Tensor& set_storage(Tensor& self, Storage source) {
-  const auto count = static_cast<int64_t>(source.nbytes() / self.itemsize());
+  const auto count = static_cast<int64_t>(source.nbytes() / self.itemsize()), stride = int64_t{1};
   self.unsafeGetTensorImpl()->set_storage_keep_dtype(std::move(source));
-  self.unsafeGetTensorImpl()->set_sizes_and_strides({count}, {1}, 0);
+  self.unsafeGetTensorImpl()->set_sizes_and_strides(at::IntArrayRef(count), at::IntArrayRef(stride),
+                                                    0);
   return self;
 }
 

@@ -47,29 +47,30 @@ class Generator(torch.Generator):
         return super().__new__(cls, "cpu")
 
 
-def nothing(*_, **__):
-    """What a GPU would do later has been done."""
+def nothing():
+    """A function of its own, as the compiler of PyTorch knows each: all has been done."""
+    return lambda *_, **__: None
 
 
 ANSWERS = {
-    "_lazy_init": nothing,
-    "_sleep": nothing,
+    "_lazy_init": nothing(),
+    "_sleep": nothing(),
     "CUDAGraph": Graph,
     "current_device": lambda: 0,
     "current_stream": lambda *_: Stream(),
     "device_count": lambda: 2,
-    "empty_cache": nothing,
+    "empty_cache": nothing(),
     "get_device_capability": lambda *_: (8, 0),
     "get_rng_state": lambda *_: torch.get_rng_state(),
     "graph": lambda _: nullcontext(),
     "is_available": lambda: True,
     "is_bf16_supported": lambda *_, **__: True,
     "is_initialized": lambda: True,
-    "set_rng_state": nothing,
-    "set_sync_debug_mode": nothing,
+    "set_rng_state": nothing(),
+    "set_sync_debug_mode": nothing(),
     "stream": lambda _: nullcontext(),
     "Stream": Stream,
-    "synchronize": nothing,
+    "synchronize": nothing(),
 }
 
 for name, answer in ANSWERS.items():
