@@ -6,7 +6,7 @@
 
 namespace pyops {
 
-thread_local char storage[(163 << 10) + 1024];
+thread_local char dynamic_storage[(163 << 10) + 1024];
 
 namespace {
 

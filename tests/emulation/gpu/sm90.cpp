@@ -8,7 +8,7 @@
 
 namespace pyops {
 
-thread_local char storage[(163 << 10) + 1024];
+thread_local char dynamic_storage[(163 << 10) + 1024];
 
 #define NOT_HERE(name, Params) \
   cudaError_t name(const Params&, cudaStream_t) { return cudaErrorNoKernelImageForDevice; }

@@ -73,7 +73,7 @@ extern thread_local uint3 threadIdx, blockIdx;
 extern thread_local dim3 blockDim, gridDim;
 
 namespace pyops {
-extern thread_local char storage[];  // what kernels know as dynamic shared memory
+extern thread_local char dynamic_storage[];  // what kernels know as dynamic shared memory
 }
 
 namespace emulated {
@@ -148,7 +148,7 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
   return emulated::launch(
       *config, {reinterpret_cast<const void*>(kernel), (sizeof(Formal) + ... + size_t{0}),
                 [](const void* c) { (*static_cast<const Call*>(c))(); }, &call,
-                [] { return pyops::storage; }});
+                [] { return pyops::dynamic_storage; }});
 }
 template <class Function>
 cudaError_t cudaFuncSetAttribute(Function* kernel, cudaFuncAttribute, int bytes) {
