@@ -74,6 +74,22 @@ def test_warps_multiply(machine):
     assert np.array_equal(c, (a.float() @ b.float()).numpy())
 
 
+def test_warps_multiply_tf32(machine):
+    """The bits beyond TF32's are nothing."""
+    rng = np.random.default_rng(0)
+    a, b = (rng.integers(-8, 9, shape).astype(np.float32) for shape in ((16, 8), (8, 8)))
+    c = np.zeros((16, 8), np.float32)
+    noisy = [np.nextafter(x, np.where(x > 0, np.inf, -np.inf), dtype=np.float32) for x in (a, b)]
+    assert machine.run_multiply_tf32(*map(pointer, noisy), pointer(c)) == SUCCESS
+    assert np.array_equal(c, a @ b)
+
+
+def test_blocks_vote(machine):
+    agreed = np.full((8, 64), -1, np.int32)
+    assert machine.run_votes(pointer(agreed), 8) == SUCCESS
+    assert (agreed == np.arange(1, 9)[:, None] % 2).all()
+
+
 def test_blocks_wait_for_each_other(machine):
     """Also for those behind them, which only blocks that run at once can."""
     for _ in range(2):

@@ -126,6 +126,14 @@ class Block {
 
   void wait_for_block() { meet(block_, count()); }
 
+  // Whether it is true of all.
+  bool vote(bool mine) {
+    bool& all = votes_[block_.times % 2];
+    all = mine && (all || block_.come == 0);
+    meet(block_, count());
+    return all;
+  }
+
   const Slot* exchange(const void* mine, size_t bytes) {
     Warp& warp = warps_[static_cast<size_t>(current_ / kWarp)];
     Slot(&slots)[kWarp] = warp.slots[warp.meeting.times % 2];
@@ -201,7 +209,7 @@ class Block {
   static thread_local Block* running_;
 
   const Kernel& kernel_;
-  bool backwards_, meets_ = false;
+  bool backwards_, meets_ = false, votes_[2] = {};
   std::vector<Fiber> fibers_;
   std::vector<Warp> warps_;
   Meeting block_;

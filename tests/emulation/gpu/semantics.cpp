@@ -55,6 +55,34 @@ void multiply_kernel(const BFloat16* a, const BFloat16* b, float* c) {
   for (int i = 0; i < 4; ++i) c[(group + i / 2 * 8) * 8 + pair + i % 2] = d[i];
 }
 
+// The same in TF32, whose operands lie in the order of load_matrices as pairs of 16 bits.
+void multiply_tf32_kernel(const float* a, const float* b, float* c) {
+  __shared__ __align__(16) float rows[16][8];
+  const int lane = static_cast<int>(threadIdx.x), group = lane / 4, at = lane % 4;
+  for (int e = lane; e < 16 * 8; e += 32) {
+    cute::SM80_CP_ASYNC_CACHEALWAYS_ZFILL<float>::copy(a[e], rows[e / 8][e % 8], true);
+  }
+  cute::cp_async_wait<0>();
+  __syncwarp();
+  uint32_t of_a[4];
+  cute::SM75_U32x4_LDSM_N::copy(
+      *reinterpret_cast<const cute::uint128_t*>(&rows[lane % 16][lane / 16 * 4]), of_a[0], of_a[1],
+      of_a[2], of_a[3]);
+  const uint32_t of_b[2] = {float_bits(b[at * 8 + group]), float_bits(b[(at + 4) * 8 + group])};
+  float d[4] = {};
+  cute::SM80_16x8x8_F32TF32TF32F32_TN::fma(d[0], d[1], d[2], d[3], of_a[0], of_a[1], of_a[2],
+                                           of_a[3], of_b[0], of_b[1], d[0], d[1], d[2], d[3]);
+  for (int i = 0; i < 4; ++i) c[(group + i / 2 * 8) * 8 + at * 2 + i % 2] = d[i];
+}
+
+// Rounds in which one thread alone, another each time, or nobody objects.
+void votes_kernel(int* agreed, int rounds) {
+  for (int r = 0; r < rounds; ++r) {
+    const int all = __syncthreads_and(r % 2 == 0 || threadIdx.x != static_cast<unsigned>(r));
+    agreed[r * kWide + static_cast<int>(threadIdx.x)] = all;
+  }
+}
+
 // Each block adds what the one before has left, in turn.
 void turns_kernel(unsigned* turn, int* log) {
   const cuda::atomic_ref<unsigned, cuda::thread_scope_device> now(*turn);
@@ -111,6 +139,16 @@ int run_multiply(const uint16_t* a, const uint16_t* b, float* c) {
   const auto config = shape(1, 32);
   return cudaLaunchKernelEx(&config, multiply_kernel, reinterpret_cast<const BFloat16*>(a),
                             reinterpret_cast<const BFloat16*>(b), c);
+}
+
+int run_multiply_tf32(const float* a, const float* b, float* c) {
+  const auto config = shape(1, 32);
+  return cudaLaunchKernelEx(&config, multiply_tf32_kernel, a, b, c);
+}
+
+int run_votes(int* agreed, int rounds) {
+  const auto config = shape(1, kWide);
+  return cudaLaunchKernelEx(&config, votes_kernel, agreed, rounds);
 }
 
 int run_turns(unsigned* turn, int* log, int blocks) {

@@ -178,6 +178,7 @@ int lane() { return Block::running().current() % kWarp; }
 }  // namespace emulated
 
 void __syncthreads() { emulated::Block::running().wait_for_block(); }
+int __syncthreads_and(int mine) { return emulated::Block::running().vote(mine != 0); }
 
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int gpu) {
   if (gpu < 0 || gpu >= emulated::kGpus) return emulated::noted(cudaErrorInvalidDevice);

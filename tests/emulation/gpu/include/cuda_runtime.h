@@ -110,6 +110,7 @@ int lane();
 }  // namespace emulated
 
 void __syncthreads();
+int __syncthreads_and(int mine);
 
 template <class T>
 T __shfl_sync(unsigned mask, T x, int from) {
