@@ -14,6 +14,7 @@ ctypes.CDLL(str(PACKAGE / "libemulated_gpu_accelerator.so"), ctypes.RTLD_GLOBAL)
 
 import torch  # noqa: E402  (what it knows since it was compiled is answered before it is there)
 
+MANY = 100  # tests of a file
 # Parts of tests' names, and why these do not run here.
 LEFT_OUT = {
     "inductor": "it writes kernels in Triton",
@@ -80,8 +81,18 @@ for name in ("getDevice", "exchangeDevice", "maybeExchangeDevice"):
 torch.Generator = Generator
 
 
+def pytest_addoption(parser):
+    """`--thin N`: of a file with many tests every Nth, N best a prime."""
+    parser.addoption("--thin", type=int, default=1, help="every Nth test of long files")
+
+
 def pytest_collection_modifyitems(config, items):
-    """Without the tests of LEFT_OUT."""
-    left_out = [item for item in items if any(part in item.name for part in LEFT_OUT)]
-    config.hook.pytest_deselected(items=left_out)
-    items[:] = [item for item in items if item not in left_out]
+    """Without the tests of LEFT_OUT, and thinned."""
+    thin, files = config.getoption("--thin"), {}
+    for item in items:
+        if item.get_closest_marker("cuda") and not any(part in item.name for part in LEFT_OUT):
+            files.setdefault(item.path, []).append(item)
+    kept = [t for tests in files.values() for t in tests[:: thin if len(tests) > MANY else 1]]
+    chosen = set(kept)
+    config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
+    items[:] = kept
