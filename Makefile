@@ -11,7 +11,7 @@ CUDA_STAMP := $(CUDA_VENV)/.installed
 # The Python of `make gpu`, with a CUDA build of PyTorch that runs.
 PYTHON ?= python3
 
-.PHONY: build demo test emulate check bench cuda gpu lint tidy format clean
+.PHONY: build demo test emulate emulate-gpu check bench cuda gpu lint tidy format clean
 build: $(STAMP)
 	$(BIN)/python setup.py --quiet build_ext --inplace
 
@@ -35,6 +35,19 @@ emulate: build
 	$(BIN)/python setup.py --quiet build_py --build-lib build/emulated
 	$(BIN)/cmake --build $$(ls -td build/cpython-*-torch* | head -n 1) --target emulated
 	PYTHONPATH=$(CURDIR)/build/emulated $(BIN)/pytest -n auto -k "avx512 or amx or emulat" $(TESTS)
+
+# The CUDA half of the glue and the general kernels where there is no GPU: in the module of a third
+# tree g++ compiles them, and the threads of a grid are its program's. CUTLASS's kernels are replaced by
+# loops and those of Hopper are absent. Of files with many tests every seventh, or `THIN=1` for all.
+THIN ?= 7
+GPU_TESTS ?= $(addprefix tests/test_,attention.py attention_dropout.py attention_operators.py \
+  attention_paths.py conv2d.py conv2d_exact.py cuda.py cuda_attention.py cuda_kernels.py cuda_rnn.py \
+  emulated_gpu.py linear_relu.py max_pool2d.py opinfo.py rnn.py)
+emulate-gpu: build
+	$(BIN)/python setup.py --quiet build_py --build-lib build/emulated_gpu
+	$(BIN)/cmake --build $$(ls -td build/cpython-*-torch* | head -n 1) --target emulated_gpu
+	PYTHONPATH=$(CURDIR)/build/emulated_gpu:$(CURDIR)/tests/emulation/gpu \
+	  $(BIN)/pytest -n auto -p emulated_gpu --thin $(THIN) $(GPU_TESTS)
 
 check: build
 	$(BIN)/pyops check

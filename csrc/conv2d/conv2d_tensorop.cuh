@@ -50,9 +50,8 @@ cutlass::TensorRef<T, Nhwc> tensor(const void* data, int64_t channels, int64_t c
 
 template <class Kernel>
 __device__ void convolve(const typename Kernel::Params& params) {
-  extern __shared__ __align__(16) char storage[];
   Kernel kernel;
-  kernel(params, *reinterpret_cast<typename Kernel::SharedStorage*>(storage));
+  kernel(params, *dynamic_shared<typename Kernel::SharedStorage>());
 }
 
 template <class Kernel>

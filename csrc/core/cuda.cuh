@@ -30,6 +30,13 @@ cudaError_t launch(void (*kernel)(Formal...), int64_t threads, cudaStream_t stre
   return cudaLaunchKernelEx(&config, kernel, Formal(arguments)...);
 }
 
+// The block's dynamic shared memory, from its beginning.
+template <class T>
+__device__ T* dynamic_shared() {
+  extern __shared__ __align__(16) char dynamic_storage[];
+  return reinterpret_cast<T*>(dynamic_storage);
+}
+
 __device__ inline int64_t thread_of_grid() { return int64_t{blockIdx.x} * kBlock + threadIdx.x; }
 __device__ inline int64_t stride_of_grid() { return int64_t{gridDim.x} * kBlock; }
 

@@ -33,9 +33,8 @@ inline constexpr int kBlocksOfTensorop = 256 / Gemm::GemmKernel::kThreadCount;
 
 template <class Gemm>
 __device__ void multiply_tensorop(const typename Gemm::GemmKernel::Params& params) {
-  extern __shared__ __align__(16) char storage[];
   typename Gemm::GemmKernel kernel;
-  kernel(params, *reinterpret_cast<typename Gemm::GemmKernel::SharedStorage*>(storage));
+  kernel(params, *dynamic_shared<typename Gemm::GemmKernel::SharedStorage>());
 }
 
 template <class Gemm>

@@ -19,8 +19,7 @@ __device__ void run_steps(const RnnPiece<typename Sweep::Params>& piece,
                           const RnnSchedule& schedule) {
   using Resident = RnnResident<Sweep, kWidth>;
   using T = typename Resident::T;
-  extern __shared__ __align__(16) char storage[];
-  T* kept = reinterpret_cast<T*>(storage);
+  T* kept = dynamic_shared<T>();
   const auto& p = piece.p;
   // Layers whose weights are on chip are counted by 32 bits.
   const auto first = static_cast<int>(Resident::first_unit(p.hidden, blockIdx.x, gridDim.x));

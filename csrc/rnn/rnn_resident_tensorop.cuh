@@ -14,9 +14,8 @@ __device__ void run_tensor_steps(const RnnPiece<typename Sweep::Params>& piece,
                                  const RnnSchedule& schedule) {
   using Steps = RnnTensorSteps<Sweep, kTiling>;
   using Team = TeamOf<typename Steps::State>;
-  extern __shared__ __align__(16) char storage[];
-  auto& shared = *reinterpret_cast<typename Steps::Shared*>(storage);
-  auto* kept = reinterpret_cast<typename Steps::Fragment*>(storage + sizeof shared);
+  auto& shared = *dynamic_shared<typename Steps::Shared>();
+  auto* kept = reinterpret_cast<typename Steps::Fragment*>(&shared + 1);
   const auto& p = piece.p;
   RnnSweep sweep = Sweep::start(piece, schedule);
   auto product = Sweep::next(p, sweep);
