@@ -21,7 +21,7 @@ struct WarpTeam : TensorLoopTeam<typename Algorithm::State> {
   template <class F>
   void reduce(const F& join) {
     for (size_t quad = 0; quad < states.size(); quad += 4) {
-      for (int r = 0; r < 2; ++r) {
+      for (size_t r = 0; r < std::size(states[quad].rows); ++r) {
         auto* s = &states[quad];
         const float joined =
             join(join(s[0].rows[r], s[1].rows[r]), join(s[2].rows[r], s[3].rows[r]));
@@ -42,10 +42,12 @@ void run(const Params& p) {
   }
 }
 
-template <class T, int kD>
+template <class Step>
 void forward_tensorop(const AttentionParams& p) {
-  using Algorithm = AttentionTensorForward<T, kD>;
-  run<Algorithm, WarpTeam<Algorithm>>(p);
+  using Narrow = AttentionTensorForward<Step, 64>;
+  using Wide = AttentionTensorForward<Step, 128>;
+  p.dim <= 64 && p.value_dim <= 64 ? run<Narrow, WarpTeam<Narrow>>(p)
+                                   : run<Wide, WarpTeam<Wide>>(p);
 }
 
 template <class T, int kWide>
@@ -61,15 +63,16 @@ void backward(const AttentionBackwardParams& p) {
 
 extern "C" {
 
-// wide: chunks of the output in widths of a tile; 0: on tensor cores
+// wide: chunks of the output in widths of a tile; 0: on tensor cores, -1: there by TF32
 void forward(int wide, const int64_t* sizes, double scale, double dropout_p, const int64_t* seed,
              const int64_t* mask, const int64_t* q, const int64_t* k, const int64_t* v,
              const int64_t* out, void* row_max, void* row_scale) {
   const AttentionParams p =
       forward_params(sizes, scale, dropout_p, seed, mask, q, k, v, out, row_max, row_scale);
+  if (wide < 0) return forward_tensorop<Tf32Step>(p);
   if (wide == 0) {
-    return dispatch_dtype<kHalfTypes>(p.dtype, [&]<class T>(T) {
-      p.dim <= 64 && p.value_dim <= 64 ? forward_tensorop<T, 64>(p) : forward_tensorop<T, 128>(p);
+    return dispatch_dtype<kFloat32 | kHalfTypes>(p.dtype, [&]<class T>(T) {
+      forward_tensorop<std::conditional_t<sizeof(T) == 4, SplitStep, HalfStep<T>>>(p);
     });
   }
   dispatch_dtype(p.dtype, [&]<class T>(T) {

@@ -138,6 +138,8 @@ CALLS = [
     Call(POOLED_CONV, WIDE | OVERLAP, _pooled("sm90"), HALF, LAST, arch="sm_90"),
     Call(ATTENTION, HEADS | dict(d=24, mask=True), _both("attention", "cuda")),
     Call(ATTENTION, GROUPED, _both("attention", "tensorop_cuda", "cuda")),
+    Call(ATTENTION, GROUPED, _both("attention", "tf32_cuda", "cuda"), FLOAT, precision="high"),
+    Call(ATTENTION, GROUPED, _both("attention", "3xtf32_cuda", "cuda"), FLOAT),
     Call(ATTENTION, GROUPED, _both("attention", "sm90"), arch="sm_90"),
     Call("lstm", SEQUENCES, _both("rnn", "resident_tensorop_cuda")),
     Call("gru", PACKED, _both("rnn", "resident_tensorop_cuda", "resident_sm90"), arch="sm_90"),

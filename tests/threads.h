@@ -2,10 +2,14 @@
 #pragma once
 
 #include <cstdint>
+#include <iterator>
 #include <memory>
+#include <type_traits>
 #include <vector>
 
 #include "gemm/block_product.h"
+#include "gemm/warp_step.h"
+#include "tensor_core.h"
 
 namespace pyops {
 
@@ -38,6 +42,66 @@ struct LoopTeam {
   void alone(const F& f) {
     each(f);
   }
+  template <class F>
+  bool all(const F& f) {
+    bool are = true;
+    each([&](int thread, State& state) { are = f(thread, state) && are; });
+    return are;
+  }
+};
+
+// Of a warp's words, whose depth lies as PTX says of mma.m16n8k16 and mma.m16n8k8: a (16, depth)
+// and b (depth, 8).
+template <class Step>
+struct WarpMatrices {
+  static constexpr int kDepth = Step::kDepth, kInWord = kDepth / 8;
+  float a[16][kDepth], b[8][kDepth];  // b by its columns
+
+  template <class OfA>
+  WarpMatrices(const OfA& of_a, const uint32_t (&of_b)[32][2]) {
+    for (int lane = 0; lane < 32; ++lane) {
+      for (int i = 0; i < kInWord; ++i) {
+        const int k = lane % 4 * kInWord + i;
+        for (int x = 0; x < 4; ++x) {
+          a[lane / 4 + x % 2 * 8][k + x / 2 * kDepth / 2] = number(of_a(lane, x), i);
+        }
+        for (int x = 0; x < 2; ++x) b[lane / 4][k + x * kDepth / 2] = number(of_b[lane][x], i);
+      }
+    }
+  }
+
+  static float number(uint32_t word, [[maybe_unused]] int i) {
+    if constexpr (kInWord == 1) {
+      return bits_float(word);
+    } else {
+      typename Step::Element x;
+      x.bits = static_cast<uint16_t>(word >> 16 * i);
+      return static_cast<float>(x);
+    }
+  }
+
+  void add(int row, int column, float& c) const {
+    const float *const x = a[row], *const y = b[column];
+    if constexpr (std::is_same_v<Step, Tf32Step>) {
+      c = add_on_tensor_core(c, x, y, kDepth);
+    } else if constexpr (std::is_same_v<Step, SplitStep>) {
+      c += split_product(x, y);
+    } else {
+      for (int k = 0; k < kDepth; ++k) c += x[k] * y[k];
+    }
+  }
+
+  static float split_product(const float* x, const float* y) {
+    float big[2][kDepth], small[2][kDepth];
+    for (int k = 0; k < kDepth; ++k) {
+      const SplitFloat32 of_x(x[k]), of_y(y[k]);
+      big[0][k] = of_x.big, small[0][k] = of_x.small;
+      big[1][k] = of_y.big, small[1][k] = of_y.small;
+    }
+    float sum = add_on_tensor_core(0, small[0], big[1], kDepth);
+    sum = add_on_tensor_core(sum, big[0], small[1], kDepth);
+    return add_on_tensor_core(sum, big[0], big[1], kDepth);
+  }
 };
 
 // Tensor cores in slow motion, a warp of 32 states after the other.
@@ -45,33 +109,21 @@ template <class State>
 struct TensorLoopTeam : LoopTeam<State> {
   using LoopTeam<State>::states;
 
-  template <class T>
-  static float half_of(uint32_t pair, int i) {
-    T x;
-    x.bits = static_cast<uint16_t>(pair >> 16 * i);
-    return static_cast<float>(x);
-  }
-
-  // mma.m16n8k16: c (16, 8) += a (16, 16) · b (16, 8).
-  template <class T, class A, class B, class C>
+  // c += a · b of every warp, 16 rows after the other (gemm/warp_step.h).
+  template <class Step, class A, class B, class C>
   void multiply(const A& a_of, const B& load_b, const C& c_of) {
+    constexpr int kNumbers = std::extent_v<std::remove_reference_t<decltype(c_of(states[0]))>>;
     for (size_t warp = 0; warp < states.size(); warp += 32) {
-      float a[16][16], b[16][8];
-      for (int lane = 0; lane < 32; ++lane) {
-        uint32_t of_b[2];
-        load_b(static_cast<int>(warp) + lane, of_b);
-        for (int i = 0; i < 2; ++i) {
-          const int k = lane % 4 * 2 + i;
+      uint32_t of_b[32][2];
+      for (int lane = 0; lane < 32; ++lane) load_b(static_cast<int>(warp) + lane, of_b[lane]);
+      for (int m = 0; m < kNumbers; m += 4) {
+        const auto of_a = [&](int lane, int x) { return a_of(states[warp + lane])[m + x]; };
+        WarpMatrices<Step> matrices(of_a, of_b);
+        for (int lane = 0; lane < 32; ++lane) {
           for (int x = 0; x < 4; ++x) {
-            a[lane / 4 + x % 2 * 8][k + x / 2 * 8] = half_of<T>(a_of(states[warp + lane])[x], i);
+            matrices.add(lane / 4 + x / 2 * 8, lane % 4 * 2 + x % 2,
+                         c_of(states[warp + lane])[m + x]);
           }
-          for (int x = 0; x < 2; ++x) b[k + x * 8][lane / 4] = half_of<T>(of_b[x], i);
-        }
-      }
-      for (int lane = 0; lane < 32; ++lane) {
-        for (int x = 0; x < 4; ++x) {
-          float& c = c_of(states[warp + lane])[x];
-          for (int k = 0; k < 16; ++k) c += a[lane / 4 + x / 2 * 8][k] * b[k][lane % 4 * 2 + x % 2];
         }
       }
     }

@@ -17,6 +17,10 @@ constexpr Candidate<AttentionParams> kForward[] = {
      suits_attention_sm90, kSuitsAttentionSm90},
     {"attention_forward_tensorop_cuda", Arch::kSm80, kHalfTypes, attention_forward_tensorop_cuda,
      suits_attention_tensorop, kSuitsAttentionTensorop},
+    {"attention_forward_tf32_cuda", Arch::kSm80, kFloat32, attention_forward_tf32_cuda,
+     suits_attention_tf32, kSuitsAttentionTf32},
+    {"attention_forward_3xtf32_cuda", Arch::kSm80, kFloat32, attention_forward_3xtf32_cuda,
+     suits_attention_tensorop, kSuitsAttentionTensorop},
     {"attention_forward_cuda", Arch::kSm80, kAnyFloat, attention_forward_cuda},
 #endif
     {"attention_forward_amx", Isa::kAmx, kBFloat16, attention_forward_amx,
@@ -99,6 +103,7 @@ AttentionShape shape_of(const Tensor& q, const Tensor& k, const Tensor& v,
                         std::optional<double> scale) {
   const bool on_gpu = q.is_cuda();
   return {.dtype = dtype_of(q),
+          .precision = float32_precision(at::Float32Op::MATMUL, q),
           .batch = q.size(0),
           .heads = q.size(1),
           .kv_heads = k.size(1),

@@ -12,4 +12,10 @@ inline bool suits_attention_tensorop(const AttentionParams& p) {
   return suits(p.dim) && suits(p.value_dim);
 }
 
+inline constexpr const char* kSuitsAttentionTf32 = "TF32 allowed, D and E of 32 to 128";
+
+inline bool suits_attention_tf32(const AttentionParams& p) {
+  return p.precision != Precision::kHighest && suits_attention_tensorop(p);
+}
+
 }  // namespace pyops

@@ -1,28 +1,36 @@
-// The forward on tensor cores, for 16-bit types and D, E ≤ kD: a warp has 16 queries, whose scores
-// with 64 keys, softmax and outputs never leave its registers (Dao 2023). Products of 16×8×16: a
-// thread's numbers of each operand lie as PTX says of mma.m16n8k16.
+// The forward on tensor cores, for D, E ≤ kD: a warp has 16 queries or 32, whose scores with a tile
+// of keys, softmax and outputs never leave its registers (Dao 2023). `Step` is what its products
+// are made of (gemm/warp_step.h).
 //
 // The team's warps also multiply(), and reduce() over the four threads that share a row.
 #pragma once
 
 #include "attention/attention_block.h"
+#include "gemm/warp_step.h"
 
 namespace pyops {
 
-template <class T, int kD>
+template <class Step, int kD>
 struct AttentionTensorForward {
-  static constexpr int kThreads = 128, kWarp = 32, kRows = kThreads / kWarp * 16, kKeys = 64;
-  static constexpr int kWidth = Pack<T>::kWidth, kTiles = kKeys / 8;
+  using T = typename Step::Element;
+  // Float32 fills as many registers with half as many keys. What a warp loads of them, and splits,
+  // is for 32 queries where their sums leave room.
+  static constexpr bool kIsFloat = sizeof(T) == sizeof(float);
+  static constexpr int kKeys = kIsFloat ? 32 : 64, kOwn = kIsFloat && kD <= 64 ? 4 : 2;
+  static constexpr int kThreads = 128, kWarp = 32, kRows = kThreads / kWarp * 8 * kOwn;
+  static constexpr int kWidth = Pack<T>::kWidth, kDepth = Step::kDepth, kNumbers = 2 * kOwn;
 
   // Rows are 16 bytes longer than a power of two: eight of them spread over all banks.
+  using Keys = T[kKeys][kD + kWidth];
   struct alignas(16) Shared {
-    T k[kKeys][kD + 8], v[kKeys][kD + 8];
+    Keys k, v;
   };
+  // Of the kOwn rows of a thread, which lie 8 apart, and its two columns of every eight.
   struct State {
-    uint32_t q[kD / 16][4], weights[kKeys / 16][4];
-    float scores[kTiles][4], out[kD / 8][4];
-    float rows[2];  // of the thread's rows, what is reduced
-    baseline::OnlineSoftmax<float> softmax[2];
+    uint32_t q[kD / kDepth][kNumbers], weights[kKeys / kDepth][kNumbers];
+    float scores[kKeys / 8][kNumbers], out[kD / 8][kNumbers];
+    float rows[kOwn];  // what is reduced
+    baseline::OnlineSoftmax<float> softmax[kOwn];
   };
 
   const AttentionParams& p;
@@ -45,99 +53,117 @@ struct AttentionTensorForward {
   PYOPS_HOST_DEVICE void run(Shared& shared, Team& team) const {
     const int64_t kv_head = h / (p.heads / p.kv_heads);
     const int64_t seen = baseline::visible_keys(p.is_causal, l0 + kRows - 1, 0, p.keys);
-    team.alone([&](int thread, State& state) { start(thread, state); });
+    const bool queries_fit =
+        team.all([&](int thread, State& state) { return start(thread, state); });
     for (int64_t s0 = 0; s0 < seen; s0 += kKeys) {
       const Strip<T> k(p.k, b, kv_head, s0, p.keys, p.dim);
       const Strip<T> v(p.v, b, kv_head, s0, p.keys, p.value_dim);
-      team.each([&](int thread, State&) {
-        load(k, thread, shared.k);
-        load(v, thread, shared.v);
+      const bool keys_fit = team.all([&](int thread, State&) {
+        const bool k_fits = load(k, thread, shared.k), v_fits = load(v, thread, shared.v);
+        return k_fits && v_fits;
       });
-      find_scores(shared, team);
-      team.alone([&](int thread, State& state) { find_maximum(s0, thread, state); });
-      team.reduce([](float x, float y) { return x > y ? x : y; });
-      team.alone([&](int thread, State& state) { weigh(s0, thread, state); });
-      add_values(shared, team);
+      if (!Step::kSplits || (queries_fit && keys_fit)) {
+        take_in<Step>(s0, shared, team);
+      } else if constexpr (Step::kSplits) {
+        take_in<UnsplitStep>(s0, shared, team);
+      }
       team.each([](int, State&) {});  // all have read what the next keys overwrite
     }
     team.alone([](int, State& state) {
-      PYOPS_UNROLL for (int r = 0; r < 2; ++r) state.rows[r] = state.softmax[r].sum;
+      PYOPS_UNROLL for (int r = 0; r < kOwn; ++r) state.rows[r] = state.softmax[r].sum;
     });
     team.reduce([](float x, float y) { return x + y; });
     team.alone([&](int thread, State& state) { finish(thread, state); });
   }
 
  private:
-  // First of the thread's two rows, which lie 8 apart, and first of its two columns of eight.
+  // First of the thread's rows, and of its two columns of eight.
   PYOPS_HOST_DEVICE static int row_of(int thread) {
-    return thread / kWarp * 16 + thread % kWarp / 4;
+    return thread / kWarp * 8 * kOwn + thread % kWarp / 4;
   }
   PYOPS_HOST_DEVICE static int column_of(int thread) { return thread % 4 * 2; }
 
-  PYOPS_HOST_DEVICE void start(int thread, State& state) const {
+  // Whether the step takes the numbers.
+  PYOPS_HOST_DEVICE bool start(int thread, State& state) const {
     const Strip<T> q(p.q, b, h, l0, p.queries, p.dim);
-    const auto at = [&](int row, int column) {
-      return row < q.rows && column < q.columns ? q.first[row * q.stride + column] : T{};
-    };
-    PYOPS_UNROLL for (int i = 0; i < kD / 16; ++i) {
-      PYOPS_UNROLL for (int x = 0; x < 4; ++x) {
-        const int row = row_of(thread) + x % 2 * 8, column = 16 * i + x / 2 * 8 + column_of(thread);
-        state.q[i][x] = word_of(at(row, column), at(row, column + 1));
+    Largest<Step> largest;
+    PYOPS_UNROLL for (int i = 0; i < kD / kDepth; ++i) {
+      PYOPS_UNROLL for (int x = 0; x < kNumbers; ++x) {
+        const int row = row_of(thread) + (x / 4 * 2 + x % 2) * 8;
+        const auto at = [&](int column) {
+          const bool is_there = row < q.rows && column < q.columns;
+          return largest.with(is_there ? q.first[row * q.stride + column] : T{});
+        };
+        state.q[i][x] = Step::word(at, i * kDepth + Step::depth_of(thread % kWarp, x % 4 / 2));
       }
     }
     PYOPS_UNROLL for (int n = 0; n < kD / 8; ++n) {
-      PYOPS_UNROLL for (int x = 0; x < 4; ++x) state.out[n][x] = 0;
+      PYOPS_UNROLL for (int x = 0; x < kNumbers; ++x) state.out[n][x] = 0;
     }
-    PYOPS_UNROLL for (int r = 0; r < 2; ++r) state.softmax[r] = {};
+    PYOPS_UNROLL for (int r = 0; r < kOwn; ++r) state.softmax[r] = {};
+    return largest.fits();
   }
 
-  PYOPS_HOST_DEVICE static void load(const Strip<T>& from, int thread, T (&to)[kKeys][kD + 8]) {
+  PYOPS_HOST_DEVICE static bool load(const Strip<T>& from, int thread, Keys& to) {
+    Largest<Step> largest;
     PYOPS_UNROLL for (int e = thread; e < kKeys * kD / kWidth; e += kThreads) {
       const int row = e / (kD / kWidth), column = e % (kD / kWidth) * kWidth;
-      store_pack(&to[row][column], from.pack(row, column));
+      Pack<T> pack = from.pack(row, column);
+      PYOPS_UNROLL for (T& x : pack.at) x = Step::rounded(largest.with(x));
+      store_pack(&to[row][column], pack);
     }
+    return largest.fits();
   }
 
-  template <class Team>
+  // The keys from s0 on, which have been loaded.
+  template <class Product, class Team>
+  PYOPS_HOST_DEVICE void take_in(int64_t s0, const Shared& shared, Team& team) const {
+    find_scores<Product>(shared, team);
+    team.alone([&](int thread, State& state) { find_maximum(s0, thread, state); });
+    team.reduce([](float x, float y) { return x > y ? x : y; });
+    team.alone([&](int thread, State& state) { weigh(s0, thread, state); });
+    add_values<Product>(shared, team);
+  }
+
+  template <class Product, class Team>
   PYOPS_HOST_DEVICE void find_scores(const Shared& shared, Team& team) const {
     team.alone([](int, State& state) {
-      PYOPS_UNROLL for (int n = 0; n < kTiles; ++n) {
-        PYOPS_UNROLL for (int x = 0; x < 4; ++x) state.scores[n][x] = 0;
+      PYOPS_UNROLL for (int n = 0; n < kKeys / 8; ++n) {
+        PYOPS_UNROLL for (int x = 0; x < kNumbers; ++x) state.scores[n][x] = 0;
       }
     });
-    PYOPS_UNROLL for (int i = 0; i < kD / 16; ++i) {
-      PYOPS_UNROLL for (int n = 0; n < kTiles; ++n) {
-        team.template multiply<T>(
-            [&](State& state) -> auto& { return state.q[i]; },
-            [&](int thread, uint32_t (&to)[2]) {
-              const T* k = &shared.k[n * 8 + thread % kWarp / 4][i * 16 + column_of(thread)];
-              memcpy(&to[0], k, sizeof to[0]);
-              memcpy(&to[1], k + 8, sizeof to[1]);
-            },
-            [&](State& state) -> auto& { return state.scores[n]; });
+    PYOPS_UNROLL for (int i = 0; i < kD / kDepth; ++i) {
+      PYOPS_UNROLL for (int n = 0; n < kKeys / 8; ++n) {
+        team.template multiply<Product>([&](State& state) -> auto& { return state.q[i]; },
+                                        [&](int thread, uint32_t (&to)[2]) {
+                                          const int lane = thread % kWarp;
+                                          load_row<Step>(&shared.k[n * 8 + lane / 4][i * kDepth],
+                                                         lane, to);
+                                        },
+                                        [&](State& state) -> auto& { return state.scores[n]; });
       }
     }
   }
 
-  template <class Team>
+  template <class Product, class Team>
   PYOPS_HOST_DEVICE void add_values(const Shared& shared, Team& team) const {
-    PYOPS_UNROLL for (int i = 0; i < kKeys / 16; ++i) {
+    PYOPS_UNROLL for (int i = 0; i < kKeys / kDepth; ++i) {
       PYOPS_UNROLL for (int n = 0; n < kD / 8; ++n) {
-        team.template multiply<T>([&](State& state) -> auto& { return state.weights[i]; },
-                                  [&](int thread, uint32_t (&to)[2]) {
-                                    Team::load_transposed(&shared.v[i * 16][n * 8], kD + 8,
-                                                          thread % kWarp, to);
-                                  },
-                                  [&](State& state) -> auto& { return state.out[n]; });
+        team.template multiply<Product>([&](State& state) -> auto& { return state.weights[i]; },
+                                        [&](int thread, uint32_t (&to)[2]) {
+                                          load_columns<Step, Team>(&shared.v[i * kDepth][n * 8],
+                                                                   kD + kWidth, thread % kWarp, to);
+                                        },
+                                        [&](State& state) -> auto& { return state.out[n]; });
       }
     }
   }
 
   PYOPS_HOST_DEVICE void find_maximum(int64_t s0, int thread, State& state) const {
-    PYOPS_UNROLL for (int r = 0; r < 2; ++r) {
+    PYOPS_UNROLL for (int r = 0; r < kOwn; ++r) {
       const int64_t l = l0 + row_of(thread) + 8 * r;
       float most = state.softmax[r].max;
-      PYOPS_UNROLL for (int n = 0; n < kTiles; ++n) {
+      PYOPS_UNROLL for (int n = 0; n < kKeys / 8; ++n) {
         PYOPS_UNROLL for (int c = 0; c < 2; ++c) {
           const int64_t s = s0 + n * 8 + column_of(thread) + c;
           float& x = state.scores[n][2 * r + c];
@@ -150,13 +176,13 @@ struct AttentionTensorForward {
   }
 
   PYOPS_HOST_DEVICE void weigh(int64_t s0, int thread, State& state) const {
-    PYOPS_UNROLL for (int r = 0; r < 2; ++r) {
+    PYOPS_UNROLL for (int r = 0; r < kOwn; ++r) {
       auto& softmax = state.softmax[r];
       const float factor = softmax.raise_max(state.rows[r]);
       PYOPS_UNROLL for (int n = 0; n < kD / 8; ++n) {
         PYOPS_UNROLL for (int c = 0; c < 2; ++c) state.out[n][2 * r + c] *= factor;
       }
-      PYOPS_UNROLL for (int n = 0; n < kTiles; ++n) {
+      PYOPS_UNROLL for (int n = 0; n < kKeys / 8; ++n) {
         PYOPS_UNROLL for (int c = 0; c < 2; ++c) {
           float& x = state.scores[n][2 * r + c];
           x = std::exp(x - softmax.max);
@@ -165,10 +191,9 @@ struct AttentionTensorForward {
       }
       if (p.dropout_p != 0) drop(s0, r, thread, state);
     }
-    PYOPS_UNROLL for (int i = 0; i < kKeys / 16; ++i) {
-      PYOPS_UNROLL for (int x = 0; x < 4; ++x) {
-        const float (&from)[4] = state.scores[2 * i + x / 2];
-        state.weights[i][x] = word_of<T>(from[x % 2 * 2], from[x % 2 * 2 + 1]);
+    PYOPS_UNROLL for (int i = 0; i < kKeys / kDepth; ++i) {
+      PYOPS_UNROLL for (int x = 0; x < kNumbers; ++x) {
+        state.weights[i][x] = Step::word_of_sums(&state.scores[i * kDepth / 8], x);
       }
     }
   }
@@ -178,9 +203,9 @@ struct AttentionTensorForward {
     const int64_t row = (b * p.heads + h) * p.queries + l0 + row_of(thread) + 8 * r;
     PYOPS_UNROLL for (int n = 0; n < 2; ++n) {
       PYOPS_UNROLL for (int c = 0; c < 2; ++c) {
-        float kept[4];
+        float kept[kKeys / 16];
         dropout.factors_apart(row, s0 + n * 8 + column_of(thread) + c, kept);
-        PYOPS_UNROLL for (int w = 0; w < 4; ++w) {
+        PYOPS_UNROLL for (int w = 0; w < kKeys / 16; ++w) {
           float& x = state.scores[n + 2 * w][2 * r + c];
           x = kept[w] == 0 ? 0 : x;
         }
@@ -189,7 +214,7 @@ struct AttentionTensorForward {
   }
 
   PYOPS_HOST_DEVICE void finish(int thread, State& state) const {
-    PYOPS_UNROLL for (int r = 0; r < 2; ++r) {
+    PYOPS_UNROLL for (int r = 0; r < kOwn; ++r) {
       const int64_t l = l0 + row_of(thread) + 8 * r;
       if (l >= p.queries) continue;
       auto& softmax = state.softmax[r];

@@ -1,0 +1,49 @@
+// Launches the forward on tensor cores.
+#pragma once
+
+#include "attention/attention_team.cuh"
+#include "attention/attention_tensorop_block.h"
+#include "gemm/tensor_team.cuh"
+
+namespace pyops {
+
+template <class State>
+struct WarpTeam : TensorTeam<State> {
+  using TensorTeam<State>::state;
+
+  template <class F>
+  PYOPS_HOST_DEVICE void reduce(const F& join) {
+#ifdef __CUDA_ARCH__
+    PYOPS_UNROLL for (float& x : state.rows) {
+      PYOPS_UNROLL for (int apart = 1; apart < 4; apart *= 2) {
+        x = join(x, __shfl_xor_sync(0xffffffffu, x, apart));
+      }
+    }
+#endif
+  }
+};
+
+// Of blocks on an SM at once: of three a thread has 168 registers, of two 255.
+template <class Algorithm>
+inline constexpr int kBlocksOfForward = sizeof(typename Algorithm::State) <= 512 ? 3 : 2;
+
+template <class Step, int kD>
+__global__ void __launch_bounds__(AttentionTensorForward<Step, kD>::kThreads,
+                                  kBlocksOfForward<AttentionTensorForward<Step, kD>>)
+    attention_forward_tensorop_kernel(AttentionParams p) {
+  using Algorithm = AttentionTensorForward<Step, kD>;
+  run_blocks<Algorithm, WarpTeam<typename Algorithm::State>>(p);
+}
+
+template <class Step, int kD>
+cudaError_t launch_forward_tensorop(const AttentionParams& p, cudaStream_t stream) {
+  using Algorithm = AttentionTensorForward<Step, kD>;
+  const int64_t blocks = Algorithm::blocks(p);
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(blocks < INT32_MAX ? blocks : INT32_MAX));
+  config.blockDim = dim3(Algorithm::kThreads);
+  config.stream = stream;
+  return cudaLaunchKernelEx(&config, attention_forward_tensorop_kernel<Step, kD>, p);
+}
+
+}  // namespace pyops
