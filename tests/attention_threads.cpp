@@ -3,8 +3,11 @@
 #include <vector>
 
 #include "attention/attention_backward_block.h"
+#include "attention/attention_backward_tensorop_block.h"
 #include "attention/attention_forward_block.h"
+#include "attention/attention_mask_tensorop_block.h"
 #include "attention/attention_tensorop_block.h"
+#include "attention/attention_width.h"
 #include "attention_call.h"
 #include "threads.h"
 
@@ -50,6 +53,26 @@ void forward_tensorop(const AttentionParams& p) {
                                    : run<Wide, WarpTeam<Wide>>(p);
 }
 
+int64_t conflicts = 0;  // of banks of shared memory
+
+template <class Algorithm>
+struct TileTeam : TileLoopTeam<typename Algorithm::State> {
+  TileTeam() : TileLoopTeam<typename Algorithm::State>(Algorithm::kThreads) {}
+  ~TileTeam() { conflicts += this->bank_conflicts; }
+};
+
+template <class Step, int kD>
+void backward_tensorop(const AttentionBackwardParams& p) {
+  using Queries = AttentionTensorBackward<Step, kD, /*kKeysOwn=*/false>;
+  using Keys = AttentionTensorBackward<Step, kD, /*kKeysOwn=*/true>;
+  run<AttentionRowSums<typename Step::Element>>(p);
+  run<Queries, TileTeam<Queries>>(p);
+  run<Keys, TileTeam<Keys>>(p);
+  if (p.grad_mask.data == nullptr) return;
+  using Mask = AttentionTensorMaskBackward<Step, kD>;
+  run<Mask, TileTeam<Mask>>(p);
+}
+
 template <class T, int kWide>
 void backward(const AttentionBackwardParams& p) {
   run<AttentionRowSums<T>>(p);
@@ -62,6 +85,8 @@ void backward(const AttentionBackwardParams& p) {
 }  // namespace
 
 extern "C" {
+
+int64_t conflicts_met() { return conflicts; }
 
 // wide: chunks of the output in widths of a tile; 0: on tensor cores, -1: there by TF32
 void forward(int wide, const int64_t* sizes, double scale, double dropout_p, const int64_t* seed,
@@ -88,6 +113,12 @@ void backward(int wide, const int64_t* sizes, double scale, double dropout_p, co
   const AttentionBackwardParams p =
       backward_params(sizes, scale, dropout_p, seed, mask, q, k, v, out, grad_out, row_max,
                       row_scale, grad_q, grad_k, grad_v, grad_mask, row_sums);
-  dispatch_dtype(p.dtype, [&]<class T>(T) { wide <= 1 ? backward<T, 1>(p) : backward<T, 2>(p); });
+  if (wide <= 0 && p.dtype != Dtype::kFloat64) {
+    return dispatch_dtype<kFloat32 | kHalfTypes>(p.dtype, [&]<class T>(T) {
+      using Step = std::conditional_t<sizeof(T) == 4, SplitStep, HalfStep<T>>;
+      with_width(p, [&]<int kD>() { backward_tensorop<Step, kD>(p); });
+    });
+  }
+  dispatch_dtype(p.dtype, [&]<class T>(T) { wide == 1 ? backward<T, 1>(p) : backward<T, 2>(p); });
 }
 }

@@ -174,6 +174,35 @@ def test_on_tensor_cores(kind, dtype):
             Call(shape, dtype, kind, dropout_p).check(TENSOR_CORES)
 
 
+@pytest.mark.parametrize("kind", ["none", "causal", "bool", "float", "head"])
+@pytest.mark.parametrize(
+    "shape", [(1, 2, 1, 260, 200, 64, 64), (1, 1, 1, 140, 270, 104, 64)], ids=str
+)
+def test_tiles_on_tensor_cores(shape, kind):
+    """Several tiles of owners and of others; reading shared memory never waits for a bank."""
+    Call(shape, torch.bfloat16, kind, dropout_p=0.3).check(TENSOR_CORES)
+    assert library("attention_threads.cpp").conflicts_met() == 0
+
+
+@pytest.mark.parametrize("d", [64, 128])
+def test_gradients_draw_the_dropout_of_all(d):
+    """Of each gradient, whose factors tell the scores apart."""
+    call = Call((1, 2, 2, d, d, d, d), torch.bfloat16, dropout_p=0.5)
+    kept = torch.ops.pyops.attention_dropout(call.seed, call.p, (1, 2, d, d))
+    apart = torch.eye(d).expand_as(call.q)
+    call.q.zero_(), call.k.copy_(apart), call.grad.copy_(apart)
+    grad_v = call.run(TENSOR_CORES)[3]
+    assert torch.equal(grad_v, kept.mT.to(call.dtype) * 2 / d)  # of weights 1/d, twice as large
+    call.v.fill_(1), call.grad.fill_(1)
+    grad_q = call.run(TENSOR_CORES)[1]
+    assert torch.equal(grad_q > 0, kept)
+    call.q.copy_(apart), call.k.zero_()
+    grad_k = call.run(TENSOR_CORES)[2]
+    assert torch.equal(grad_k.mT > 0, kept)
+    call.mask = torch.zeros(1, 2, d, d)
+    assert torch.equal(call.run(TENSOR_CORES)[4] > 0, kept)
+
+
 @pytest.mark.parametrize("kind", MASKS)
 def test_by_tf32(kind):
     """Three roundings to 11 bits, of the scores' factors and of the weights."""

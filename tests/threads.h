@@ -139,4 +139,47 @@ struct TensorLoopTeam : LoopTeam<State> {
   }
 };
 
+// The same of attention_tensorop_tile.h.
+template <class State>
+struct TileLoopTeam : TensorLoopTeam<State> {
+  using TensorLoopTeam<State>::states;
+  int64_t bank_conflicts = 0;
+
+  explicit TileLoopTeam(int threads) { states.resize(static_cast<size_t>(threads)); }
+
+  // ldmatrix.x4. Rows are read eight at a time, in one go where they meet different banks.
+  template <bool kTransposed, class RowAt, class Words>
+  void load_matrices(const RowAt& row_at, const Words& words_of) {
+    for (int warp = 0; warp < static_cast<int>(states.size()); warp += 32) {
+      uint16_t rows[32][8];
+      for (int matrix = 0; matrix < 4; ++matrix) {
+        unsigned banks = 0;  // in groups of four
+        for (int i = matrix * 8; i < matrix * 8 + 8; ++i) {
+          const void* const row = row_at(warp + i);
+          memcpy(rows[i], row, sizeof rows[i]);
+          banks |= 1u << reinterpret_cast<uintptr_t>(row) / 16 % 8;
+        }
+        bank_conflicts += banks != 0xff;
+      }
+      for (int lane = 0; lane < 32; ++lane) {
+        uint32_t* const to = words_of(states[static_cast<size_t>(warp + lane)]);
+        for (int x = 0; x < 4; ++x) {
+          const auto* const matrix = &rows[x * 8];
+          const int i = lane / 4, j = lane % 4 * 2;
+          to[x] = kTransposed ? matrix[j][i] | uint32_t{matrix[j + 1][i]} << 16
+                              : matrix[i][j] | uint32_t{matrix[i][j + 1]} << 16;
+        }
+      }
+    }
+  }
+
+  template <class T>
+  static void copy_pack(T* to, const T* from, bool exists) {
+    exists ? memcpy(static_cast<void*>(to), from, 16) : memset(static_cast<void*>(to), 0, 16);
+  }
+  static void copy_number(float* to, const float* from, bool exists) { *to = exists ? *from : 0; }
+  void await() {}
+  void forget() {}
+};
+
 }  // namespace pyops

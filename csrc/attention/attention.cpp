@@ -33,6 +33,8 @@ constexpr Candidate<AttentionBackwardParams> kBackward[] = {
 #ifdef PYOPS_CUDA
     {"attention_backward_sm90", Arch::kSm90, kHalfTypes, attention_backward_sm90,
      suits_attention_sm90, kSuitsAttentionSm90},
+    {"attention_backward_tensorop_cuda", Arch::kSm80, kHalfTypes, attention_backward_tensorop_cuda,
+     suits_attention_tensorop, kSuitsAttentionBackwardTensorop},
     {"attention_backward_cuda", Arch::kSm80, kAnyFloat, attention_backward_cuda},
 #endif
     {"attention_backward_amx", Isa::kAmx, kBFloat16, attention_backward_amx,
