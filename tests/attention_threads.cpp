@@ -1,5 +1,8 @@
 // What the blocks of the general CUDA kernels of attention compute, thread by thread on the CPU.
+#include <algorithm>
+#include <bit>
 #include <memory>
+#include <numeric>
 #include <vector>
 
 #include "attention/attention_backward_block.h"
@@ -86,7 +89,25 @@ void backward(const AttentionBackwardParams& p) {
 
 extern "C" {
 
+// Of ldmatrix, so far.
 int64_t conflicts_met() { return conflicts; }
+
+// The fewest banks that a warp meets when every lane loads a word of operand b from rows of floats.
+int banks_met(int stride, int by_columns) {
+  std::vector<float> places(static_cast<size_t>(stride) * 8);
+  std::iota(places.begin(), places.end(), 0.0f);
+  unsigned met[2] = {0, 0};
+  for (int lane = 0; lane < 32; ++lane) {
+    uint32_t words[2];
+    by_columns != 0
+        ? load_columns<SplitStep, void>(places.data(), stride, lane, words)
+        : load_row<SplitStep>(&places[static_cast<size_t>(lane / 4 * stride)], lane, words);
+    for (int half = 0; half < 2; ++half) {
+      met[half] |= 1u << static_cast<int>(bits_float(words[half])) % 32;
+    }
+  }
+  return std::min(std::popcount(met[0]), std::popcount(met[1]));
+}
 
 // wide: chunks of the output in widths of a tile; 0: on tensor cores, -1: there by TF32
 void forward(int wide, const int64_t* sizes, double scale, double dropout_p, const int64_t* seed,

@@ -212,6 +212,14 @@ def test_by_tf32(kind):
         assert err_l2(mine, right) < 2**-10, err_l2(mine, right)
 
 
+@pytest.mark.parametrize("by_columns", [0, 1])
+def test_a_warp_meets_every_bank_once(by_columns):
+    """In rows that are 16 bytes longer than 64 or 128 floats."""
+    met = library("attention_threads.cpp").banks_met
+    assert [met(stride, by_columns) for stride in (68, 132)] == [32, 32]
+    assert met(64, by_columns) < 32
+
+
 def draw_scores(kind, call):
     """Scores of about 1, of up to 80, or of numbers 30 times as large that cancel."""
     if kind == "sharp":

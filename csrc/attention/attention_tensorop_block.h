@@ -10,39 +10,44 @@
 
 namespace pyops {
 
+#ifndef V_OWN
+#define V_OWN 4
+#endif
 template <class Step, int kD>
 struct AttentionTensorForward {
   using T = typename Step::Element;
   // Float32 fills as many registers with half as many keys. What a warp loads of them, and splits,
   // is for 32 queries where their sums leave room.
   static constexpr bool kIsFloat = sizeof(T) == sizeof(float);
-  static constexpr int kKeys = kIsFloat ? 32 : 64, kOwn = kIsFloat && kD <= 64 ? 4 : 2;
-  static constexpr int kThreads = 128, kWarp = 32, kRows = kThreads / kWarp * 8 * kOwn;
-  static constexpr int kWidth = Pack<T>::kWidth, kDepth = Step::kDepth, kNumbers = 2 * kOwn;
+  static constexpr int kKeys = kIsFloat ? 32 : 64, kMine = kIsFloat && kD <= 64 ? V_OWN : 2;
+  static constexpr int kThreads = 128, kWarp = 32, kRows = kThreads / kWarp * 8 * kMine;
+  static constexpr int kWidth = Pack<T>::kWidth, kDepth = Step::kDepth, kNumbers = 2 * kMine;
 
   // Rows are 16 bytes longer than a power of two: eight of them spread over all banks.
-  using Keys = T[kKeys][kD + kWidth];
+  template <int kCount>
+  using Lines = T[kCount][kD + kWidth];
   struct alignas(16) Shared {
-    Keys k, v;
+    Lines<kRows> q;
+    Lines<kKeys> k, v;
   };
-  // Of the kOwn rows of a thread, which lie 8 apart, and its two columns of every eight.
+  // Of the kMine rows of a thread, which lie 8 apart, and its two columns of every eight.
   struct State {
-    uint32_t q[kD / kDepth][kNumbers], weights[kKeys / kDepth][kNumbers];
+    uint32_t q[kNumbers];  // of a step
+    uint32_t weights[kKeys / kDepth][kNumbers];
     float scores[kKeys / 8][kNumbers], out[kD / 8][kNumbers];
-    float rows[kOwn];  // what is reduced
-    baseline::OnlineSoftmax<float> softmax[kOwn];
+    float rows[kMine];  // what is reduced
+    baseline::OnlineSoftmax<float> softmax[kMine];
   };
 
   const AttentionParams& p;
   int64_t b, h, l0;
-  baseline::Dropout dropout;
 
   PYOPS_HOST_DEVICE static int64_t blocks(const AttentionParams& p) {
     return p.batch * p.heads * ((p.queries + kRows - 1) / kRows);
   }
 
   PYOPS_HOST_DEVICE AttentionTensorForward(const AttentionParams& params, int64_t block)
-      : p(params), dropout(dropout_of(params)) {
+      : p(params) {
     const int64_t tiles = (p.queries + kRows - 1) / kRows;
     l0 = (tiles - 1 - block % tiles) * kRows;  // under a causal mask the last have most to do
     h = block / tiles % p.heads;
@@ -53,24 +58,28 @@ struct AttentionTensorForward {
   PYOPS_HOST_DEVICE void run(Shared& shared, Team& team) const {
     const int64_t kv_head = h / (p.heads / p.kv_heads);
     const int64_t seen = baseline::visible_keys(p.is_causal, l0 + kRows - 1, 0, p.keys);
-    const bool queries_fit =
-        team.all([&](int thread, State& state) { return start(thread, state); });
+    const Strip<T> q(p.q, b, h, l0, p.queries, p.dim);
+    const bool queries_fit = all_fit(team, [&](int thread, State& state) {
+      start(state);
+      return load(q, thread, shared.q);
+    });
     for (int64_t s0 = 0; s0 < seen; s0 += kKeys) {
       const Strip<T> k(p.k, b, kv_head, s0, p.keys, p.dim);
       const Strip<T> v(p.v, b, kv_head, s0, p.keys, p.value_dim);
-      const bool keys_fit = team.all([&](int thread, State&) {
-        const bool k_fits = load(k, thread, shared.k), v_fits = load(v, thread, shared.v);
-        return k_fits && v_fits;
+      const bool keys_fit = all_fit(team, [&](int thread, State&) {
+        const bool k_fits = load(k, unknown(thread), shared.k);
+        return load(v, unknown(thread), shared.v) && k_fits;
       });
-      if (!Step::kSplits || (queries_fit && keys_fit)) {
-        take_in<Step>(s0, shared, team);
-      } else if constexpr (Step::kSplits) {
-        take_in<UnsplitStep>(s0, shared, team);
-      }
+      const bool fit = queries_fit && keys_fit;
+      by_step(fit, [&]<class Product>(Product) { find_scores<Product>(shared, team); });
+      team.alone([&](int thread, State& state) { find_maximum(s0, unknown(thread), state); });
+      team.reduce([](float x, float y) { return x > y ? x : y; });
+      team.alone([&](int thread, State& state) { weigh(s0, unknown(thread), state); });
+      by_step(fit, [&]<class Product>(Product) { add_values<Product>(shared, team); });
       team.each([](int, State&) {});  // all have read what the next keys overwrite
     }
     team.alone([](int, State& state) {
-      PYOPS_UNROLL for (int r = 0; r < kOwn; ++r) state.rows[r] = state.softmax[r].sum;
+      PYOPS_UNROLL for (int r = 0; r < kMine; ++r) state.rows[r] = state.softmax[r].sum;
     });
     team.reduce([](float x, float y) { return x + y; });
     team.alone([&](int thread, State& state) { finish(thread, state); });
@@ -79,34 +88,24 @@ struct AttentionTensorForward {
  private:
   // First of the thread's rows, and of its two columns of eight.
   PYOPS_HOST_DEVICE static int row_of(int thread) {
-    return thread / kWarp * 8 * kOwn + thread % kWarp / 4;
+    return thread / kWarp * 8 * kMine + thread % kWarp / 4;
   }
   PYOPS_HOST_DEVICE static int column_of(int thread) { return thread % 4 * 2; }
+  PYOPS_HOST_DEVICE int64_t row_at(int64_t l) const { return (b * p.heads + h) * p.queries + l; }
 
-  // Whether the step takes the numbers.
-  PYOPS_HOST_DEVICE bool start(int thread, State& state) const {
-    const Strip<T> q(p.q, b, h, l0, p.queries, p.dim);
-    Largest<Step> largest;
-    PYOPS_UNROLL for (int i = 0; i < kD / kDepth; ++i) {
-      PYOPS_UNROLL for (int x = 0; x < kNumbers; ++x) {
-        const int row = row_of(thread) + (x / 4 * 2 + x % 2) * 8;
-        const auto at = [&](int column) {
-          const bool is_there = row < q.rows && column < q.columns;
-          return largest.with(is_there ? q.first[row * q.stride + column] : T{});
-        };
-        state.q[i][x] = Step::word(at, i * kDepth + Step::depth_of(thread % kWarp, x % 4 / 2));
-      }
-    }
+  PYOPS_HOST_DEVICE static void start(State& state) {
     PYOPS_UNROLL for (int n = 0; n < kD / 8; ++n) {
       PYOPS_UNROLL for (int x = 0; x < kNumbers; ++x) state.out[n][x] = 0;
     }
-    PYOPS_UNROLL for (int r = 0; r < kOwn; ++r) state.softmax[r] = {};
-    return largest.fits();
+    PYOPS_UNROLL for (int r = 0; r < kMine; ++r) state.softmax[r] = {};
   }
 
-  PYOPS_HOST_DEVICE static bool load(const Strip<T>& from, int thread, Keys& to) {
+  // Whether the step takes the numbers.
+  template <int kCount>
+  PYOPS_HOST_DEVICE static bool load(const Strip<T>& from, int thread,
+                                     T (&to)[kCount][kD + kWidth]) {
     Largest<Step> largest;
-    PYOPS_UNROLL for (int e = thread; e < kKeys * kD / kWidth; e += kThreads) {
+    PYOPS_UNROLL for (int e = thread; e < kCount * kD / kWidth; e += kThreads) {
       const int row = e / (kD / kWidth), column = e % (kD / kWidth) * kWidth;
       Pack<T> pack = from.pack(row, column);
       PYOPS_UNROLL for (T& x : pack.at) x = Step::rounded(largest.with(x));
@@ -115,14 +114,21 @@ struct AttentionTensorForward {
     return largest.fits();
   }
 
-  // The keys from s0 on, which have been loaded.
-  template <class Product, class Team>
-  PYOPS_HOST_DEVICE void take_in(int64_t s0, const Shared& shared, Team& team) const {
-    find_scores<Product>(shared, team);
-    team.alone([&](int thread, State& state) { find_maximum(s0, thread, state); });
-    team.reduce([](float x, float y) { return x > y ? x : y; });
-    team.alone([&](int thread, State& state) { weigh(s0, thread, state); });
-    add_values<Product>(shared, team);
+  // Whether f is true of all threads, after a barrier.
+  template <class Team, class F>
+  PYOPS_HOST_DEVICE static bool all_fit(Team& team, const F& f) {
+    if constexpr (Step::kSplits) return team.all(f);
+    team.each(f);
+    return true;
+  }
+
+  // f of the step, or of that for all numbers.
+  template <class F>
+  PYOPS_HOST_DEVICE static void by_step(bool fit, const F& f) {
+    if constexpr (Step::kSplits) {
+      if (!fit) return f(UnsplitStep{});
+    }
+    f(Step{});
   }
 
   template <class Product, class Team>
@@ -133,8 +139,15 @@ struct AttentionTensorForward {
       }
     });
     PYOPS_UNROLL for (int i = 0; i < kD / kDepth; ++i) {
+      team.alone([&](int thread, State& state) {
+        PYOPS_UNROLL for (int x = 0; x < kNumbers; ++x) {
+          const int row = row_of(thread) + (x / 4 * 2 + x % 2) * 8;
+          const int column = i * kDepth + Step::depth_of(thread % kWarp, x % 4 / 2);
+          memcpy(&state.q[x], &shared.q[row][column], sizeof state.q[x]);
+        }
+      });
       PYOPS_UNROLL for (int n = 0; n < kKeys / 8; ++n) {
-        team.template multiply<Product>([&](State& state) -> auto& { return state.q[i]; },
+        team.template multiply<Product>([](State& state) -> auto& { return state.q; },
                                         [&](int thread, uint32_t (&to)[2]) {
                                           const int lane = thread % kWarp;
                                           load_row<Step>(&shared.k[n * 8 + lane / 4][i * kDepth],
@@ -160,14 +173,12 @@ struct AttentionTensorForward {
   }
 
   PYOPS_HOST_DEVICE void find_maximum(int64_t s0, int thread, State& state) const {
-    PYOPS_UNROLL for (int r = 0; r < kOwn; ++r) {
-      const int64_t l = l0 + row_of(thread) + 8 * r;
+    scale(s0, thread, state);
+    PYOPS_UNROLL for (int r = 0; r < kMine; ++r) {
       float most = state.softmax[r].max;
       PYOPS_UNROLL for (int n = 0; n < kKeys / 8; ++n) {
         PYOPS_UNROLL for (int c = 0; c < 2; ++c) {
-          const int64_t s = s0 + n * 8 + column_of(thread) + c;
-          float& x = state.scores[n][2 * r + c];
-          x = is_visible(p, l, s) ? score<T>(p, p.mask, b, h, l, s, x) : -INFINITY;
+          const float x = state.scores[n][2 * r + c];
           most = x > most ? x : most;  // a NaN reaches the sum by its weight
         }
       }
@@ -175,8 +186,29 @@ struct AttentionTensorForward {
     }
   }
 
+  // What scale and masks make of the products.
+  PYOPS_HOST_DEVICE void scale(int64_t s0, int thread, State& state) const {
+    const bool hides = s0 + kKeys > p.keys || (p.is_causal && s0 + kKeys - 1 > l0);
+    if (!hides && p.mask.kind == MaskKind::kNone) {
+      PYOPS_UNROLL for (int n = 0; n < kKeys / 8; ++n) {
+        PYOPS_UNROLL for (float& x : state.scores[n]) x *= static_cast<float>(p.scale);
+      }
+      return;
+    }
+    PYOPS_UNROLL for (int r = 0; r < kMine; ++r) {
+      const int64_t l = l0 + row_of(thread) + 8 * r;
+      PYOPS_UNROLL for (int n = 0; n < kKeys / 8; ++n) {
+        PYOPS_UNROLL for (int c = 0; c < 2; ++c) {
+          const int64_t s = s0 + n * 8 + column_of(thread) + c;
+          float& x = state.scores[n][2 * r + c];
+          x = is_visible(p, l, s) ? score<T>(p, p.mask, b, h, l, s, x) : -INFINITY;
+        }
+      }
+    }
+  }
+
   PYOPS_HOST_DEVICE void weigh(int64_t s0, int thread, State& state) const {
-    PYOPS_UNROLL for (int r = 0; r < kOwn; ++r) {
+    PYOPS_UNROLL for (int r = 0; r < kMine; ++r) {
       auto& softmax = state.softmax[r];
       const float factor = softmax.raise_max(state.rows[r]);
       PYOPS_UNROLL for (int n = 0; n < kD / 8; ++n) {
@@ -189,8 +221,8 @@ struct AttentionTensorForward {
           softmax.sum += x;
         }
       }
-      if (p.dropout_p != 0) drop(s0, r, thread, state);
     }
+    if (p.dropout_p != 0) drop(s0, thread, state);
     PYOPS_UNROLL for (int i = 0; i < kKeys / kDepth; ++i) {
       PYOPS_UNROLL for (int x = 0; x < kNumbers; ++x) {
         state.weights[i][x] = Step::word_of_sums(&state.scores[i * kDepth / 8], x);
@@ -199,34 +231,37 @@ struct AttentionTensorForward {
   }
 
   // What is kept grows by 1/(1 - p) in the end: 16 bits might not hold it here.
-  PYOPS_HOST_DEVICE void drop(int64_t s0, int r, int thread, State& state) const {
-    const int64_t row = (b * p.heads + h) * p.queries + l0 + row_of(thread) + 8 * r;
-    PYOPS_UNROLL for (int n = 0; n < 2; ++n) {
-      PYOPS_UNROLL for (int c = 0; c < 2; ++c) {
-        float kept[kKeys / 16];
-        dropout.factors_apart(row, s0 + n * 8 + column_of(thread) + c, kept);
-        PYOPS_UNROLL for (int w = 0; w < kKeys / 16; ++w) {
-          float& x = state.scores[n + 2 * w][2 * r + c];
-          x = kept[w] == 0 ? 0 : x;
+  PYOPS_HOST_DEVICE void drop(int64_t s0, int thread, State& state) const {
+    const baseline::Dropout dropout = dropout_of(p);
+    PYOPS_UNROLL for (int r = 0; r < kMine; ++r) {
+      const int64_t row = row_at(l0 + row_of(unknown(thread)) + 8 * r);
+      PYOPS_UNROLL for (int n = 0; n < 2; ++n) {
+        PYOPS_UNROLL for (int c = 0; c < 2; ++c) {
+          float kept[kKeys / 16];
+          dropout.factors_apart(row, s0 + n * 8 + column_of(thread) + c, kept);
+          PYOPS_UNROLL for (int w = 0; w < kKeys / 16; ++w) {
+            float& x = state.scores[n + 2 * w][2 * r + c];
+            x = kept[w] == 0 ? 0 : x;
+          }
         }
       }
     }
   }
 
   PYOPS_HOST_DEVICE void finish(int thread, State& state) const {
-    PYOPS_UNROLL for (int r = 0; r < kOwn; ++r) {
+    PYOPS_UNROLL for (int r = 0; r < kMine; ++r) {
       const int64_t l = l0 + row_of(thread) + 8 * r;
       if (l >= p.queries) continue;
       auto& softmax = state.softmax[r];
       softmax.sum = state.rows[r];
       const float scale = softmax.row_scale();
       if (thread % 4 == 0) {
-        const int64_t row = (b * p.heads + h) * p.queries + l;
+        const int64_t row = row_at(l);
         static_cast<float*>(p.row_max)[row] = softmax.max;
         static_cast<float*>(p.row_scale)[row] = scale;
       }
       const float grown =
-          p.dropout_p != 0 ? scale * static_cast<float>(dropout.keep_factor) : scale;
+          p.dropout_p != 0 ? scale * static_cast<float>(dropout_of(p).keep_factor) : scale;
       T* const out = static_cast<T*>(p.out.data) + b * p.out.b + h * p.out.h + l * p.out.row;
       PYOPS_UNROLL for (int n = 0; n < kD / 8; ++n) {
         PYOPS_UNROLL for (int c = 0; c < 2; ++c) {

@@ -16,12 +16,8 @@ struct TileTeam : TensorTeam<State> {
 
   __device__ TileTeam() : thread(static_cast<int>(threadIdx.x)) {}
 
-  // Whatever follows from a thread's number is found anew, and not kept since before a loop.
-  PYOPS_HOST_DEVICE void forget() {
-#ifdef __CUDA_ARCH__
-    asm volatile("" : "+r"(thread));
-#endif
-  }
+  // What follows from a thread's number is found again, and not kept since before a loop.
+  PYOPS_HOST_DEVICE void forget() { thread = unknown(thread); }
 
   template <class F>
   PYOPS_HOST_DEVICE void alone(const F& f) {

@@ -38,18 +38,13 @@ struct HalfStep {
   PYOPS_HOST_DEVICE static constexpr int depth_of(int lane, int half) {
     return half * 8 + lane % 4 * 2;
   }
-  // The word that begins at `depth` of the numbers at(depth).
-  template <class At>
-  PYOPS_HOST_DEVICE static uint32_t word(const At& at, int depth) {
-    return word_of(at(depth), at(depth + 1));
-  }
   // Word x of a that was two tiles of sums.
   template <int kNumbers>
   PYOPS_HOST_DEVICE static uint32_t word_of_sums(const float (*tiles)[kNumbers], int x) {
     const float* const pair = &tiles[x % 4 / 2][x / 4 * 4 + x % 2 * 2];
     return word_of<T>(pair[0], pair[1]);
   }
-  // What b's memory keeps of a number.
+  // What memory keeps of a number.
   PYOPS_HOST_DEVICE static T rounded(T x) { return x; }
 };
 
@@ -63,10 +58,6 @@ struct FloatStep {
 
   PYOPS_HOST_DEVICE static constexpr int depth_of(int lane, int half) {
     return half * 4 + lane % 4;
-  }
-  template <class At>
-  PYOPS_HOST_DEVICE static uint32_t word(const At& at, int depth) {
-    return float_bits(rounded(at(depth)));
   }
   template <int kNumbers>
   PYOPS_HOST_DEVICE static uint32_t word_of_sums(const float (*tile)[kNumbers], int x) {
