@@ -1,9 +1,10 @@
-// The gradients on tensor cores, for D, E ≤ kD: blocks of queries that walk over keys for grad_q,
-// and of keys that walk over queries for grad_k and grad_v. Both find scores and weights again:
-// seven products, not five, but each gradient is summed in registers and in order, without atomics,
+// The gradients on tensor cores, for D, E ≤ kD: blocks of queries walk over keys for grad_q, and
+// blocks of keys over queries for grad_k and grad_v. Both find scores and weights again: seven
+// products, not five, but each gradient is summed in registers and in order, without atomics,
 // semaphores or a float32 copy of grad_q (as attention_backward_warpgroup.h), and weights go from
 // one product into the next within a warp's registers. A tile's others are copied while the tile
-// before is multiplied.
+// before is multiplied. Predicted for an A100: 134 TFLOP/s of those that are counted with D = 64,
+// 117 with 128 (docs/performance.md).
 #pragma once
 
 #include "attention/attention_tensorop_tile.h"
