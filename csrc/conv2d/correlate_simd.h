@@ -32,19 +32,21 @@ auto with_vectors(int64_t channels, const F& f) {
                                        : f(std::integral_constant<int, 1>{});
 }
 
-// sums[kRows, kVecs vectors] (+)= Σ_p from[offsets[p] + row] · panel[p, column]
-template <int kRows, int kVecs>
-void multiply_at(int64_t depth, const float* from, const int64_t* offsets, const float* panel,
-                 float* sums, int64_t ld, bool add) {
+// put(Σ_p from[offsets[p] + row] · panel[p, column]) for kRows × kVecs vectors
+template <int kRows, int kVecs, class Put>
+[[gnu::always_inline]] inline void multiply_at(int64_t depth, const float* from,
+                                               const int64_t* offsets, const float* panel,
+                                               const Put& put) {
   const auto columns = [=](int64_t p) { return from + offsets[p]; };
   const auto rows = [=](int64_t p) { return panel + p * kVecs * Vec<float>::kWidth; };
-  multiply_rows<float, kRows, kVecs>(depth, columns, rows, sums, ld, add);
+  multiply_rows<float, kRows, kVecs>(depth, columns, rows, put);
 }
 
 // The same with from[row][offsets[p]].
-template <int kRows, int kVecs>
-void multiply_at(int64_t depth, const float* const (&from)[kRows], const int64_t* offsets,
-                 const float* panel, float* sums, int64_t ld, bool add) {
+template <int kRows, int kVecs, class Put>
+[[gnu::always_inline]] inline void multiply_at(int64_t depth, const float* const (&from)[kRows],
+                                               const int64_t* offsets, const float* panel,
+                                               const Put& put) {
   struct Column {
     const float* const* from;
     int64_t offset;
@@ -52,7 +54,7 @@ void multiply_at(int64_t depth, const float* const (&from)[kRows], const int64_t
   };
   const auto columns = [&](int64_t p) { return Column{from, offsets[p]}; };
   const auto rows = [=](int64_t p) { return panel + p * kVecs * Vec<float>::kWidth; };
-  multiply_rows<float, kRows, kVecs>(depth, columns, rows, sums, ld, add);
+  multiply_rows<float, kRows, kVecs>(depth, columns, rows, put);
 }
 
 // Where positions begin in the planes: at column x of rows of `columns`, with `gap` elements that
@@ -68,17 +70,17 @@ struct Rows {
   }
 };
 
-// sums[position, channel] (+)= the image at the offsets of `depth` taps · a panel of weights, for
-// `count` positions; between(part, parts) goes before each part of the products.
-template <int kVecs, class Between>
+// The image at the offsets of `depth` taps · a panel of weights, for parts of `count` positions;
+// put_of(part, parts) goes before each part and says where its sums go.
+template <int kVecs, class PutOf>
 void multiply_taps(int64_t depth, Rows from, int64_t count, const int64_t* offsets,
-                   const float* weight, float* sums, bool add, const Between& between) {
+                   const float* weight, const PutOf& put_of) {
   constexpr int kRows = TapTile::rows(kVecs);
   const int parts = static_cast<int>(ceil_div(count, kRows));
-  for (int part = 0; part < parts; ++part, sums += kRows * TapTile::kCols) {
-    between(part, parts);
+  for (int part = 0; part < parts; ++part) {
+    const auto put = put_of(part, parts);
     if (from.hold(kRows)) {
-      multiply_at<kRows, kVecs>(depth, from.image, offsets, weight, sums, TapTile::kCols, add);
+      multiply_at<kRows, kVecs>(depth, from.image, offsets, weight, put);
       from.advance(kRows);
     } else if constexpr (TapTile::crosses_rows(kVecs)) {
       const float* images[kRows];
@@ -86,7 +88,7 @@ void multiply_taps(int64_t depth, Rows from, int64_t count, const int64_t* offse
         images[r] = from.image;
         if (++p < count) from.advance(1);  // behind the last row there may be no memory
       }
-      multiply_at<kRows, kVecs>(depth, images, offsets, weight, sums, TapTile::kCols, add);
+      multiply_at<kRows, kVecs>(depth, images, offsets, weight, put);
     }
   }
 }
@@ -115,17 +117,23 @@ Numbering numbering(const Correlation<T>& c, const Axis& y, const Axis& x) {
   return dense ? Numbering{x.positions, y.positions * x.positions} : PaddedGrid(y, x).flat();
 }
 
+// Whose planes stay in L2.
+template <class T>
+RowBands plane_bands(const Correlation<T>& c) {
+  constexpr int64_t kPlaneBytes = 512 << 10;  // half an L2 of 1 MiB
+  return cut_rows(c.images.y.positions, c.batch, kPlaneBytes, [&](int64_t rows) {
+    return band_grid(c.images, rows).part_elements(c.images.channels) *
+           static_cast<int64_t>(sizeof(float));
+  });
+}
+
 template <bool kMasked, class T>
 class VectorCorrelation {
  public:
   explicit VectorCorrelation(const Correlation<T>& c)
       : c_(c),
         taps_(c.images.taps()),
-        bands_(cut_rows(c.images.y.positions, c.batch, kPlaneBytes,
-                        [&](int64_t rows) {
-                          return band_grid(c.images, rows).part_elements(c.images.channels) *
-                                 static_cast<int64_t>(sizeof(float));
-                        })),
+        bands_(plane_bands(c)),
         weight_(ceil_div(c.channels, V::kWidth) * V::kWidth * taps_) {}
 
   void run() {
@@ -142,7 +150,6 @@ class VectorCorrelation {
   using V = Vec<float>;
   static constexpr int kCols = TapTile::kCols, kPositions = TapTile::kPositions;
   static_assert(kPositions <= GridSink<T>::kMaxPositions);
-  static constexpr int64_t kPlaneBytes = 512 << 10;  // half an L2 of 1 MiB
   static constexpr int64_t kRange = 2 * kPositions;  // whose sums share L1 with the weights
   static constexpr int64_t kStretch = 112;           // as VectorEngine's, for the same digits
 
@@ -176,37 +183,74 @@ class VectorCorrelation {
       for (int64_t p = 0; p < all.span; p += kRange) {
         const GridStretch range(all, p, std::min(kRange, all.span - p));
         for (int64_t i = 0; i < job_.c_.channels; i += kCols) {
-          multiply(image, grid, all, range, i, sink_.rows(n, row));
+          const int64_t channels = std::min<int64_t>(kCols, job_.c_.channels - i);
+          multiply(image, grid, range, {all, i, channels, sink_.rows(n, row)});
         }
       }
     }
 
    private:
-    // A panel of channels from i on; the last taps send the sums on while the next ones' products
-    // are computed.
-    void multiply(const float* image, const PaddedGrid& grid, const Numbering& all,
-                  const GridStretch& range, int64_t i, T* out) {
+    // A panel of channels from i on, and where its results go.
+    struct Panel {
+      const Numbering& all;
+      int64_t i, channels;
+      T* out;
+    };
+
+    // The last taps send the sums on while the next ones' products are computed, or at once.
+    void multiply(const float* image, const PaddedGrid& grid, const GridStretch& range,
+                  const Panel& panel) {
       const int64_t taps = job_.taps_, length = ceil_div(taps, ceil_div(taps, kStretch));
-      const int64_t channels = std::min<int64_t>(kCols, job_.c_.channels - i);
       for (int64_t t = 0; t < taps; t += length) {
         const int64_t depth = std::min(length, taps - t);
-        const bool last = t + depth == taps;
-        const float* panel = job_.weight_.get() + i * taps;
         for (int64_t q = 0; q < range.count; q += kPositions) {
-          const GridStretch at = range.part(all, q, q + kPositions);
-          const Rows from{image + at.y * grid.pitch() + at.x, at.x, all.pitch,
-                          grid.pitch() - all.pitch};
-          float* sums = sums_.get() + q * kCols;
-          const auto prefetch = [&](int part, int parts) {
-            if (last) sink_.prefetch(all, at, i, channels, out, part, parts);
-          };
-          with_vectors(channels, [&]<int kVecs>(std::integral_constant<int, kVecs>) {
-            multiply_taps<kVecs>(depth, from, at.count, offsets_.get() + t,
-                                 panel + t * kVecs * V::kWidth, sums, t > 0, prefetch);
+          const GridStretch at = range.part(panel.all, q, q + kPositions);
+          const Rows from{image + at.y * grid.pitch() + at.x, at.x, panel.all.pitch,
+                          grid.pitch() - panel.all.pitch};
+          const Tile<float> tile{sums_.get() + q * kCols, kCols, t > 0};
+          with_vectors(panel.channels, [&]<int kVecs>(std::integral_constant<int, kVecs>) {
+            multiply_block<kVecs>(t, depth, from, at, panel, tile);
           });
-          if (last) sink_.store_positions(all, at, i, channels, {sums, kCols}, out);
         }
       }
+    }
+
+    // Taps from t on of up to kPositions positions.
+    template <int kVecs>
+    void multiply_block(int64_t t, int64_t depth, Rows from, GridStretch at, const Panel& panel,
+                        Tile<float> tile) {
+      constexpr int kRows = TapTile::rows(kVecs);
+      const bool last = t + depth == job_.taps_;
+      const int64_t* offsets = offsets_.get() + t;
+      const float* weight = job_.weight_.get() + panel.i * job_.taps_ + t * kVecs * V::kWidth;
+      if constexpr (std::is_same_v<T, float>) {
+        const int64_t whole = at.count / kRows * kRows;
+        const Lines<T> lines = last && panel.channels == kVecs * V::kWidth
+                                   ? pixel_lines(at.part(panel.all, 0, whole), panel)
+                                   : Lines<T>{};
+        if (lines.out != nullptr) {
+          multiply_taps<kVecs>(depth, from, whole, offsets, weight, [&](int part, int /*parts*/) {
+            const Leaving<T> put{tile.below(part * kRows), lines.below(part * kRows)};
+            put.lines.prefetch(kRows, kVecs * V::kWidth);
+            return put;
+          });
+          from.advance(whole);
+          at = at.part(panel.all, whole, at.count), tile = tile.below(whole);
+        }
+      }
+      multiply_taps<kVecs>(depth, from, at.count, offsets, weight, [&](int part, int parts) {
+        if (last) sink_.prefetch(panel.all, at, panel.i, panel.channels, panel.out, part, parts);
+        return tile.below(part * kRows);
+      });
+      if (last) {
+        sink_.store_positions(panel.all, at, panel.i, panel.channels, {tile.c, kCols}, panel.out);
+      }
+    }
+
+    // Where sums can leave from the registers.
+    Lines<T> pixel_lines(const GridStretch& at, const Panel& panel) const {
+      if (!job_.c_.channels_last || at.count == 0) return {};
+      return sink_.pixel_lines(panel.all, at, panel.i, panel.out);
     }
 
     const VectorCorrelation& job_;

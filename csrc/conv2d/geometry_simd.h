@@ -78,9 +78,13 @@ struct PositionMap {
   int64_t image_stride, row_stride, col_stride;
 
   int64_t offset(int64_t index) const {
-    const int64_t row = index / cols;
-    return row / rows * image_stride + row % rows * row_stride + index % cols * col_stride;
+    if (index < cols) return index * col_stride;
+    const int64_t row = index / cols, col = index % cols;
+    if (rows == 1) return row * image_stride + col * col_stride;  // divisions take their time
+    return row / rows * image_stride + row % rows * row_stride + col * col_stride;
   }
+  // Positions of the same row from this one on.
+  int64_t run(int64_t index) const { return cols - (index < cols ? index : index % cols); }
 };
 
 // What a convolution's results go through on their way out.

@@ -53,6 +53,26 @@ class GridSink {
     return c_.result + n * map_.image_stride + row * map_.row_stride;
   }
 
+  // Those positions as lines of channels from i on, of pixels that are one run.
+  Lines<T> pixel_lines(const Numbering& all, const GridStretch& at, int64_t i, T* out) const {
+    const bool dense = is_dense(all);
+    if (at.p + at.count > all.span || (!dense && at.x + at.count > map_.cols)) return {};
+    const int64_t offset =
+        dense ? at.p * map_.col_stride : at.y * map_.row_stride + at.x * map_.col_stride;
+    return {.out = out + offset + i,
+            .stride = map_.col_stride,
+            .col_bias = c_.epilogue.bias != nullptr ? c_.epilogue.bias + i : nullptr,
+            .floor = Lines<T>::relu_floor(c_.epilogue.relu)};
+  }
+
+  // Row `row` of image n, of channels from i on: of planes that are lines.
+  Lines<T> plane_lines(int64_t i, int64_t n, int64_t row) const {
+    return {.out = channel(rows(n, row), i),
+            .stride = c_.channel_stride,
+            .row_bias = c_.epilogue.bias != nullptr ? c_.epilogue.bias + i : nullptr,
+            .floor = Lines<T>::relu_floor(c_.epilogue.relu)};
+  }
+
   // Asks for a part of the lines that storing the same will write: they are many, of as many
   // pages, and all at once they would keep the products' loads waiting.
   void prefetch(const Numbering& all, GridStretch at, int64_t i, int64_t channels, T* out, int part,
@@ -121,11 +141,16 @@ class GridSink {
     return out + i * (c_.channels_last ? 1 : c_.channel_stride);
   }
 
+  // Whether the next row's positions follow those of a row.
+  bool is_dense(const Numbering& all) const {
+    return all.pitch == map_.cols && map_.row_stride == all.pitch * map_.col_stride;
+  }
+
   // f(position within the stretch, count, offset of the first in the result) for each row.
   template <class F>
   void for_rows(const Numbering& all, const GridStretch& at, const F& f) const {
     const int64_t pitch = all.pitch, end = std::min(at.p + at.count, all.span);
-    if (pitch == map_.cols && map_.row_stride == pitch * map_.col_stride) {
+    if (is_dense(all)) {
       return f(0, end - at.p, at.p * map_.col_stride);
     }
     int64_t y = at.y, x = at.x;

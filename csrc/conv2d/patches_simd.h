@@ -32,9 +32,10 @@ Vec<acc_t<T>> load_masked(const Images<T>& images, int64_t offset, int n) {
 
 // n elements `stride` apart.
 template <class T>
-Vec<acc_t<T>> load_strided(const T* data, int64_t stride, int n) {
+[[gnu::always_inline]] inline Vec<acc_t<T>> load_strided(const T* data, int64_t stride, int n) {
   using V = Vec<acc_t<T>>;
   if constexpr (std::is_same_v<T, float>) {
+    if (n == V::kWidth && stride == 2) return V::load_even(data);
     if (n == V::kWidth) return V::gather(data, static_cast<int>(stride));
   }
   alignas(64) acc_t<T> elements[V::kWidth];
@@ -47,6 +48,11 @@ template <bool kMasked, class T>
 void copy_rows(const Images<T>& images, int64_t offset, int64_t in_stride, int64_t step,
                acc_t<T>* out, int64_t out_stride, int64_t rows, int64_t count) {
   using V = Vec<acc_t<T>>;
+  // Rows are of many pages, too many for the machine to foresee: what follows is asked for.
+  const auto prefetch = [&](int64_t from) {
+    __builtin_prefetch(images.data + from + count);
+    if constexpr (kMasked) __builtin_prefetch(images.mask + from + count);
+  };
   for (int64_t v = 0; v < count; v += V::kWidth) {
     const int n = static_cast<int>(std::min<int64_t>(V::kWidth, count - v));
     int64_t from = offset + v * step;
@@ -57,6 +63,7 @@ void copy_rows(const Images<T>& images, int64_t offset, int64_t in_stride, int64
       }
     } else if (n == V::kWidth) {
       for (int64_t r = 0; r < rows; ++r, from += in_stride, to += out_stride) {
+        if (v == 0) prefetch(from);
         load_masked<T, kMasked>(images, from, V::kWidth).store(to);
       }
     } else {
@@ -287,10 +294,20 @@ struct PlanarSink {
     return epilogue.bias != nullptr ? static_cast<Acc>(epilogue.bias[channel]) : 0;
   }
 
+  // Of a tile whose positions are one run.
+  Lines<T> lines(int64_t i, int64_t j, int /*rows*/, int cols) const {
+    const bool whole = map.col_stride == 1 && map.run(j) >= cols;
+    if (!whole) return {};
+    return {.out = y + i * channel_stride + map.offset(j),
+            .stride = channel_stride,
+            .row_bias = epilogue.bias != nullptr ? epilogue.bias + i : nullptr,
+            .floor = Lines<T>::relu_floor(epilogue.relu)};
+  }
+
   void operator()(int64_t i, int64_t j, int rows, int cols, const Acc* tile, int64_t ld) const {
     const PlanarSink own = *this;  // for all the compiler knows, a store changes the shared one
     for (int q = 0; q < cols;) {
-      const int run = static_cast<int>(std::min<int64_t>(cols - q, map.cols - (j + q) % map.cols));
+      const int run = static_cast<int>(std::min<int64_t>(cols - q, map.run(j + q)));
       T* out = y + i * channel_stride + map.offset(j + q);
       for (int r = 0; r < rows; ++r, out += own.channel_stride) {
         own.store_run(tile + r * ld + q, run, own.bias(i + r), out);
@@ -330,10 +347,19 @@ struct PixelSink {
     n == Vec<Acc>::kWidth ? x.store(to) : x.store(to, n);
   }
 
+  // Of a tile whose positions are one run.
+  Lines<T> lines(int64_t i, int64_t j, int rows, int /*cols*/) const {
+    if (map.run(i) < rows) return {};
+    return {.out = y + map.offset(i) + j,
+            .stride = map.col_stride,
+            .col_bias = epilogue.bias != nullptr ? epilogue.bias + j : nullptr,
+            .floor = Lines<T>::relu_floor(epilogue.relu)};
+  }
+
   void operator()(int64_t i, int64_t j, int rows, int cols, const Acc* tile, int64_t ld) const {
     const PixelSink own = *this;  // for all the compiler knows, a store changes the shared one
     for (int r = 0; r < rows;) {
-      const int run = static_cast<int>(std::min<int64_t>(rows - r, map.cols - (i + r) % map.cols));
+      const int run = static_cast<int>(std::min<int64_t>(rows - r, map.run(i + r)));
       own.store_run(tile + r * ld, ld, run, j, cols, y + map.offset(i + r) + j);
       r += run;
     }

@@ -166,7 +166,7 @@ class VectorWeightGradient {
           const float* from = pixels_.get() + job_.line_offset(line) + j * kRows;
           for (int64_t k = 0; k < job_.out_panels_; ++k, tile += kTileSums) {
             const float* panel = panels_.get() + k * kBlock * kCols;
-            multiply_at<kRows, kVecs>(count, from, offsets, panel, tile, kCols, add);
+            multiply_at<kRows, kVecs>(count, from, offsets, panel, Tile<float>{tile, kCols, add});
           }
         }
       }

@@ -52,7 +52,7 @@ void transform_sums(const V (&u)[4], V (&out)[3]) {
   constexpr int kCols = TapTile::kCols;
   const auto columns = [=](int64_t t) { return input + t * pitch; };
   const auto rows = [=](int64_t t) { return gradient + t * kCols; };
-  multiply_rows<float, TapTile::rows(2), 2>(tiles, columns, rows, sums, kCols, add);
+  multiply_rows<float, TapTile::rows(2), 2>(tiles, columns, rows, Tile<float>{sums, kCols, add});
 }
 
 template <bool kMasked, class T>

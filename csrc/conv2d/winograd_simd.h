@@ -94,8 +94,8 @@ inline constexpr float kWeightScale = 0x1p24f;
       const float* from = input + t * pitch;
       const auto columns = [=](int64_t q) { return Column{from + q, pitch}; };
       const auto rows = [=](int64_t q) { return panel + q * kCols; };
-      multiply_rows<float, kRows, 2>(std::min(length, depth - p), columns, rows, m + t * kCols,
-                                     kCols, p > 0);
+      multiply_rows<float, kRows, 2>(std::min(length, depth - p), columns, rows,
+                                     Tile<float>{m + t * kCols, kCols, p > 0});
     }
   }
 }

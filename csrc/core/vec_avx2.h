@@ -33,6 +33,13 @@ struct Vec<float> {
     return {_mm256_i32gather_ps(p, _mm256_mullo_epi32(lane, _mm256_set1_epi32(stride)), 4)};
   }
 
+  // p[0], p[2], …, p[14], of which nothing behind is read.
+  static Vec load_even(const float* p) {
+    const __m256 x = _mm256_loadu_ps(p), y = _mm256_loadu_ps(p + 7);
+    const __m256d pairs = _mm256_castps_pd(_mm256_shuffle_ps(x, y, _MM_SHUFFLE(3, 1, 2, 0)));
+    return {_mm256_castpd_ps(_mm256_permute4x64_pd(pairs, _MM_SHUFFLE(3, 1, 2, 0)))};
+  }
+
   void store(float* p) const { _mm256_storeu_ps(p, v); }
   // In pieces: a masked store is dozens of micro-operations on AMD's processors.
   void store(float* p, int n) const {

@@ -13,6 +13,7 @@
 #include "core/precision.h"
 #include "core/scratch.h"
 #include "gemm/dot_products.h"
+#include "gemm/lines.h"
 #include "gemm/thin_products.h"
 #include "gemm/vector_engine.h"
 #if defined(__AMX_TILE__)
@@ -198,29 +199,54 @@ class Gemm {
         for (int64_t i = i0; i < i1; i += kRows) {
           const int64_t a_at = a_once_ ? place(i / kRows, block) : (i - i0) / kRows;
           const int rows = static_cast<int>(std::min<int64_t>(kRows, i1 - i));
-          const bool last = block + 1 == blocking_.depth_blocks;
-          if constexpr (requires { sink_.prefetch(i, j, rows, cols); }) {
-            if (last) sink_.prefetch(i, j, rows, cols);
-          }
+          const Part part{i, j, rows, cols, block, block + 1 == blocking_.depth_blocks};
           Acc* tile = one_pass() ? c_block : c_block + (i - i0) * ldc + (j - j0);
-          if (a.regular(a_at) && b.regular(b_at)) {
+          const bool regular = a.regular(a_at) && b.regular(b_at);
+          if (regular && send_on(engine, part, a.data(a_at), b.data(b_at), tile, ldc)) continue;
+          if (regular) {
             engine.multiply(rows, cols, depth_at(block), a.data(a_at), b.data(b_at), tile, ldc,
                             block > 0);
           } else {
-            multiply_exactly(i, j, block * blocking_.depth, depth_at(block), tile, ldc, block > 0);
+            multiply_exactly(part, tile, ldc);
           }
-          if (last) sink_(i, j, rows, cols, tile, ldc);
+          if (part.last) sink_(i, j, rows, cols, tile, ldc);
         }
       }
     }
   }
 
+  // A tile's products over a block of the depth.
+  struct Part {
+    int64_t i, j;
+    int rows, cols;
+    int64_t block;
+    bool last;
+  };
+
+  // Whether the sums, then whole, could leave from the registers.
+  bool send_on([[maybe_unused]] Engine& engine, const Part& at, [[maybe_unused]] const Element* a,
+               [[maybe_unused]] const Element* b, [[maybe_unused]] Acc* tile,
+               [[maybe_unused]] int64_t ldc) const {
+    if constexpr (KnowsLines<Sink>) {
+      if (!at.last) return false;
+      const auto lines = sink_.lines(at.i, at.j, at.rows, at.cols);
+      if (lines.out == nullptr) return false;
+      lines.prefetch(at.rows, at.cols);
+      if constexpr (requires { Engine::is_whole(0, 0); }) {
+        if (!Engine::is_whole(at.rows, at.cols)) return false;
+        engine.multiply_to(at.cols, depth_at(at.block), a, b, tile, ldc, at.block > 0, lines);
+        return true;
+      }
+    }
+    return false;
+  }
+
   // A tile whose numbers the engine cannot represent, from the operands themselves. Rare, so plain.
-  void multiply_exactly(int64_t i, int64_t j, int64_t p0, int64_t depth, Acc* tile, int64_t ldc,
-                        bool add) const {
+  void multiply_exactly(const Part& at, Acc* tile, int64_t ldc) const {
+    const int64_t p0 = at.block * blocking_.depth, depth = depth_at(at.block);
     Scratch<Acc> a(kRows * depth), b(kCols * depth);
-    a_.template pack<kRows>(i, p0, depth, a.get());
-    b_.template pack<kCols>(j, p0, depth, b.get());
+    a_.template pack<kRows>(at.i, p0, depth, a.get());
+    b_.template pack<kCols>(at.j, p0, depth, b.get());
     for (int r = 0; r < kRows; ++r) {
       for (int c = 0; c < kCols; c += Vec<Acc>::kWidth) {
         auto sum = Vec<Acc>::zero();
@@ -229,7 +255,7 @@ class Gemm {
           sum = Vec<Acc>::fma(Vec<Acc>::set1(a[p * kRows + r]), row, sum);
         }
         Acc* out = tile + r * ldc + c;
-        (add ? sum + Vec<Acc>::load(out) : sum).store(out);
+        (at.block > 0 ? sum + Vec<Acc>::load(out) : sum).store(out);
       }
     }
   }
@@ -275,57 +301,5 @@ void gemm(int64_t m, int64_t n, int64_t k, const A& a, const B& b, const Sink& s
   }
   Gemm<VectorEngine<Acc>, A, B, Sink>(m, n, k, a, b, sink).run();
 }
-
-// Writes tiles to a row-major matrix: c = relu?(tile + bias [+ c]).
-template <class T>
-struct MatrixSink {
-  using Acc = acc_t<T>;
-  T* c;
-  int64_t row_stride;
-  const T* col_bias = nullptr;  // one per column
-  bool relu = false;
-  bool accumulate = false;
-
-  // A tile is a few lines of many pages: they are asked for before its products are computed.
-  void prefetch(int64_t i, int64_t j, int rows, int cols) const {
-    constexpr int kLine = 64 / sizeof(T);
-    if constexpr (sizeof(T) == 2) return;
-    for (int r = 0; r < rows; ++r) {
-      const T* out = c + (i + r) * row_stride + j;
-      for (int q = 0; q < cols; q += kLine) prefetch_to_write(out + q);
-    }
-  }
-
-  void operator()(int64_t i, int64_t j, int rows, int cols, const Acc* tile, int64_t ld) const {
-    const Finish finish{col_bias != nullptr ? col_bias + j : nullptr, accumulate,
-                        relu ? Acc{0} : -std::numeric_limits<Acc>::infinity()};
-    const int64_t stride = row_stride;
-    T* out = c + i * stride + j;
-    for (int r = 0; r < rows; ++r, tile += ld, out += stride) {
-      int q = 0;
-      for (; q + kV <= cols; q += kV) finish(tile, q, std::integral_constant<int, kV>{}, out);
-      if (q < cols) finish(tile, q, cols - q, out);
-    }
-  }
-
- private:
-  static constexpr int kV = Vec<Acc>::kWidth;
-
-  // What the loops keep in registers: for all the compiler knows, a store changes the sink.
-  struct Finish {
-    const T* bias;
-    bool accumulate;
-    Acc floor;
-
-    template <class Count>
-    [[gnu::always_inline]] void operator()(const Acc* tile, int q, Count n, T* out) const {
-      Vec<Acc> x = load(tile + q, n);
-      if (bias != nullptr) x = x + load(bias + q, n);
-      if (accumulate) x = x + load(out + q, n);
-      // max returns its second operand for NaN, which keeps NaN as ReLU does.
-      store(Vec<Acc>::max(Vec<Acc>::set1(floor), x), out + q, n);
-    }
-  };
-};
 
 }  // namespace pyops::PYOPS_ISA_NAMESPACE

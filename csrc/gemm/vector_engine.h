@@ -5,6 +5,7 @@
 #include <array>
 #include <utility>
 
+#include "gemm/lines.h"
 #include "gemm/operands.h"
 
 namespace pyops::PYOPS_ISA_NAMESPACE {
@@ -35,10 +36,52 @@ constexpr int rows_read_by_fma() {
 #endif
 }
 
-// c[kRows × kVecs vectors] (+)= Σ_p a(p)[row] · b(p)[column]
-template <class Acc, int kRows, int kVecs, class ColumnsOfA, class RowsOfB>
-void multiply_rows(int64_t depth, const ColumnsOfA& a, const RowsOfB& b, Acc* c, int64_t ldc,
-                   bool add) {
+// Sums to a row-major tile, or added to it.
+template <class Acc>
+struct Tile {
+  Acc* c;
+  int64_t ldc;
+  bool add;
+
+  // From row r on.
+  Tile below(int64_t r) const { return {c + r * ldc, ldc, add}; }
+  [[gnu::always_inline]] Vec<Acc> total(Vec<Acc> sums, int64_t r, int64_t q) const {
+    return add ? sums + Vec<Acc>::load(c + r * ldc + q) : sums;
+  }
+  [[gnu::always_inline]] void operator()(Vec<Acc> sums, int64_t r, int64_t q) const {
+    total(sums, r, q).store(c + r * ldc + q);
+  }
+};
+
+// Sums on their way out, of which a tile may hold a part.
+template <class T>
+struct Leaving {
+  using V = Vec<acc_t<T>>;
+  Tile<acc_t<T>> tile;
+  Lines<T> lines;
+
+  [[gnu::always_inline]] void operator()(V sums, int64_t r, int64_t q) const {
+    lines.put(tile.total(sums, r, q), r, q, std::integral_constant<int, V::kWidth>{});
+  }
+};
+
+// The same of the first columns.
+template <class T>
+struct LeavingSome {
+  using V = Vec<acc_t<T>>;
+  Leaving<T> all;
+  int64_t cols;
+
+  [[gnu::always_inline]] void operator()(V sums, int64_t r, int64_t q) const {
+    const int n = static_cast<int>(std::min<int64_t>(cols - q, V::kWidth));
+    if (n > 0) all.lines.put(all.tile.total(sums, r, q), r, q, n);
+  }
+};
+
+// put(Σ_p a(p)[row] · b(p)[columns], row, column) for kRows × kVecs vectors
+template <class Acc, int kRows, int kVecs, class ColumnsOfA, class RowsOfB, class Put>
+[[gnu::always_inline]] inline void multiply_rows(int64_t depth, const ColumnsOfA& a,
+                                                 const RowsOfB& b, const Put& put) {
   using V = Vec<Acc>;
   V acc[kRows][kVecs];
 #pragma GCC unroll 24
@@ -67,26 +110,33 @@ void multiply_rows(int64_t depth, const ColumnsOfA& a, const RowsOfB& b, Acc* c,
       for (int v = 0; v < kVecs; ++v) acc[r][v] = V::fma(av, bv[v], acc[r][v]);
     }
   }
+  const Put own = put;  // for all the compiler knows, a store changes the caller's
 #pragma GCC unroll 24
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 4
-    for (int v = 0; v < kVecs; ++v) {
-      Acc* out = c + r * ldc + v * V::kWidth;
-      (add ? acc[r][v] + V::load(out) : acc[r][v]).store(out);
-    }
+    for (int v = 0; v < kVecs; ++v) own(acc[r][v], r, v * V::kWidth);
   }
 }
 
 template <class Acc, int kRows, int kVecs>
-void multiply_panels(int64_t depth, const Acc* a, const Acc* b, Acc* c, int64_t ldc, bool add) {
-  using Tile = RegisterTile<Acc>;
-  const auto columns = [a](int64_t p) { return a + p * Tile::kRows; };
-  const auto rows = [b](int64_t p) { return b + p * Tile::kCols; };
-  multiply_rows<Acc, kRows, kVecs>(depth, columns, rows, c, ldc, add);
+void multiply_panels(int64_t depth, const Acc* a, const Acc* b, const Tile<Acc>& tile) {
+  const auto columns = [a](int64_t p) { return a + p * RegisterTile<Acc>::kRows; };
+  const auto rows = [b](int64_t p) { return b + p * RegisterTile<Acc>::kCols; };
+  multiply_rows<Acc, kRows, kVecs>(depth, columns, rows, tile);
+}
+
+// The same of a whole tile, and out.
+template <int kVecs, class T, class Acc>
+void multiply_panels_to(int64_t depth, const Acc* a, const Acc* b, const Tile<Acc>& tile,
+                        const Lines<T>& lines) {
+  using Shape = RegisterTile<Acc>;
+  const auto columns = [a](int64_t p) { return a + p * Shape::kRows; };
+  const auto rows = [b](int64_t p) { return b + p * Shape::kCols; };
+  multiply_rows<Acc, Shape::kRows, kVecs>(depth, columns, rows, Leaving<T>{tile, lines});
 }
 
 template <class Acc>
-using MultiplyPanels = void (*)(int64_t, const Acc*, const Acc*, Acc*, int64_t, bool);
+using MultiplyPanels = void (*)(int64_t, const Acc*, const Acc*, const Tile<Acc>&);
 
 template <class Acc, int kVecs, int... kRows>
 constexpr auto multiply_panels_table(std::integer_sequence<int, kRows...>) {
@@ -130,13 +180,40 @@ struct VectorEngine {
   // may.
   void multiply(int rows, int cols, int64_t depth, const T* a, const T* b, T* c, int64_t ldc,
                 bool add) {
-    constexpr int64_t kStretch = 160;
     const auto multiply_stretch = multiply_panels_for<T>(rows, cols);
+    in_stretches(depth, [&](int64_t p, int64_t some, bool /*last*/) {
+      multiply_stretch(some, a + p * kRows, b + p * kCols, {c, ldc, add || p > 0});
+    });
+  }
+
+  // Whether multiply_to can do a tile of so many rows and columns.
+  static constexpr bool is_whole(int rows, int cols) {
+    return rows == kRows && cols % Vec<T>::kWidth == 0;
+  }
+  // The same, and on to where the whole sums go.
+  template <class Out>
+  void multiply_to(int cols, int64_t depth, const T* a, const T* b, T* c, int64_t ldc, bool add,
+                   const Lines<Out>& lines) {
+    const bool wide = cols == kCols;
+    const auto multiply_stretch = multiply_panels_for<T>(kRows, cols);
+    in_stretches(depth, [&](int64_t p, int64_t some, bool last) {
+      const Tile<T> tile{c, ldc, add || p > 0};
+      const T *from_a = a + p * kRows, *from_b = b + p * kCols;
+      if (!last) return multiply_stretch(some, from_a, from_b, tile);
+      wide ? multiply_panels_to<2>(some, from_a, from_b, tile, lines)
+           : multiply_panels_to<1>(some, from_a, from_b, tile, lines);
+    });
+  }
+
+ private:
+  // f(first, number, whether they are the last)
+  template <class F>
+  static void in_stretches(int64_t depth, const F& f) {
+    constexpr int64_t kStretch = 160;
     const int64_t some = std::max<int64_t>(depth, 1),
                   length = ceil_div(some, ceil_div(some, kStretch));
     for (int64_t p = 0; p == 0 || p < depth; p += length) {
-      multiply_stretch(std::min(length, depth - p), a + p * kRows, b + p * kCols, c, ldc,
-                       add || p > 0);
+      f(p, std::min(length, depth - p), p + length >= depth);
     }
   }
 };
