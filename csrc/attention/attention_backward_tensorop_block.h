@@ -16,8 +16,9 @@ namespace pyops {
 template <class T>
 constexpr AttentionTiling tiling_of_gradients(int d, bool keys_own) {
   const int bytes = d * static_cast<int>(sizeof(T));  // of a row
-  return {.parts = d == 64 ? 2 : 1,
-          .warps = d == 64 || bytes > 256 ? 4 : 8,
+  const bool has_room = d == 64 && !keys_own;
+  return {.parts = has_room ? 2 : 1,
+          .warps = has_room || bytes > 256 ? 4 : 8,
           .others = bytes > 256 ? 16 : 32,
           .keys_own = keys_own};
 }
@@ -32,7 +33,7 @@ struct AttentionTensorBackward
   using typename Tile::Corner;
   using typename Tile::Params;
   using typename Tile::T;
-  static constexpr bool kHolds = !kKeysOwn && sizeof(T) == 2;  // its queries' words
+  static constexpr bool kHolds = !kKeysOwn && kParts == 2 && sizeof(T) == 2;  // its queries' words
 
   // Of owners and others; where keys own their k and v, and the queries' q and grad_out.
   enum : uint8_t { kFirst, kSecond };
