@@ -21,68 +21,159 @@ class DepthwisePixels {
   // Row qy of the positions of image n.
   void run(int64_t n, int64_t qy) const {
     const Axis& x = c_.images.x;
+    if (x.taps == 3 && x.dilation == 1 && x.stride <= 2 && x.positions >= kPositions) {
+      return x.stride == 1 ? run_columns<1>(n, qy) : run_columns<2>(n, qy);
+    }
     const int64_t whole = positions_inside(x, 0).begin;
     const int64_t edge = std::max(whole, positions_inside(x, x.taps - 1).end);
     int64_t q = 0;
-    for (; q < whole; ++q) positions<1>(n, qy, q, taps_inside(x, q));
-    for (; q + kPositions <= edge; q += kPositions) positions<kPositions>(n, qy, q, {0, x.taps});
-    for (; q < x.positions; ++q) positions<1>(n, qy, q, taps_inside(x, q));
+    for (; q < whole; ++q) run_taps<1>(place(n, qy, q), taps_inside(x, q));
+    for (; q + kPositions <= edge; q += kPositions) {
+      run_taps<kPositions>(place(n, qy, q), {0, x.taps});
+    }
+    for (; q < x.positions; ++q) run_taps<1>(place(n, qy, q), taps_inside(x, q));
   }
 
  private:
-  template <int kCount>
-  void positions(int64_t n, int64_t qy, int64_t q, const Inside& kx) const {
-    const Axis& y = c_.images.y;
-    T* out = c_.result + c_.map.offset((n * y.positions + qy) * c_.images.x.positions + q);
-    int64_t channel = 0;
-    for (; channel + kVectors * V::kWidth <= c_.channels; channel += kVectors * V::kWidth) {
-      sum<kCount, kVectors, true>(n, qy, q, kx, channel, V::kWidth, out);
-    }
-    for (; channel + V::kWidth <= c_.channels; channel += V::kWidth) {
-      sum<kCount, 1, true>(n, qy, q, kx, channel, V::kWidth, out);
-    }
-    const int rest = static_cast<int>(c_.channels - channel);
-    if (rest > 0) sum<kCount, 1, false>(n, qy, q, kx, channel, rest, out);
+  // Positions from q on of row qy.
+  struct Place {
+    int64_t n, qy, q;
+    T* out;
+  };
+  Place place(int64_t n, int64_t qy, int64_t q) const {
+    const int64_t row = n * c_.images.y.positions + qy;
+    return {n, qy, q, c_.result + c_.map.offset(row * c_.images.x.positions + q)};
   }
 
-  template <int kCount, int kWide, bool kWhole>
-  void sum(int64_t n, int64_t qy, int64_t q, const Inside& kx, int64_t channel, int lanes,
-           T* out) const {
+  // The pixel that tap (ky, 0) of the position meets, or would if it were in the image.
+  int64_t pixel(const Place& at, int64_t ky) const {
     const Axis &y = c_.images.y, &x = c_.images.x;
-    const Inside ky = taps_inside(y, qy);
-    const int64_t step = x.stride * c_.channels;
-    if constexpr (kWhole) lanes = V::kWidth;
-    V sums[kCount][kWide];
+    return (at.n * y.size + y.at(at.qy, ky)) * x.size + x.at(at.q, 0);
+  }
+  template <class Lanes>
+  V tap(int64_t ky, int64_t kx, int64_t channel, Lanes lanes) const {
+    return load(weight_ + (ky * c_.images.x.taps + kx) * c_.channels + channel, lanes);
+  }
+
+  // f(first channel, vectors, lanes of each) for all channels.
+  template <class F>
+  void for_channels(const F& f) const {
+    constexpr std::integral_constant<int, V::kWidth> kWhole;
+    constexpr std::integral_constant<int, kVectors> kMany;
+    constexpr std::integral_constant<int, 1> kOne;
+    int64_t channel = 0;
+    for (; channel + kMany * kWhole <= c_.channels; channel += kMany * kWhole) {
+      f(channel, kMany, kWhole);
+    }
+    for (; channel + kWhole <= c_.channels; channel += kWhole) f(channel, kOne, kWhole);
+    const int rest = static_cast<int>(c_.channels - channel);
+    if (rest > 0) f(channel, kOne, rest);
+  }
+
+  // Columns kx of the kernel that lie in the image for all of kCount positions.
+  template <int kCount>
+  void run_taps(const Place& at, const Inside& kx) const {
+    const Axis &y = c_.images.y, &x = c_.images.x;
+    const Inside ky = taps_inside(y, at.qy);
+    for_channels([&]<int kWide>(int64_t channel, std::integral_constant<int, kWide>, auto lanes) {
+      V sums[kCount][kWide];
+      clear(sums);
+      for (int64_t j = ky.begin; j < ky.end; ++j) {
+        const int64_t line = pixel(at, j);
+        for (int64_t i = kx.begin; i < kx.end; ++i) {
+          const int64_t from = (line + i * x.dilation) * c_.channels + channel;
+#pragma GCC unroll 2
+          for (int v = 0; v < kWide; ++v) {
+            const V w = tap(j, i, channel + v * V::kWidth, lanes);
+#pragma GCC unroll 4
+            for (int k = 0; k < kCount; ++k) {
+              const int64_t offset = from + k * x.stride * c_.channels + v * V::kWidth;
+              sums[k][v] = V::fma(w, load(c_.images.data + offset, lanes), sums[k][v]);
+            }
+          }
+        }
+      }
+      finish(sums, at, channel, lanes);
+    });
+  }
+
+  // Three columns of the kernel: a pixel is read once for all positions that meet it, and one
+  // beyond the image not at all.
+  template <int kStride>
+  void run_columns(int64_t n, int64_t qy) const {
+    const int64_t positions = c_.images.x.positions;
+    for (int64_t q = 0; q < positions; q += kPositions) {
+      // The last ones reach back over those before.
+      sum_columns<kStride>(place(n, qy, std::min(q, positions - kPositions)));
+    }
+  }
+
+  template <int kStride>
+  void sum_columns(const Place& at) const {
+    constexpr int kColumns = (kPositions - 1) * kStride + 3;
+    const Axis& x = c_.images.x;
+    const Inside ky = taps_inside(c_.images.y, at.qy);
+    const int64_t first = std::max<int64_t>(0, -x.at(at.q, 0)), end = x.size - x.at(at.q, 0);
+    for_channels([&]<int kWide>(int64_t channel, std::integral_constant<int, kWide>, auto lanes) {
+      V sums[kPositions][kWide];
+      clear(sums);
+      for (int64_t j = ky.begin; j < ky.end; ++j) {
+        const int64_t line = pixel(at, j);
+        V taps[3][kWide];
+#pragma GCC unroll 3
+        for (int i = 0; i < 3; ++i) {
+#pragma GCC unroll 2
+          for (int v = 0; v < kWide; ++v) taps[i][v] = tap(j, i, channel + v * V::kWidth, lanes);
+        }
+#pragma GCC unroll 9
+        for (int column = 0; column < kColumns; ++column) {
+          if (column < first || column >= end) continue;
+#pragma GCC unroll 2
+          for (int v = 0; v < kWide; ++v) {
+            const int64_t offset = (line + column) * c_.channels + channel + v * V::kWidth;
+            const V pixels = load(c_.images.data + offset, lanes);
+#pragma GCC unroll 4
+            for (int k = 0; k < kPositions; ++k) {
+              const int i = column - k * kStride;
+              if (i >= 0 && i < 3) sums[k][v] = V::fma(taps[i][v], pixels, sums[k][v]);
+            }
+          }
+        }
+      }
+      finish(sums, at, channel, lanes);
+    });
+  }
+
+  // What the row of positions below meets first. Rows lie too far apart for the processor to see
+  // what comes next.
+  void prefetch_below(const Place& at, int64_t count, int64_t channel) const {
+    const Axis &y = c_.images.y, &x = c_.images.x;
+    for (int64_t j = std::max<int64_t>(0, y.taps - y.stride); j < y.taps; ++j) {
+      const int64_t line = pixel({at.n, at.qy + 1, at.q, nullptr}, j);
+      for (int64_t i = 0; i < count * x.stride; ++i) {
+        prefetch_to_read(c_.images.data + (line + i) * c_.channels + channel);
+      }
+    }
+  }
+
+  template <int kCount, int kWide>
+  static void clear(V (&sums)[kCount][kWide]) {
 #pragma GCC unroll 4
     for (auto& of_position : sums) {
 #pragma GCC unroll 2
       for (V& s : of_position) s = V::zero();
     }
-    for (int64_t j = ky.begin; j < ky.end; ++j) {
-      const int64_t line = (n * y.size + y.at(qy, j)) * x.size;
-      for (int64_t i = kx.begin; i < kx.end; ++i) {
-        const int64_t from = (line + x.at(q, i)) * c_.channels + channel;
-#pragma GCC unroll 2
-        for (int v = 0; v < kWide; ++v) {
-          const V w =
-              V::load(weight_ + (j * x.taps + i) * c_.channels + channel + v * V::kWidth, lanes);
-#pragma GCC unroll 4
-          for (int k = 0; k < kCount; ++k) {
-            const V pixel =
-                load_masked<T, false>(c_.images, from + k * step + v * V::kWidth, lanes);
-            sums[k][v] = V::fma(w, pixel, sums[k][v]);
-          }
-        }
-      }
-    }
+  }
+
+  template <int kCount, int kWide, class Lanes>
+  [[gnu::always_inline]] void finish(const V (&sums)[kCount][kWide], const Place& at,
+                                     int64_t channel, Lanes lanes) const {
     V bias[kWide];
     for (int v = 0; v < kWide; ++v) bias[v] = sink_.bias(channel + v * V::kWidth, lanes);
-    const int64_t below = (n * y.size + y.at(qy + 1, y.taps - 1)) * x.size + x.at(q, 0);
+    prefetch_below(at, kCount, channel);
 #pragma GCC unroll 4
     for (int k = 0; k < kCount; ++k) {
-      T* to = out + k * c_.map.col_stride + channel;
-      // Rows lie too far apart for the processor to see what comes next.
-      prefetch_to_read(c_.images.data + below * c_.channels + k * step + channel);
+      T* to = at.out + k * c_.map.col_stride + channel;
       prefetch_to_write(to + kCount * c_.map.col_stride);
 #pragma GCC unroll 2
       for (int v = 0; v < kWide; ++v) sink_.put(sums[k][v] + bias[v], to + v * V::kWidth, lanes);

@@ -98,8 +98,8 @@ struct PaddedPlane {
   }
 };
 
-// One plane of the result. kTaps weights are in registers; 0 stands for any number, in memory.
-template <int kTaps, class T>
+// One plane of the result.
+template <class T>
 class DepthwisePlane {
   using Acc = acc_t<T>;
   using V = Vec<Acc>;
@@ -109,49 +109,135 @@ class DepthwisePlane {
       : padded_(plane), offsets_(tap_offsets), sink_(to) {}
 
   void run(const Acc* image, const T* weight, int64_t channel, int64_t first_position) const {
-    V taps[std::max(kTaps, 1)];
-    for (int t = 0; t < kTaps; ++t) taps[t] = V::set1(static_cast<Acc>(weight[t]));
-    const V bias = V::set1(sink_.bias(channel));
-    const int64_t positions = padded_.x.positions,
-                  last = std::max<int64_t>(0, positions - V::kWidth);
-    const int rest = static_cast<int>(std::min<int64_t>(V::kWidth, positions));
-    for (int64_t qy = 0; qy < padded_.y.positions; ++qy) {
-      const Acc* from = image + qy * padded_.y.stride * padded_.row_stride();
-      T* to = sink_.y + channel * sink_.channel_stride +
-              sink_.map.offset(first_position + qy * positions);
-      int64_t q = 0;
-      for (; q + 4 * V::kWidth <= positions; q += 4 * V::kWidth) {
-        sum<4>(from + q, weight, taps, bias, to + q * sink_.map.col_stride, V::kWidth);
-      }
-      for (; q < positions; q += V::kWidth) {
-        // The last vector of a row reaches back over the one before rather than beyond the row.
-        const int64_t at = std::min(q, last);
-        sum<1>(from + at, weight, taps, bias, to + at * sink_.map.col_stride, rest);
-      }
+    const Axis& y = padded_.y;
+    const Plane plane{image, weight, V::set1(sink_.bias(channel)),
+                      sink_.y + channel * sink_.channel_stride + sink_.map.offset(first_position)};
+    const bool square = y.taps == 3 && padded_.x.taps == 3 && y.dilation == 1;
+    if (square && y.stride <= 2 && y.positions >= kRows) {
+      y.stride == 1 ? run_square<1>(plane) : run_square<2>(plane);
+    } else {
+      run_rows(plane);
     }
   }
 
  private:
-  template <int kVectors>
-  void sum(const Acc* from, const T* weight, const V* taps, V bias, T* to, int n) const {
-    V sums[kVectors];
-    for (V& s : sums) s = V::zero();
-    const int64_t count = kTaps ? kTaps : padded_.taps();
-#pragma GCC unroll 9
-    for (int64_t t = 0; t < count; ++t) {
-      const V w = kTaps ? taps[t] : V::set1(static_cast<Acc>(weight[t]));
-      for (int v = 0; v < kVectors; ++v) {
-        sums[v] = V::fma(w, V::load(from + offsets_[t] + v * V::kWidth), sums[v]);
+  static constexpr int kRows = 4, kVectors = 4;
+  static constexpr int64_t kAhead = 1024 / sizeof(T);
+
+  struct Plane {
+    const Acc* image;
+    const T* weight;
+    V bias;
+    T* out;
+
+    V tap(int64_t t) const { return V::set1(static_cast<Acc>(weight[t])); }
+  };
+
+  const Acc* row(const Plane& plane, int64_t qy) const {
+    return plane.image + qy * padded_.y.stride * padded_.row_stride();
+  }
+  T* position(const Plane& plane, int64_t qy, int64_t q) const {
+    return plane.out + qy * row_step() + q * sink_.map.col_stride;
+  }
+  int64_t row_step() const {
+    const PositionMap& map = sink_.map;
+    return map.cols > padded_.x.positions ? padded_.x.positions * map.col_stride : map.row_stride;
+  }
+
+  // The last vector of a row reaches back over the one before rather than beyond the row.
+  int64_t last_vector() const { return std::max<int64_t>(0, padded_.x.positions - V::kWidth); }
+
+  // 3×3 taps, their weights in registers. A vector of the image is read once for all taps of
+  // kRows rows of positions that meet it.
+  template <int kStride>
+  void run_square(const Plane& plane) const {
+    const int64_t positions = padded_.x.positions, last = last_vector();
+    V taps[9];
+    for (int t = 0; t < 9; ++t) taps[t] = plane.tap(t);
+    for (int64_t block = 0; block < padded_.y.positions; block += kRows) {
+      const int64_t qy = std::min(block, padded_.y.positions - kRows);
+      for (int64_t q = 0; q < positions; q += V::kWidth) {
+        const int64_t at = std::min(q, last);
+        V sums[kRows];
+        sum_square<kStride>(row(plane, qy) + at, taps, sums);
+        sink_.map.col_stride == 1 ? put_lines(sums, plane, qy, at) : put(sums, plane, qy, at);
       }
-    }
-    for (int v = 0; v < kVectors; ++v) {
-      T* at = to + v * V::kWidth * sink_.map.col_stride;
-      prefetch_to_write(at + kAhead);
-      sink_.put(sums[v] + bias, at, n);
     }
   }
 
-  static constexpr int64_t kAhead = 1024 / sizeof(T);
+  template <int kStride>
+  [[gnu::always_inline]] void sum_square(const Acc* from, const V (&taps)[9],
+                                         V (&sums)[kRows]) const {
+    constexpr int kImageRows = (kRows - 1) * kStride + 3;
+#pragma GCC unroll 4
+    for (V& s : sums) s = V::zero();
+#pragma GCC unroll 9
+    for (int i = 0; i < kImageRows; ++i, from += padded_.row_stride()) {
+#pragma GCC unroll 3
+      for (int kx = 0; kx < 3; ++kx) {
+        const V x = V::load(from + offsets_[kx]);
+#pragma GCC unroll 4
+        for (int r = 0; r < kRows; ++r) {
+          const int ky = i - r * kStride;
+          if (ky >= 0 && ky < 3) sums[r] = V::fma(taps[ky * 3 + kx], x, sums[r]);
+        }
+      }
+    }
+  }
+
+  // A row narrower than a vector is stored as a whole one where the next row comes to lie over
+  // what is too much.
+  [[gnu::always_inline]] void put_lines(const V (&sums)[kRows], const Plane& plane, int64_t qy,
+                                        int64_t q) const {
+    const int64_t positions = padded_.x.positions, step = row_step();
+    const V floor = V::set1(Lines<T>::relu_floor(sink_.epilogue.relu));
+    T* to = position(plane, qy, q);
+    int64_t room = step == positions ? (padded_.y.positions - qy) * positions : positions;
+    if (positions >= V::kWidth) room = kRows * step;
+#pragma GCC unroll 4
+    for (int r = 0; r < kRows; ++r, to += step, room -= positions) {
+      prefetch_to_write(to + kAhead);
+      const V x = V::max(floor, sums[r] + plane.bias);
+      room >= V::kWidth ? x.store(to) : x.store(to, static_cast<int>(positions));
+    }
+  }
+  void put(const V (&sums)[kRows], const Plane& plane, int64_t qy, int64_t q) const {
+    const int n = static_cast<int>(std::min<int64_t>(V::kWidth, padded_.x.positions));
+    for (int r = 0; r < kRows; ++r) sink_.put(sums[r] + plane.bias, position(plane, qy + r, q), n);
+  }
+
+  // Any taps.
+  void run_rows(const Plane& plane) const {
+    const int64_t positions = padded_.x.positions, last = last_vector();
+    for (int64_t qy = 0; qy < padded_.y.positions; ++qy) {
+      int64_t q = 0;
+      for (; q + kVectors * V::kWidth <= positions; q += kVectors * V::kWidth) {
+        sum<kVectors>(plane, qy, q, V::kWidth);
+      }
+      const int rest = static_cast<int>(std::min<int64_t>(V::kWidth, positions));
+      for (; q < positions; q += V::kWidth) sum<1>(plane, qy, std::min(q, last), rest);
+    }
+  }
+
+  template <int kSome>
+  void sum(const Plane& plane, int64_t qy, int64_t q, int n) const {
+    const Acc* from = row(plane, qy) + q;
+    V sums[kSome];
+    for (V& s : sums) s = V::zero();
+    for (int64_t t = 0; t < padded_.taps(); ++t) {
+      const V w = plane.tap(t);
+#pragma GCC unroll 4
+      for (int v = 0; v < kSome; ++v) {
+        sums[v] = V::fma(w, V::load(from + offsets_[t] + v * V::kWidth), sums[v]);
+      }
+    }
+    for (int v = 0; v < kSome; ++v) {
+      T* to = position(plane, qy, q + v * V::kWidth);
+      prefetch_to_write(to + kAhead);
+      sink_.put(sums[v] + plane.bias, to, n);
+    }
+  }
+
   const PaddedPlane<T>& padded_;
   const int64_t* offsets_;
   const PlanarSink<T>& sink_;
@@ -164,18 +250,15 @@ void depthwise_planar(const Correlation<T>& c) {
   Scratch<int64_t> offsets(taps);
   for (int64_t t = 0; t < taps; ++t) offsets[t] = padded.tap_offset(t);
   const PlanarSink<T> sink{c.result, c.channel_stride, c.map, c.epilogue};
+  const DepthwisePlane<T> planes(padded, offsets.get(), sink);
   parallel_for(0, c.batch * c.channels, 1, [&](int64_t begin, int64_t end) {
     Scratch<acc_t<T>> image(padded.size());
     std::fill(image.get(), image.get() + padded.size(), acc_t<T>{0});
     for (int64_t task = begin; task < end; ++task) {
       const int64_t n = task / c.channels, channel = task % c.channels;
       padded.fill(c.images, task * plane, image.get());
-      const auto run = [&]<int kTaps>() {
-        DepthwisePlane<kTaps, T>(padded, offsets.get(), sink)
-            .run(image.get(), c.weight + channel * taps, channel,
+      planes.run(image.get(), c.weight + channel * taps, channel,
                  n * c.images.positions_per_image());
-      };
-      taps == 9 ? run.template operator()<9>() : run.template operator()<0>();
     }
   });
 }
