@@ -134,7 +134,10 @@ void backward(int wide, const int64_t* sizes, double scale, double dropout_p, co
   const AttentionBackwardParams p =
       backward_params(sizes, scale, dropout_p, seed, mask, q, k, v, out, grad_out, row_max,
                       row_scale, grad_q, grad_k, grad_v, grad_mask, row_sums);
-  if (wide <= 0 && p.dtype != Dtype::kFloat64) {
+  if (wide < 0) {
+    return with_width(p, [&]<int kD>() { backward_tensorop<Tf32Step, kD>(p); });
+  }
+  if (wide == 0 && p.dtype != Dtype::kFloat64) {
     return dispatch_dtype<kFloat32 | kHalfTypes>(p.dtype, [&]<class T>(T) {
       using Step = std::conditional_t<sizeof(T) == 4, SplitStep, HalfStep<T>>;
       with_width(p, [&]<int kD>() { backward_tensorop<Step, kD>(p); });

@@ -178,7 +178,12 @@ struct TileLoopTeam : TensorLoopTeam<State> {
     exists ? memcpy(static_cast<void*>(to), from, 16) : memset(static_cast<void*>(to), 0, 16);
   }
   static void copy_number(float* to, const float* from, bool exists) { *to = exists ? *from : 0; }
+  void arrive() {}
   void await() {}
+  template <class F>
+  bool all_of_warp(const F& f) {
+    return this->all(f);
+  }
   void forget() {}
 };
 

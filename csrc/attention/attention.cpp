@@ -20,7 +20,7 @@ constexpr Candidate<AttentionParams> kForward[] = {
     {"attention_forward_tf32_cuda", Arch::kSm80, kFloat32, attention_forward_tf32_cuda,
      suits_attention_tf32, kSuitsAttentionTf32},
     {"attention_forward_3xtf32_cuda", Arch::kSm80, kFloat32, attention_forward_3xtf32_cuda,
-     suits_attention_tensorop, kSuitsAttentionTensorop},
+     suits_attention_3xtf32, kSuitsAttention3xTf32},
     {"attention_forward_cuda", Arch::kSm80, kAnyFloat, attention_forward_cuda},
 #endif
     {"attention_forward_amx", Isa::kAmx, kBFloat16, attention_forward_amx,
@@ -35,6 +35,10 @@ constexpr Candidate<AttentionBackwardParams> kBackward[] = {
      suits_attention_sm90, kSuitsAttentionSm90},
     {"attention_backward_tensorop_cuda", Arch::kSm80, kHalfTypes, attention_backward_tensorop_cuda,
      suits_attention_tensorop, kSuitsAttentionBackwardTensorop},
+    {"attention_backward_tf32_cuda", Arch::kSm80, kFloat32, attention_backward_tf32_cuda,
+     suits_attention_tf32, kSuitsAttentionTf32},
+    {"attention_backward_3xtf32_cuda", Arch::kSm80, kFloat32, attention_backward_3xtf32_cuda,
+     suits_attention_3xtf32, kSuitsAttention3xTf32},
     {"attention_backward_cuda", Arch::kSm80, kAnyFloat, attention_backward_cuda},
 #endif
     {"attention_backward_amx", Isa::kAmx, kBFloat16, attention_backward_amx,

@@ -96,6 +96,10 @@ void attention_backward_amx(const AttentionBackwardParams& params);
 cudaError_t attention_backward_sm90(const AttentionBackwardParams& params, cudaStream_t stream);
 cudaError_t attention_backward_tensorop_cuda(const AttentionBackwardParams& params,
                                              cudaStream_t stream);
+cudaError_t attention_backward_tf32_cuda(const AttentionBackwardParams& params,
+                                         cudaStream_t stream);
+cudaError_t attention_backward_3xtf32_cuda(const AttentionBackwardParams& params,
+                                           cudaStream_t stream);
 cudaError_t attention_backward_cuda(const AttentionBackwardParams& params, cudaStream_t stream);
 bool attention_backward_amx_takes(const AttentionBackwardParams& params);
 

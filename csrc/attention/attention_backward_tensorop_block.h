@@ -11,12 +11,12 @@
 
 namespace pyops {
 
-// A warp's sums fill 128 registers, or 64 beside as many of its queries' words. Memory shared by a
-// block stays below 99 KiB, which every GPU from sm_80 on has.
-template <class T>
+// A warp's sums fill 128 registers, or 64 beside as many of its queries' words, or 64 beside parts
+// of split numbers. Memory shared by a block stays below 99 KiB, which every GPU from sm_80 on has.
+template <class Step>
 constexpr AttentionTiling tiling_of_gradients(int d, bool keys_own) {
-  const int bytes = d * static_cast<int>(sizeof(T));  // of a row
-  const bool has_room = d == 64 && !keys_own;
+  const int bytes = d * static_cast<int>(sizeof(typename Step::Element));  // of a row
+  const bool has_room = d == 64 && !keys_own && !Step::kSplits;
   return {.parts = has_room ? 2 : 1,
           .warps = has_room || bytes > 256 ? 4 : 8,
           .others = bytes > 256 ? 16 : 32,
@@ -25,9 +25,8 @@ constexpr AttentionTiling tiling_of_gradients(int d, bool keys_own) {
 
 template <class Step, int kD, bool kKeysOwn>
 struct AttentionTensorBackward
-    : AttentionTensorTile<Step, kD, tiling_of_gradients<typename Step::Element>(kD, kKeysOwn)> {
-  using Tile =
-      AttentionTensorTile<Step, kD, tiling_of_gradients<typename Step::Element>(kD, kKeysOwn)>;
+    : AttentionTensorTile<Step, kD, tiling_of_gradients<Step>(kD, kKeysOwn)> {
+  using Tile = AttentionTensorTile<Step, kD, tiling_of_gradients<Step>(kD, kKeysOwn)>;
   using Tile::dropout, Tile::kMine, Tile::kNumbers, Tile::kOthers, Tile::kOwners, Tile::kParts,
       Tile::kSteps, Tile::p;
   using typename Tile::Corner;
@@ -90,12 +89,18 @@ struct AttentionTensorBackward
     team.alone([&](int thread, State& state) { start(thread, state); });
     load_owners(shared, team);
     if constexpr (kHolds) hold_owners(shared, team);
+    bool owners_fit = true, others_fit = true;
     Place at = end, next = begin;
     for (int buffer = 0; next.h < end.h || at.h < end.h; buffer ^= 1) {
       team.forget();
-      team.await();  // the tile `at` has come, and all have read the one before
+      auto& others = shared.others[buffer ^ 1];
+      if (at.h < end.h) {  // the tile has come, and all have read the one before
+        others_fit = Tile::await(team, others[kFirst], others[kSecond]);
+      } else {
+        owners_fit = Tile::await(team, shared.owners[kFirst], shared.owners[kSecond]);
+      }
       if (next.h < end.h) load_others(next, buffer, shared, team);
-      if (at.h < end.h) add_tile(at, buffer ^ 1, shared, team);
+      if (at.h < end.h) add_tile(at, buffer ^ 1, owners_fit && others_fit, shared, team);
       at = next;
       next = after(next);
     }
@@ -167,34 +172,46 @@ struct AttentionTensorBackward
 
   // What takes registers for itself comes before what keeps them.
   template <class Team>
-  PYOPS_HOST_DEVICE void add_tile(const Place& at, int buffer, const Shared& shared,
+  PYOPS_HOST_DEVICE void add_tile(const Place& at, int buffer, bool fit, const Shared& shared,
                                   Team& team) const {
     const auto& others = shared.others[buffer];
     const auto& queries = shared.queries[buffer];
     team.alone([&](int thread, State& state) { Tile::draw(corner(at), thread, state.kept); });
-    multiply<kFirst>(shared, others[kFirst], team, &State::scores);
+    multiply<kFirst>(fit, shared, others[kFirst], team, &State::scores);
     team.alone([&](int thread, State& state) {
       Tile::find_scores(corner(at), thread, state.scores);
       weigh(queries, thread, state);
     });
-    multiply<kSecond>(shared, others[kSecond], team, &State::grads);
+    multiply<kSecond>(fit, shared, others[kSecond], team, &State::grads);
     team.alone([&](int thread, State& state) { find_gradients(queries, thread, state); });
     if constexpr (kKeysOwn) {
-      Tile::add(&State::weights, others[kSecond], team, &State::value_sums);
+      add(fit, &State::weights, others[kSecond], team, &State::value_sums);
     }
-    Tile::add(&State::grad_scores, others[kFirst], team, &State::sums);
+    const bool grads_fit = fit && gradients_fit(team);
+    team.alone([&](int, State& state) { to_words(state.grads, state.grad_scores); });
+    add(grads_fit, &State::grad_scores, others[kFirst], team, &State::sums);
   }
 
   template <int kWhich, class Team>
-  PYOPS_HOST_DEVICE static void multiply(const Shared& shared, const T* others, Team& team,
-                                         typename Tile::Products State::* products) {
-    if constexpr (kHolds) {
-      Tile::multiply(
-          others, team, products, [](int) {},
-          [](State& state, int i) -> auto& { return state.held[kWhich][i]; });
-    } else {
-      Tile::multiply(shared.owners[kWhich], others, team, products);
-    }
+  PYOPS_HOST_DEVICE static void multiply(bool fit, const Shared& shared, const T* others,
+                                         Team& team, typename Tile::Products State::* products) {
+    by_step<Step>(fit, [&]<class Product>(Product) {
+      if constexpr (kHolds) {
+        Tile::template multiply<Product>(
+            others, team, products, [](int) {},
+            [](State& state, int i) -> auto& { return state.held[kWhich][i]; });
+      } else {
+        Tile::template multiply<Product>(shared.owners[kWhich], others, team, products);
+      }
+    });
+  }
+  template <class Team>
+  PYOPS_HOST_DEVICE static void add(bool fit, typename Tile::Operand State::* weights,
+                                    const T* others, Team& team,
+                                    typename Tile::Sums State::* sums) {
+    by_step<Step>(fit, [&]<class Product>(Product) {
+      Tile::template add<Product>(weights, others, team, sums);
+    });
   }
 
   using Queries = float[3][kOthers];
@@ -212,8 +229,7 @@ struct AttentionTensorBackward
     });
   }
 
-  // Operands of the sums: the gradient of the scores, and weights after dropout, whose growth comes
-  // in the end.
+  // The gradient of the scores, and weights after dropout, whose growth comes in the end.
   PYOPS_HOST_DEVICE void find_gradients(const Queries& queries, int thread, State& state) const {
     const auto grown = static_cast<float>(dropout.keep_factor);
     Tile::each(thread, [&](int, int other, int n, int x) {
@@ -222,13 +238,23 @@ struct AttentionTensorBackward
       grad = weight * ((keeps ? grad * grown : 0) - query_of(queries, state, other, x).dot);
       weight = keeps ? weight : 0;
     });
-    constexpr int kTilesOfStep = Step::kDepth / 8;
+    if constexpr (kKeysOwn) to_words(state.scores, state.weights);
+  }
+  // Products are as large as both factors together.
+  template <class Team>
+  PYOPS_HOST_DEVICE static bool gradients_fit(Team& team) {
+    if constexpr (!Step::kSplits) return true;
+    return team.all_of_warp([](int thread, State& state) {
+      Largest<Step> largest;
+      Tile::each(thread, [&](int, int, int n, int x) { largest.with(state.grads[n][x]); });
+      return largest.fits();
+    });
+  }
+  PYOPS_HOST_DEVICE static void to_words(const typename Tile::Products& numbers,
+                                         typename Tile::Operand& words) {
     PYOPS_UNROLL for (int i = 0; i < Tile::kOtherSteps; ++i) {
       PYOPS_UNROLL for (int x = 0; x < kNumbers; ++x) {
-        state.grad_scores[i][x] = Step::word_of_sums(&state.grads[i * kTilesOfStep], x);
-        if constexpr (kKeysOwn) {
-          state.weights[i][x] = Step::word_of_sums(&state.scores[i * kTilesOfStep], x);
-        }
+        words[i][x] = Step::word_of_sums(&numbers[i * (Step::kDepth / 8)], x);
       }
     }
   }

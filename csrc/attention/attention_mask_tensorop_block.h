@@ -74,14 +74,15 @@ struct AttentionTensorMaskBackward
     for (Corner next; at.b < batch.end; at = next) {
       team.forget();
       team.alone([&](int thread, State& state) { start(at, thread, state); });
-      team.await();  // rows of this product have come, and all have read those of the one before
+      // Rows of this product have come, and all have read those of the one before.
+      const bool scores_fit = await(kScores, shared, team);
       load(at, kGrads, shared, team);
-      multiply(kScores, shared, team, &State::scores);
+      multiply(kScores, scores_fit, shared, team, &State::scores);
       team.alone([&](int thread, State& state) { weigh(at, thread, state); });
-      team.await();
+      const bool grads_fit = await(kGrads, shared, team);
       next = after(at);
       if (next.b < batch.end) load(next, kScores, shared, team);
-      multiply(kGrads, shared, team, &State::grads);
+      multiply(kGrads, grads_fit, shared, team, &State::grads);
       team.alone([&](int thread, State& state) { add(thread, state); });
     }
     team.await();
@@ -131,10 +132,17 @@ struct AttentionTensorMaskBackward
     });
   }
   template <class Team>
-  PYOPS_HOST_DEVICE static void multiply(int which, const Shared& shared, Team& team,
+  PYOPS_HOST_DEVICE static bool await(int which, Shared& shared, Team& team) {
+    auto& operands = shared.products[which];
+    return Tile::await(team, operands.owners, operands.others);
+  }
+  template <class Team>
+  PYOPS_HOST_DEVICE static void multiply(int which, bool fit, const Shared& shared, Team& team,
                                          typename Tile::Products State::* products) {
     const auto& operands = shared.products[which];
-    Tile::multiply(operands.owners, operands.others, team, products);
+    by_step<Step>(fit, [&]<class Product>(Product) {
+      Tile::template multiply<Product>(operands.owners, operands.others, team, products);
+    });
   }
 
   PYOPS_HOST_DEVICE void start(const Corner& at, int thread, State& state) const {

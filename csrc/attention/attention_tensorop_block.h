@@ -57,23 +57,23 @@ struct AttentionTensorForward {
     const int64_t kv_head = h / (p.heads / p.kv_heads);
     const int64_t seen = baseline::visible_keys(p.is_causal, l0 + kRows - 1, 0, p.keys);
     const Strip<T> q(p.q, b, h, l0, p.queries, p.dim);
-    const bool queries_fit = all_fit(team, [&](int thread, State& state) {
+    const bool queries_fit = all_fit<Step>(team, [&](int thread, State& state) {
       start(state);
       return load(q, thread, shared.q);
     });
     for (int64_t s0 = 0; s0 < seen; s0 += kKeys) {
       const Strip<T> k(p.k, b, kv_head, s0, p.keys, p.dim);
       const Strip<T> v(p.v, b, kv_head, s0, p.keys, p.value_dim);
-      const bool keys_fit = all_fit(team, [&](int thread, State&) {
+      const bool keys_fit = all_fit<Step>(team, [&](int thread, State&) {
         const bool k_fits = load(k, unknown(thread), shared.k);
         return load(v, unknown(thread), shared.v) && k_fits;
       });
       const bool fit = queries_fit && keys_fit;
-      by_step(fit, [&]<class Product>(Product) { find_scores<Product>(shared, team); });
+      by_step<Step>(fit, [&]<class Product>(Product) { find_scores<Product>(shared, team); });
       team.alone([&](int thread, State& state) { find_maximum(s0, unknown(thread), state); });
       team.reduce([](float x, float y) { return x > y ? x : y; });
       team.alone([&](int thread, State& state) { weigh(s0, unknown(thread), state); });
-      by_step(fit, [&]<class Product>(Product) { add_values<Product>(shared, team); });
+      by_step<Step>(fit, [&]<class Product>(Product) { add_values<Product>(shared, team); });
       team.each([](int, State&) {});  // all have read what the next keys overwrite
     }
     team.alone([](int, State& state) {
@@ -110,23 +110,6 @@ struct AttentionTensorForward {
       store_pack(&to[row][column], pack);
     }
     return largest.fits();
-  }
-
-  // Whether f is true of all threads, after a barrier.
-  template <class Team, class F>
-  PYOPS_HOST_DEVICE static bool all_fit(Team& team, const F& f) {
-    if constexpr (Step::kSplits) return team.all(f);
-    team.each(f);
-    return true;
-  }
-
-  // f of the step, or of that for all numbers.
-  template <class F>
-  PYOPS_HOST_DEVICE static void by_step(bool fit, const F& f) {
-    if constexpr (Step::kSplits) {
-      if (!fit) return f(UnsplitStep{});
-    }
-    f(Step{});
   }
 
   template <class Product, class Team>

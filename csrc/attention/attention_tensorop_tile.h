@@ -88,7 +88,7 @@ struct AttentionTensorTile {
     return {numbers(0)[row], numbers(1)[row], numbers(2)[row]};
   }
 
-  // Begins to copy; Team::await() ends it.
+  // Begins to copy; await() ends it.
   template <int kRows, class Team>
   PYOPS_HOST_DEVICE static void load(const Strip<T>& from, int thread, T (&to)[kRows * kD], Team&) {
     if (from.is_aligned && from.columns % kWidth == 0) {
@@ -103,6 +103,20 @@ struct AttentionTensorTile {
         const int row = e / kPieces, piece = e % kPieces;
         store_pack(piece_at(to, row, piece), from.pack(row, piece * kWidth));
       }
+    }
+  }
+
+  // All have come this far, and so has what they copied, `tiles` as the step multiplies it. Whether
+  // it takes their numbers: a thread looks at what it copied itself.
+  template <class Team, class... Tiles>
+  PYOPS_HOST_DEVICE static bool await(Team& team, Tiles&... tiles) {
+    if constexpr (Step::kInWord == 2) {
+      team.await();
+      return true;
+    } else {
+      team.arrive();
+      return all_fit<Step>(
+          team, [&](int thread, auto&) { return (settle(unknown(thread), tiles) & ...); });
     }
   }
 
@@ -122,7 +136,7 @@ struct AttentionTensorTile {
   }
 
   // products = owners · othersᵀ; find_step(i) brings about what step_of(state, i) gives.
-  template <class Team, class State, class Find, class Of>
+  template <class Product, class Team, class State, class Find, class Of>
   PYOPS_HOST_DEVICE static void multiply(const T* others, Team& team, Products State::* products,
                                          const Find& find_step, const Of& step_of) {
     team.alone([&](int, State& state) { clear(state.*products); });
@@ -136,7 +150,7 @@ struct AttentionTensorTile {
             },
             [](State& state) { return state.b; });
         PYOPS_UNROLL for (int j = 0; j < 2; ++j) {
-          team.template multiply<Step>(
+          team.template multiply<Product>(
               [&](State& state) -> auto& { return step_of(state, i); },
               [&](int thread, uint32_t (&to)[2]) {
                 PYOPS_UNROLL for (int half = 0; half < 2; ++half) {
@@ -149,24 +163,24 @@ struct AttentionTensorTile {
     }
   }
   // The same with owners in shared memory.
-  template <class Team, class State>
+  template <class Product, class Team, class State>
   PYOPS_HOST_DEVICE static void multiply(const T* owners, const T* others, Team& team,
                                          Products State::* products) {
-    multiply(
+    multiply<Product>(
         others, team, products,
         [&](int i) { load_step(owners, i, team, [](State& state) { return state.a; }); },
         [](State& state, int) -> auto& { return state.a; });
   }
 
   // sums += weights · others
-  template <class Team, class State>
+  template <class Product, class Team, class State>
   PYOPS_HOST_DEVICE static void add(Operand State::* weights, const T* others, Team& team,
                                     Sums State::* sums) {
     PYOPS_UNROLL for (int i = 0; i < kOtherSteps; ++i) {
       PYOPS_UNROLL for (int pair = 0; pair < kD / 16; ++pair) {
         load_columns<State>(others, i, pair, team);
         PYOPS_UNROLL for (int j = 0; j < 2; ++j) {
-          team.template multiply<Step>(
+          team.template multiply<Product>(
               [&](State& state) -> auto& { return (state.*weights)[i]; },
               [&](int thread, uint32_t (&to)[2]) {
                 PYOPS_UNROLL for (int half = 0; half < 2; ++half) {
@@ -267,6 +281,19 @@ struct AttentionTensorTile {
   template <class Element>
   PYOPS_HOST_DEVICE static Element* piece_at(Element* rows, int row, int piece) {
     return rows + row * kD + (piece ^ row % 8) * kWidth;
+  }
+
+  // Whether the step takes the numbers.
+  template <int kSize>
+  PYOPS_HOST_DEVICE static bool settle(int thread, T (&tile)[kSize]) {
+    Largest<Step> largest;
+    PYOPS_UNROLL for (int e = thread; e < kSize / kWidth; e += kThreads) {
+      T* const piece = piece_at(tile, e / kPieces, e % kPieces);
+      Pack<T> pack = *reinterpret_cast<const Pack<T>*>(piece);
+      PYOPS_UNROLL for (T& x : pack.at) x = Step::rounded(largest.with(x));
+      if constexpr (!Step::kSplits) store_pack(piece, pack);
+    }
+    return largest.fits();
   }
 
   // Two second operands of rows [Step::kDepth · i, …) of columns [16 · pair, …).

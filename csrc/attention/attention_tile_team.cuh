@@ -26,11 +26,27 @@ struct TileTeam : TensorTeam<State> {
 #endif
   }
 
+  // What the thread copied has come.
+  PYOPS_HOST_DEVICE static void arrive() {
+#ifdef __CUDA_ARCH__
+    cute::cp_async_wait<0>();
+#endif
+  }
   // All have come this far, and so has what they copied.
   PYOPS_HOST_DEVICE void await() {
 #ifdef __CUDA_ARCH__
-    cute::cp_async_wait<0>();
+    arrive();
     __syncthreads();
+#endif
+  }
+
+  // Whether f is true of every thread of the warp.
+  template <class F>
+  PYOPS_HOST_DEVICE bool all_of_warp(const F& f) {
+#ifdef __CUDA_ARCH__
+    return __all_sync(0xffffffffu, f(thread, state));
+#else
+    return true;
 #endif
   }
 

@@ -87,6 +87,23 @@ struct Largest {
   PYOPS_HOST_DEVICE bool fits() const { return splits(magnitude); }
 };
 
+// Whether f, which loads, finds numbers that the step takes in all threads, after a barrier.
+template <class Step, class Team, class F>
+PYOPS_HOST_DEVICE inline bool all_fit(Team& team, const F& f) {
+  if constexpr (Step::kSplits) return team.all(f);
+  team.each(f);
+  return true;
+}
+
+// f of the step, or of that for all numbers.
+template <class Step, class F>
+PYOPS_HOST_DEVICE inline void by_step(bool fit, const F& f) {
+  if constexpr (Step::kSplits) {
+    if (!fit) return f(UnsplitStep{});
+  }
+  f(Step{});
+}
+
 // Two words of b (depth, n) = row n, column depth of a matrix in shared memory: `row` is that of
 // the lane's n, from the step's first column on.
 template <class Step>
