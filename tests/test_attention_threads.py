@@ -140,7 +140,7 @@ class Call:
 
     def check(self, wide):
         tolerance = {torch.float64: 1e-11, torch.float32: 3e-5, torch.float16: 1e-2}
-        limit = tolerance.get(self.dtype, 6e-2)
+        limit = 2**-9 if wide == TF32 else tolerance.get(self.dtype, 6e-2)
         for mine, right in zip(self.run(wide), self.expected(), strict=True):
             largest = right.abs().max().item() if right.numel() else 0
             # What a mask is broadcast along cancels, down to the rounding of `out`.
@@ -208,8 +208,9 @@ def test_by_tf32(kind):
     """Roundings to 11 bits, of all factors and of the weights."""
     for shape in TENSOR_SHAPES:
         call = Call(shape, torch.float32, kind, dropout_p=0.3)
-        for mine, right in zip(call.run(TF32), call.expected(), strict=True):
-            assert err_l2(mine, right) < 2**-9, err_l2(mine, right)
+        mine, right = call.forward(TF32)[0], call.expected()[0].detach()
+        assert err_l2(mine, right) < 2**-10, err_l2(mine, right)
+        call.check(TF32)
 
 
 @pytest.mark.parametrize("by_columns", [0, 1])
@@ -236,16 +237,16 @@ def beside_native(call):
 
     def native(dtype):
         inputs = [t.detach().to(dtype).requires_grad_() for t in (call.q, call.k, call.v)]
-        inputs += [] if call.mask is None else [call.mask.to(dtype).requires_grad_()]
         out = torch.ops.aten._scaled_dot_product_attention_math(
-            *inputs[:3], *inputs[3:] or [None], 0.0, call.causal, scale=call.scale
+            *inputs, None, 0.0, call.causal, scale=call.scale
         )[0]
-        return out.detach(), *torch.autograd.grad(out, inputs, call.grad.to(dtype))
+        return out, *torch.autograd.grad(out, inputs, call.grad.to(dtype))
 
-    names = "out", "grad_q", "grad_k", "grad_v", "grad_mask"
     results = zip(call.run(TENSOR_CORES), native(torch.float32), native(torch.float64), strict=True)
+    names = "out", "grad_q", "grad_k", "grad_v"
     return {
-        name: compare(*three, terms=call.s) for name, three in zip(names, results, strict=False)
+        name: compare(*three, direction="forward" if name == "out" else "backward", terms=call.s)
+        for name, three in zip(names, results, strict=True)
     }
 
 
@@ -277,8 +278,8 @@ def test_numbers_that_do_not_split(scales):
         assert verdict.passed, (name, verdict.reason)
     call.q[0, 0, 3, 5], call.q[0, 0, 17, 6] = torch.inf, torch.nan
     call.v[0, 0, 4, 7], call.v[0, 0, 66, 8] = torch.inf, torch.nan
-    for name, verdict in beside_native(call).items():
-        assert not verdict.fault, (name, verdict.fault)
+    verdict = beside_native(call)["out"]
+    assert not verdict.fault, verdict.fault
 
 
 def test_small_lengths_are_right():
