@@ -184,11 +184,10 @@ struct AttentionTensorBackward
     });
     multiply<kSecond>(fit, shared, others[kSecond], team, &State::grads);
     team.alone([&](int thread, State& state) { find_gradients(queries, thread, state); });
+    const bool grads_fit = fit && gradients_fit(team);
     if constexpr (kKeysOwn) {
       add(fit, &State::weights, others[kSecond], team, &State::value_sums);
     }
-    const bool grads_fit = fit && gradients_fit(team);
-    team.alone([&](int, State& state) { to_words(state.grads, state.grad_scores); });
     add(grads_fit, &State::grad_scores, others[kFirst], team, &State::sums);
   }
 
@@ -229,7 +228,8 @@ struct AttentionTensorBackward
     });
   }
 
-  // The gradient of the scores, and weights after dropout, whose growth comes in the end.
+  // Operands of the sums: the gradient of the scores, and weights after dropout, whose growth comes
+  // in the end.
   PYOPS_HOST_DEVICE void find_gradients(const Queries& queries, int thread, State& state) const {
     const auto grown = static_cast<float>(dropout.keep_factor);
     Tile::each(thread, [&](int, int other, int n, int x) {
@@ -238,9 +238,18 @@ struct AttentionTensorBackward
       grad = weight * ((keeps ? grad * grown : 0) - query_of(queries, state, other, x).dot);
       weight = keeps ? weight : 0;
     });
-    if constexpr (kKeysOwn) to_words(state.scores, state.weights);
+    constexpr int kTilesOfStep = Step::kDepth / 8;
+    PYOPS_UNROLL for (int i = 0; i < Tile::kOtherSteps; ++i) {
+      PYOPS_UNROLL for (int x = 0; x < kNumbers; ++x) {
+        state.grad_scores[i][x] = Step::word_of_sums(&state.grads[i * kTilesOfStep], x);
+        if constexpr (kKeysOwn) {
+          state.weights[i][x] = Step::word_of_sums(&state.scores[i * kTilesOfStep], x);
+        }
+      }
+    }
   }
-  // Products are as large as both factors together.
+
+  // Being products, they may be too large where all factors fit, or too small.
   template <class Team>
   PYOPS_HOST_DEVICE static bool gradients_fit(Team& team) {
     if constexpr (!Step::kSplits) return true;
@@ -249,14 +258,6 @@ struct AttentionTensorBackward
       Tile::each(thread, [&](int, int, int n, int x) { largest.with(state.grads[n][x]); });
       return largest.fits();
     });
-  }
-  PYOPS_HOST_DEVICE static void to_words(const typename Tile::Products& numbers,
-                                         typename Tile::Operand& words) {
-    PYOPS_UNROLL for (int i = 0; i < Tile::kOtherSteps; ++i) {
-      PYOPS_UNROLL for (int x = 0; x < kNumbers; ++x) {
-        words[i][x] = Step::word_of_sums(&numbers[i * (Step::kDepth / 8)], x);
-      }
-    }
   }
 
   PYOPS_HOST_DEVICE void finish(int thread, const State& state) const {
