@@ -27,6 +27,7 @@ inline AttentionMask mask_of(const int64_t* m) {
 inline AttentionShape shape_of(const int64_t* n, double scale, double dropout_p,
                                const int64_t* seed) {
   return {static_cast<Dtype>(n[0]),
+          Precision::kHighest,
           n[1],
           n[2],
           n[3],

@@ -1,34 +1,13 @@
 // What float32 products by TF32 tensor cores compute, by a model of their sums on the CPU.
 #include <algorithm>
-#include <cmath>
 #include <utility>
 
 #include "gemm/split_float32.h"
+#include "tensor_core.h"
 
 using namespace pyops;
 
 namespace {
-
-// c + a · b as a tensor core adds: what is added is cut to 24 bits below the largest of it, and so
-// is the sum (Fasi et al., "Numerical behavior of NVIDIA tensor cores", 2021). Later cores keep a
-// bit or two more.
-float add_on_tensor_core(float c, const float* a, const float* b, int count) {
-  double terms[9] = {c};
-  for (int q = 0; q < count; ++q) {
-    const auto tf32 = [](float x) { return bits_float(float_bits(x) & 0xffffe000); };
-    terms[q + 1] = double{tf32(a[q])} * tf32(b[q]);
-  }
-  int exponent = -1000;
-  for (int t = 0; t <= count; ++t) {
-    if (terms[t] != 0) exponent = std::max(exponent, std::ilogb(terms[t]));
-  }
-  double sum = 0;
-  for (int t = 0; t <= count; ++t) {
-    sum += std::ldexp(std::trunc(std::ldexp(terms[t], 23 - exponent)), exponent - 23);
-  }
-  const auto rounded = static_cast<float>(sum);
-  return std::fabs(rounded) > std::fabs(sum) ? std::nextafter(rounded, 0.0f) : rounded;
-}
 
 struct Parts {
   float big[8], small[8];

@@ -20,15 +20,6 @@ HOPPER = torch.cuda.is_available() and torch.cuda.get_device_capability() == (9,
 HALF_LINEAR = "linear_{}_sm90" if HOPPER else "linear_{}_tensorop_cuda"
 
 
-@pytest.fixture
-def precision(request):
-    """Of float32 products, as `torch.set_float32_matmul_precision` has it."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(request.param)
-    yield request.param
-    torch.set_float32_matmul_precision(before)
-
-
 @pytest.mark.parametrize(
     ("kernel", "dtype", "precision"),
     [

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 import pyops
+from pyops.numerics import compare
 from test_cuda import HOPPER
 
 f = pyops.functional
@@ -67,7 +68,8 @@ def test_attention_is_the_scalar_kernels(d, kind, dtype):
     with pyops.explain() as log:
         mine = run(*inputs, None if seed is None else seed.cuda(), grad_out)
     is_half = dtype in (torch.bfloat16, torch.float16)
-    ways = "tensorop_cuda" if d == 40 and is_half else "cuda", "cuda"
+    way = {torch.float64: "cuda", torch.float32: "3xtf32_cuda"}.get(dtype, "tensorop_cuda")
+    ways = (way, way) if d == 40 else ("cuda", "cuda")
     if HOPPER and is_half and d != 130 and kind in ("none", "causal"):
         ways = "sm90", "sm90"
     assert [c.kernel for c in log.calls] == [
@@ -89,9 +91,32 @@ def test_attention_is_the_scalar_kernels(d, kind, dtype):
         torch.testing.assert_close(ours.cpu().double(), theirs, rtol=tolerance, atol=noise)
 
 
+@pytest.mark.parametrize("precision", ["highest", "high"], indirect=True)
+@pytest.mark.parametrize("kind", ["none", "causal", "sharp", "unsplit"])
+@pytest.mark.parametrize("d", [64, 128])
+def test_attention_in_float32_on_tensor_cores(d, kind, precision):
+    """Beside native's composite, which the same switch moves: scores of up to 80, tiny values."""
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 3, n, d, device="cuda") for n in (333, 500, 500))
+    q *= 20 if kind == "sharp" else 1
+    v *= 2.0**-120 if kind == "unsplit" else 1
+    with pyops.explain() as log:
+        ours = f.scaled_dot_product_attention(q, k, v, is_causal=kind == "causal")
+    way = "3xtf32" if precision == "highest" else "tf32"
+    assert [c.kernel for c in log.calls] == [f"attention_forward_{way}_cuda"]
+    inputs = (tuple(t.to(dtype) for t in (q, k, v)) for dtype in (torch.float32, torch.float64))
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        native, right = (
+            F.scaled_dot_product_attention(*x, is_causal=kind == "causal") for x in inputs
+        )
+    verdict = compare(ours, native, right, terms=500)
+    assert verdict.passed, verdict.reason
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("kind", ATTENTION_MASKS)
-def test_attention_gives_the_same_bits_again(kind):
-    inputs = attention_inputs(kind, torch.bfloat16)
+def test_attention_gives_the_same_bits_again(kind, dtype):
+    inputs = attention_inputs(kind, dtype)
     out = attend(kind, *inputs)
     first = out, *gradients(out, inputs)
     for _ in range(20):

@@ -18,6 +18,10 @@ constexpr Candidate<AttentionParams> kForward[] = {
      suits_attention_sm90, kSuitsAttentionSm90},
     {"attention_forward_tensorop_cuda", Arch::kSm80, kHalfTypes, attention_forward_tensorop_cuda,
      suits_attention_tensorop, kSuitsAttentionTensorop},
+    {"attention_forward_tf32_cuda", Arch::kSm80, kFloat32, attention_forward_tf32_cuda,
+     suits_attention_tf32, kSuitsAttentionTf32},
+    {"attention_forward_3xtf32_cuda", Arch::kSm80, kFloat32, attention_forward_3xtf32_cuda,
+     suits_attention_3xtf32, kSuitsAttention3xTf32},
     {"attention_forward_cuda", Arch::kSm80, kAnyFloat, attention_forward_cuda},
 #endif
     {"attention_forward_amx", Isa::kAmx, kBFloat16, attention_forward_amx,
@@ -30,6 +34,12 @@ constexpr Candidate<AttentionBackwardParams> kBackward[] = {
 #ifdef PYOPS_CUDA
     {"attention_backward_sm90", Arch::kSm90, kHalfTypes, attention_backward_sm90,
      suits_attention_sm90, kSuitsAttentionSm90},
+    {"attention_backward_tensorop_cuda", Arch::kSm80, kHalfTypes, attention_backward_tensorop_cuda,
+     suits_attention_tensorop, kSuitsAttentionBackwardTensorop},
+    {"attention_backward_tf32_cuda", Arch::kSm80, kFloat32, attention_backward_tf32_cuda,
+     suits_attention_tf32, kSuitsAttentionTf32},
+    {"attention_backward_3xtf32_cuda", Arch::kSm80, kFloat32, attention_backward_3xtf32_cuda,
+     suits_attention_3xtf32, kSuitsAttention3xTf32},
     {"attention_backward_cuda", Arch::kSm80, kAnyFloat, attention_backward_cuda},
 #endif
     {"attention_backward_amx", Isa::kAmx, kBFloat16, attention_backward_amx,
@@ -95,6 +105,7 @@ AttentionShape shape_of(const Tensor& q, const Tensor& k, const Tensor& v,
                         std::optional<double> scale) {
   const bool on_gpu = q.is_cuda();
   return {.dtype = dtype_of(q),
+          .precision = float32_precision(at::Float32Op::MATMUL, q),
           .batch = q.size(0),
           .heads = q.size(1),
           .kv_heads = k.size(1),

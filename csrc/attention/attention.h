@@ -8,6 +8,7 @@
 
 #include "core/cuda_types.h"
 #include "core/dtype.h"
+#include "core/precision.h"
 
 namespace pyops {
 
@@ -33,6 +34,7 @@ struct AttentionMask {
 
 struct AttentionShape {
   Dtype dtype;
+  Precision precision;
   int64_t batch, heads, kv_heads, queries, keys, dim, value_dim;
   double scale;
   bool is_causal;  // query l sees keys 0 … l
@@ -82,6 +84,8 @@ void attention_forward_avx512(const AttentionParams& params);
 void attention_forward_amx(const AttentionParams& params);
 cudaError_t attention_forward_sm90(const AttentionParams& params, cudaStream_t stream);
 cudaError_t attention_forward_tensorop_cuda(const AttentionParams& params, cudaStream_t stream);
+cudaError_t attention_forward_tf32_cuda(const AttentionParams& params, cudaStream_t stream);
+cudaError_t attention_forward_3xtf32_cuda(const AttentionParams& params, cudaStream_t stream);
 cudaError_t attention_forward_cuda(const AttentionParams& params, cudaStream_t stream);
 bool attention_forward_amx_takes(const AttentionParams& params);
 
@@ -90,6 +94,12 @@ void attention_backward_avx2(const AttentionBackwardParams& params);
 void attention_backward_avx512(const AttentionBackwardParams& params);
 void attention_backward_amx(const AttentionBackwardParams& params);
 cudaError_t attention_backward_sm90(const AttentionBackwardParams& params, cudaStream_t stream);
+cudaError_t attention_backward_tensorop_cuda(const AttentionBackwardParams& params,
+                                             cudaStream_t stream);
+cudaError_t attention_backward_tf32_cuda(const AttentionBackwardParams& params,
+                                         cudaStream_t stream);
+cudaError_t attention_backward_3xtf32_cuda(const AttentionBackwardParams& params,
+                                           cudaStream_t stream);
 cudaError_t attention_backward_cuda(const AttentionBackwardParams& params, cudaStream_t stream);
 bool attention_backward_amx_takes(const AttentionBackwardParams& params);
 

@@ -15,6 +15,15 @@
 #define PYOPS_DEVICE inline
 #endif
 
+// The same number, but a compiler of GPU code does not know it: what follows from it is found again
+// in every round of a loop, not kept in registers meanwhile.
+PYOPS_HOST_DEVICE inline int unknown(int x) {
+#ifdef __CUDA_ARCH__
+  asm volatile("" : "+r"(x));
+#endif
+  return x;
+}
+
 #ifdef __CUDA_ARCH__
 #define PYOPS_UNROLL _Pragma("unroll")
 #define PYOPS_ROLL _Pragma("unroll 1")

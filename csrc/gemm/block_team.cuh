@@ -27,6 +27,15 @@ struct BlockTeam {
     __syncthreads();
 #endif
   }
+  // The same, and whether f was true of every thread.
+  template <class F>
+  PYOPS_HOST_DEVICE bool all(const F& f) {
+#ifdef __CUDA_ARCH__
+    return __syncthreads_and(f(static_cast<int>(threadIdx.x), state));
+#else
+    return true;
+#endif
+  }
 };
 
 }  // namespace pyops

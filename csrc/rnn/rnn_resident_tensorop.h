@@ -7,6 +7,7 @@
 // The team's warps also multiply(); of(thread) is a thread's state.
 #pragma once
 
+#include "gemm/warp_step.h"
 #include "rnn/rnn_tiling.h"
 
 namespace pyops {
@@ -179,13 +180,14 @@ class RnnTensorSteps {
     PYOPS_UNROLL for (int half = 0; half < 2; ++half) {
       PYOPS_UNROLL for (int o = 0; o < kOctets; ++o) {
         PYOPS_UNROLL for (int j = 0; j < kTiles; ++j) {
-          team.template multiply<T>([&](State& s) -> auto& { return weights_of(s)[j][half].words; },
-                                    [&](int thread, uint32_t (&to)[2]) {
-                                      PYOPS_UNROLL for (int x = 0; x < 2; ++x) {
-                                        to[x] = team.of(thread).operands[i][o][2 * half + x];
-                                      }
-                                    },
-                                    [&](State& s) -> auto& { return s.sums[j][o]; });
+          team.template multiply<HalfStep<T>>(
+              [&](State& s) -> auto& { return weights_of(s)[j][half].words; },
+              [&](int thread, uint32_t (&to)[2]) {
+                PYOPS_UNROLL for (int x = 0; x < 2; ++x) {
+                  to[x] = team.of(thread).operands[i][o][2 * half + x];
+                }
+              },
+              [&](State& s) -> auto& { return s.sums[j][o]; });
         }
       }
     }

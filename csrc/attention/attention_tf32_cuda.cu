@@ -1,0 +1,15 @@
+// Attention in float32 on the tensor cores of any GPU from sm_80 on: by TF32 where PyTorch's
+// switches allow it, else by three products of TF32 with float32's accuracy.
+#include "attention/attention_tensorop.cuh"
+#include "attention/attention_width.h"
+
+namespace pyops {
+
+cudaError_t attention_forward_tf32_cuda(const AttentionParams& p, cudaStream_t stream) {
+  return with_width(p, [&]<int kD>() { return launch_forward_tensorop<Tf32Step, kD>(p, stream); });
+}
+cudaError_t attention_forward_3xtf32_cuda(const AttentionParams& p, cudaStream_t stream) {
+  return with_width(p, [&]<int kD>() { return launch_forward_tensorop<SplitStep, kD>(p, stream); });
+}
+
+}  // namespace pyops
