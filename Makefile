@@ -29,8 +29,8 @@ test: build
 
 # The kernels of AVX-512 and AMX where the processor has AVX2 alone: in the module of a second tree
 # their intrinsics are emulated. `make emulate TESTS=tests/test_rnn.py` for other tests of them.
-TESTS ?= $(addprefix tests/test_,emulation.py attention.py conv2d.py conv2d_exact.py \
-  conv2d_winograd.py linear_relu.py max_pool2d.py rnn.py vectors.py)
+TESTS ?= $(addprefix tests/test_,emulation.py emulation_tiles.py attention.py conv2d.py \
+  conv2d_exact.py conv2d_winograd.py linear_relu.py max_pool2d.py rnn.py vectors.py)
 emulate: build
 	$(BIN)/python setup.py --quiet build_py --build-lib build/emulated
 	$(BIN)/cmake --build $$(ls -td build/cpython-*-torch* | head -n 1) --target emulated

@@ -27,6 +27,7 @@ from . import plots, report
 from .caps import cap_native, native_capability
 from .harness import Bench, Case, Result, Settings
 from .peaks import Peaks, measure
+from .peers import PEERS
 
 RESULTS = Path(__file__).parent / "results"
 ALIASES = {"native": ("eager", "channels_last"), "compile": ("inductor",)}
@@ -194,6 +195,10 @@ def _cases(benches: Sequence[Bench], args: argparse.Namespace, peaks: Peaks) -> 
 def _peers(names: Sequence[str]) -> tuple[str, ...]:
     """The peers meant, each once; a comma may stand between them too."""
     each = [name for entry in names for name in entry.split(",")]
+    known = dict.fromkeys((*ALIASES, *PEERS, *torch.compiler.list_backends(exclude_tags=())))
+    for name in each:
+        if name not in known:
+            raise UserError(f"bench: peer must be one of {', '.join(known)}, got {name!r}")
     return tuple(dict.fromkeys(peer for name in each for peer in ALIASES.get(name, (name,))))
 
 

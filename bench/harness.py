@@ -21,7 +21,16 @@ from torch import Tensor
 
 import pyops
 from pyops import _C
-from pyops.certificate import Inputs, Op, Reference, Shape, kernels, reference_of, verify
+from pyops.certificate import (
+    Inputs,
+    Op,
+    Reference,
+    Shape,
+    float32_precision,
+    kernels,
+    reference_of,
+    verify,
+)
 from pyops.cli import first_line
 from pyops.cli.info import architectures_of
 from pyops.numerics import Verdict, settle
@@ -300,12 +309,9 @@ class Case:
         }
 
     def _unit(self) -> str:
-        """What computes: the dtype, or TF32 where cuDNN's switch lets float32 be that."""
-        cudnn = self.bench.op.name in ("lstm", "gru") or self.bench.op.name.startswith("conv2d")
-        gpu = self.settings.device.startswith("cuda") and self.dtype == torch.float32
-        if gpu and cudnn and torch.backends.cudnn.allow_tf32:
-            return "tf32"
-        return self.kind
+        """What computes: the dtype, or TF32 where PyTorch's switches let float32 be that."""
+        precision = float32_precision(self.settings.device, cudnn=self.bench.op.cudnn)
+        return "tf32" if (self.dtype, precision) == (torch.float32, "tf32") else self.kind
 
     def _beyond(self, least: Mapping[str, float], seconds: float) -> str:
         for limit, floor in least.items():

@@ -26,6 +26,9 @@ SDPA = {
 }
 """Native's kernels for attention; which one it takes by itself differs between versions."""
 
+PEERS = ("eager", "channels_last", "flattened", *SDPA, *RUNTIMES)
+"""Those that are no backend of torch.compile."""
+
 REPEATS = 20
 """Calls in one CUDA graph, so that launching the graph is a small part of it."""
 

@@ -112,14 +112,15 @@ def draw_rooflines(results: Sequence[Result], peaks: Peaks, caption: str, path: 
     for (above, below), dtype in zip(panels.T, dtypes, strict=True):
         own = [r for r in timed if r.dtype == dtype]
         _draw_roofs(above, [r for r in own if r.intensity > 0], dtype, peaks)
-        _draw_shares(below, ops)
+        _draw_shares(below, ops, most=max((r.limit for r in timed), default=0.0))
         for r in own:
             style = _style(colours[r.op], r.direction)
             if r.intensity > 0:
                 above.scatter(r.intensity, r.gflops, s=36, **style, zorder=3)
             beside = -0.15 if r.direction == "forward" else 0.15
             below.scatter(ops.index(r.op) + beside, r.limit, s=24, **style)
-    panels[0, 0].set_ylabel("GFLOP/s")
+    # Fewer products do for some: see docs/performance.md on Winograd's filtering.
+    panels[0, 0].set_ylabel("GFLOP/s, of the operations by definition")
     panels[1, 0].set_ylabel("share of the limit that binds")
     dot: dict[str, Any] = {"linestyle": "", "marker": "o"}
     handles = [Line2D([], [], color=colour, label=op, **dot) for op, colour in colours.items()]
@@ -179,10 +180,10 @@ def _draw_roofs(axes: Any, points: Sequence[Result], dtype: str, peaks: Peaks) -
         )  # fmt: skip
 
 
-def _draw_shares(axes: Any, ops: Sequence[str]) -> None:
-    """A column for each op, for the ones without arithmetic too."""
+def _draw_shares(axes: Any, ops: Sequence[str], most: float) -> None:
+    """A column for each op, for the ones without arithmetic too, and room up to `most`."""
     axes.set_xticks(range(len(ops)), ops, rotation=25, ha="right", fontsize=9)
-    axes.set_ylim(0, 1.1)
+    axes.set_ylim(0, max(1.1, 1.05 * most))
     axes.axhline(1, color="black", linewidth=0.8)
     axes.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
     axes.grid(axis="y", alpha=0.3)

@@ -2,13 +2,15 @@
 // argument with the schema and boxes it: for a tiny tensor that costs more than the operator.
 #include "direct_calls.h"
 
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <c10/util/SmallVector.h>
 #include <torch/csrc/Exceptions.h>
 #include <torch/csrc/utils/pybind.h>
 
 #include <string>
 #include <tuple>
+#include <vector>
+
+#include "core/torch.h"
 
 namespace pyops {
 
@@ -62,10 +64,9 @@ namespace {
 
 namespace py = pybind11;
 using at::IntArrayRef;
-using at::Tensor;
 using c10::SymIntArrayRef;
-using OptionalTensor = std::optional<Tensor>;
 
+// What reads an argument of the operator, and what messages call its type.
 template <class Argument>
 struct FromPython {
   using Type = Argument;
@@ -74,17 +75,76 @@ template <>
 struct FromPython<IntArrayRef> {
   using Type = const Integers&;
 };
+template <>
+struct FromPython<at::TensorList> {
+  using Type = const std::vector<Tensor>&;
+};
+
+template <class Argument>
+constexpr const char* kKind = "an integer";
+template <>
+constexpr const char* kKind<const Tensor&> = "a Tensor";
+template <>
+constexpr const char* kKind<const OptionalTensor&> = "a Tensor or None";
+template <>
+constexpr const char* kKind<at::TensorList> = "Tensors";
+template <>
+constexpr const char* kKind<IntArrayRef> = "integers";
+template <>
+constexpr const char* kKind<SymIntArrayRef> = "integers";
+template <>
+constexpr const char* kKind<bool> = "a bool";
+template <>
+constexpr const char* kKind<double> = "a number";
+template <>
+constexpr const char* kKind<std::optional<double>> = "a number or None";
+
+// The type of what was given, of a short tuple or list those in it.
+std::string kind_of(py::handle given) {
+  PyObject* const object = given.ptr();
+  const bool sequence = PyTuple_CheckExact(object) || PyList_CheckExact(object);
+  if (!sequence || PySequence_Fast_GET_SIZE(object) > 4) return Py_TYPE(object)->tp_name;
+  std::string kinds;
+  for (Py_ssize_t i = 0; i < PySequence_Fast_GET_SIZE(object); ++i) {
+    kinds += (i > 0 ? ", " : "") + kind_of(PySequence_Fast_GET_ITEM(object, i));
+  }
+  return PyTuple_CheckExact(object) ? "(" + kinds + ")" : "[" + kinds + "]";
+}
+
+struct Given {
+  const char *op, *name;
+  py::handle value;
+};
+
+template <class Argument>
+class Read {
+  using Type = typename FromPython<Argument>::Type;
+
+ public:
+  explicit Read(const Given& given) {
+    if (caster_.load(given.value, /*convert=*/true)) return;
+    throw py::type_error(std::string(given.op) + ": " + given.name + " must be " + kKind<Argument> +
+                         ", got " + kind_of(given.value));
+  }
+  Type value() { return py::detail::cast_op<Type>(caster_); }
+
+ private:
+  py::detail::make_caster<Type> caster_;
+};
+
+template <class>
+using Handle = py::handle;
 
 // The operator `name`, whose schema C++ sees as Result(Arguments...).
 template <class Result, class... Arguments, class... Names>
 void define(py::module_& m, const char* name, Result (*)(Arguments...), Names... names) {
-  const auto op = c10::Dispatcher::singleton()
-                      .findSchemaOrThrow((std::string("pyops::") + name).c_str(), "")
-                      .typed<Result(Arguments...)>();
-  const auto call = [op](typename FromPython<Arguments>::Type... arguments) -> Result {
-    return op.call(std::forward<typename FromPython<Arguments>::Type>(arguments)...);
+  const auto op = find_op<Result(Arguments...)>(name);
+  const auto call = [=](Handle<Arguments>... given) -> Result {
+    std::tuple<Read<Arguments>...> arguments(Given{name, names, given}...);
+    const py::gil_scoped_release no_gil;
+    return std::apply([&](auto&... argument) { return op.call(argument.value()...); }, arguments);
   };
-  m.def(name, torch::wrap_pybind_function_no_gil(call), py::arg(names)...);
+  m.def(name, torch::wrap_pybind_function(call), py::arg(names)...);
 }
 
 using Conv2d = Tensor (*)(const Tensor&, const Tensor&, const OptionalTensor&, SymIntArrayRef,
@@ -95,6 +155,10 @@ using Conv2dPool = Tensor (*)(const Tensor&, const Tensor&, const OptionalTensor
 template <class Result>
 using MaxPool2d = Result (*)(const Tensor&, IntArrayRef, IntArrayRef, IntArrayRef, IntArrayRef,
                              bool);
+using Linear = Tensor (*)(const Tensor&, const Tensor&, const OptionalTensor&);
+template <class Result, class State>
+using Cell = Result (*)(const Tensor&, State, const Tensor&, const Tensor&, const OptionalTensor&,
+                        const OptionalTensor&);
 using Attention = Tensor (*)(const Tensor&, const Tensor&, const Tensor&, const OptionalTensor&,
                              double, bool, std::optional<double>, bool);
 
@@ -111,6 +175,15 @@ void define_direct_calls(py::module_& m) {
     define(m, name, MaxPool2d<Result>{}, "input", "kernel_size", "stride", "padding", "dilation",
            "ceil_mode");
   };
+  for (const char* name : {"linear", "linear_relu"}) {
+    define(m, name, Linear{}, "input", "weight", "bias");
+  }
+  const auto cell = [&]<class Result, class State>(const char* name,
+                                                   Cell<Result, State> signature) {
+    define(m, name, signature, "input", "hx", "w_ih", "w_hh", "b_ih", "b_hh");
+  };
+  cell("lstm_cell", Cell<std::tuple<Tensor, Tensor>, at::TensorList>{});
+  cell("gru_cell", Cell<Tensor, const Tensor&>{});
   pool.operator()<Tensor>("max_pool2d");
   pool.operator()<std::tuple<Tensor, Tensor>>("max_pool2d_with_indices");
   define(m, "scaled_dot_product_attention", Attention{}, "query", "key", "value", "attn_mask",

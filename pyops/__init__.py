@@ -7,7 +7,8 @@ try:
     from pyops import _extension as _extension  # first: loads the operators everything else calls
 except (ImportError, ValueError, KeyboardInterrupt) as error:
     # The command says it in a line, but its module is part of what could not be imported.
-    if Path(*sys.argv[:1]).name != "pyops":
+    as_module = sys.argv[:1] == ["-m"] and sys.orig_argv[-len(sys.argv)] == "pyops"
+    if Path(*sys.argv[:1]).name != "pyops" and not as_module:
         raise
     interrupted = isinstance(error, KeyboardInterrupt)
     print(f"pyops: {'interrupted' if interrupted else error}", file=sys.stderr)

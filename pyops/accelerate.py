@@ -35,7 +35,8 @@ def accelerate(model: Model) -> Model:
 def restore(model: Model) -> Model:
     """Make every layer of `pyops.nn` in `model` its torch.nn namesake; in place.
 
-    Undoes `accelerate`. ConvReLU2d and LinearReLU have no namesake and stay. Returns `model`.
+    Undoes `accelerate`. What stays: ConvReLU2d and LinearReLU, which have no namesake, and a layer
+    that is parametrized, until it is so no more. Returns `model`.
     """
     return _switch("restore", model, _NATIVE)
 

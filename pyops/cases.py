@@ -240,6 +240,7 @@ def _rnn(name: str, native: Function, gates: int) -> Op:
         _draw_rnn(gates),
         _RNN_SHAPES,
         call=_call_rnn,
+        cudnn=True,
         terms=lambda shape: (shape["i"] + shape["h"]) * shape["t"] * shape.get("layers", 1),
     )
 
@@ -247,14 +248,15 @@ def _rnn(name: str, native: Function, gates: int) -> Op:
 OPS: dict[str, Op] = {
     op.name: op
     for op in (
-        _op("conv2d", F.conv2d, _draw_conv2d, _CONV_SHAPES),
-        _op("conv2d_relu", _conv2d_relu, _shifted(_draw_conv2d), _BIASED, kinked=True),
+        _op("conv2d", F.conv2d, _draw_conv2d, _CONV_SHAPES, cudnn=True),
+        _op("conv2d_relu", _conv2d_relu, _shifted(_draw_conv2d), _BIASED, kinked=True, cudnn=True),
         _op(
             "conv2d_relu_max_pool2d",
             _conv2d_relu_max_pool2d,
             _shifted(_draw_conv2d),
             _BIASED | {"overlapping": {**_BIASED["odd"], "kernel_size": 3, "pool_stride": 2}},
             kinked=True,
+            cudnn=True,
         ),
         _op(
             "max_pool2d",

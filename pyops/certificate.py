@@ -57,6 +57,8 @@ class Op:
     kinked: bool = False
     """True where a ReLU or max decides on computed values: at size, some decision hangs on the
     last bit, and gradients compare only on a lattice."""
+    cudnn: bool = False
+    """True where on a GPU cuDNN's switch says whether float32 is TF32, not that of products."""
 
     def inputs(
         self,
@@ -111,6 +113,15 @@ def random_like(outputs: Outputs) -> Outputs:
     )
 
 
+def float32_precision(device: str, *, cudnn: bool) -> str:
+    """Of float32 products there, as PyTorch's switches have it; see `Op` and `numerics.allowed`."""
+    precision = torch.get_float32_matmul_precision()
+    if not device.startswith("cuda"):
+        return precision
+    rounds = torch.backends.cudnn.allow_tf32 if cudnn else precision != "highest"
+    return "tf32" if rounds else "highest"
+
+
 @dataclass(frozen=True)
 class Reference:
     """The gradients that a backward pass starts from, and what native makes of it in float64."""
@@ -150,6 +161,7 @@ def verify(
         grad_outputs = None  # Into a wrong shape no gradient flows: the outputs say enough.
     ours = outputs_and_gradients(op, function, inputs, grad_outputs)
     native = outputs_and_gradients(op, op.native, inputs, grad_outputs)
+    device = next(iter(inputs.tensors.values())).device.type
     return {
         name: compare(
             ours[name],
@@ -157,6 +169,7 @@ def verify(
             reference.results[name],
             direction="backward" if name.startswith("grad_") else "forward",
             terms=op.terms(shape),
+            precision=float32_precision(device, cudnn=op.cudnn),
             exact=op.selects and name.startswith("output"),
             max_zeros=MOSTLY_ZEROS if op.selects or kinks else MAX_ZEROS,
             kinks=kinks and name.startswith("grad_"),

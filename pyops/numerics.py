@@ -110,8 +110,8 @@ def allowed(
 
     direction: "forward" for outputs, "backward" for gradients. terms: length of the longest sum
     behind one element (K, or K·T through a recurrence); float32's noise grows with its logarithm.
-    precision: as `torch.get_float32_matmul_precision()`, which is the default. exact: the op only
-    selects values, so nothing is allowed.
+    precision: as `torch.get_float32_matmul_precision()`, which is the default, or "tf32", which is
+    what a GPU makes of the lower ones. exact: the op only selects values, so nothing is allowed.
     """
     if direction not in ("forward", "backward"):
         raise ValueError(f"allowed: direction must be 'forward' or 'backward', got {direction!r}")
@@ -127,6 +127,7 @@ def allowed(
         noise = {
             "highest": 3e-7 * max(1.0, math.log2(max(terms, 1)) / 12),
             "high": 2e-5,
+            "tf32": 2.0**-10,
             "medium": torch.finfo(torch.bfloat16).eps,
         }[precision]
         return max(1.5 * native, noise)
@@ -162,6 +163,7 @@ def compare(
     *,
     direction: str = "forward",
     terms: int = 1,
+    precision: str | None = None,
     exact: bool = False,
     max_zeros: float = MAX_ZEROS,
     kinks: bool = False,
@@ -185,7 +187,7 @@ def compare(
     ours, native, ref64 = ours[finite], native[finite], ref64[finite]
     native_l2, native_max = err_l2(native, ref64), err_max(native, ref64)
     limit_l2, limit_max = (
-        allowed(native.dtype, direction, err, terms=terms, exact=exact)
+        allowed(native.dtype, direction, err, terms=terms, precision=precision, exact=exact)
         for err in (native_l2, native_max)
     )
     if kinks and native.dtype != torch.float64:

@@ -110,6 +110,87 @@ int takes_tensorop(int dtype, const int64_t* shape) {
 
 int takes_depthwise(const int64_t* shape) { return is_depthwise(shape_of(shape)); }
 
+// In parts of so many images, forward, grad_x and grad_weight: a workspace of what those ask for
+// who add in float32.
+void forward_of_images(int64_t most, int dtype, const int64_t* shape, const void* x, const void* w,
+                       void* y) {
+  const Conv2dParams whole{
+      shape_of(shape), static_cast<Dtype>(dtype), Precision::kHighest, false, x, w, nullptr, y};
+  for_images(whole, most, [](const Conv2dParams& p) {
+    with_layout(p, [&]<class T, bool kLast>() { multiply(ForwardProblem<T, kLast>{p}); });
+    return cudaError_t{};
+  });
+}
+
+void backward_of_images(int64_t most, int dtype, const int64_t* shape, const void* grad_y,
+                        const void* x, const void* w, void* grad_x, void* grad_weight) {
+  Conv2dBackwardParams whole{shape_of(shape),
+                             static_cast<Dtype>(dtype),
+                             Precision::kHighest,
+                             grad_y,
+                             nullptr,
+                             x,
+                             w,
+                             grad_x,
+                             grad_weight,
+                             nullptr};
+  const int64_t count = whole.weights();
+  std::vector<float> workspace((1 + weight_splits(whole)) * count, __builtin_nanf(""));
+  whole.workspace = workspace.data();
+  for_images(whole, most, [](const Conv2dBackwardParams& p) {
+    with_layout(p, [&]<class T, bool kLast>() { multiply(BackwardXProblem<T, kLast>{p}); });
+    return cudaError_t{};
+  });
+  const auto multiply_part = [](Conv2dBackwardParams p, float* to, int64_t* splits) {
+    p.workspace = to;
+    *splits = weight_splits(p);
+    with_layout(
+        p, [&]<class T, bool kLast>() { multiply(BackwardWeightProblem<T, kLast>{p, *splits}); });
+    return cudaError_t{};
+  };
+  sum_images(whole, most, multiply_part, [&](Dtype to_dtype, void* to, int64_t parts) {
+    dispatch_dtype(to_dtype, [&]<class T>(T) {
+      for (int64_t e = 0; e < count; ++e) {
+        static_cast<T*>(to)[e] =
+            static_cast<T>(sum_of_parts<float>(workspace.data(), parts, count, e));
+      }
+    });
+    return cudaError_t{};
+  });
+}
+
+// The same of pooling, forward of a convolution without a kernel to speak of, and back.
+void pool_of_images(int64_t most, int dtype, const int64_t* shape, const int64_t* pool,
+                    const void* x, const void* w, void* pooled, void* offsets,
+                    const void* grad_pooled, void* grad_y) {
+  Conv2dPoolParams whole = pool_params(dtype, shape, pool, x, w, nullptr, pooled, offsets, nullptr);
+  std::vector<double> workspace(std::min(most, whole.n) * whole.o * whole.oh * whole.ow,
+                                __builtin_nan(""));
+  whole.workspace = workspace.data();
+  for_images(whole, most, [](const Conv2dPoolParams& p) {
+    with_layout(p, [&]<class T, bool kLast>() {
+      Conv2dParams convolution = p;
+      convolution.y = p.workspace;
+      multiply(ForwardProblem<T, kLast>{convolution});
+      for (int64_t e = 0; e < p.n * p.o * p.pooled_h * p.pooled_w; ++e) pool_element<T>(p, e);
+    });
+    return cudaError_t{};
+  });
+  const Conv2dPoolBackwardParams back{
+      shape_of(shape), whole.dtype,        whole.pool_h, whole.pool_w, whole.pooled_h,
+      whole.pooled_w,  whole.wide_offsets, grad_pooled,  offsets,      grad_y};
+  for_images(back, most, [](const Conv2dPoolBackwardParams& p) {
+    dispatch_dtype(p.dtype, [&]<class T>(T) {
+      for (int64_t e = 0; e < p.n * p.o * p.oh * p.ow; ++e) unpool_element<T>(p, e);
+    });
+    return cudaError_t{};
+  });
+}
+
+int64_t images_at_once(int dtype, const int64_t* shape) {
+  return images_of_launch(shape_of(shape), static_cast<Dtype>(dtype));
+}
+
 void forward(int depthwise, int dtype, const int64_t* shape, int relu, const void* x, const void* w,
              const void* bias, void* y) {
   const Conv2dParams p{

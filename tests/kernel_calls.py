@@ -93,6 +93,7 @@ WIDE, OVERLAP = IMAGES | dict(c=40), dict(kernel_size=3, pool_stride=2)
 DEPTHWISE = dict(n=2, c=16, o=16, hw=(13, 15), k=3, padding=1, groups=16)
 POOLED = dict(n=2, c=16, hw=(33, 35))
 SQUARE, ODD = (dict(k=3, stride=2, padding=1), dict(k=(5, 3), stride=3, padding=1))
+LARGE = dict(k=(9, 8), stride=(8, 9), padding=2)
 SEQUENCES = dict(t=5, b=3, i=16, h=24)
 PACKED, BOTH_WAYS = SEQUENCES | dict(lengths=(5, 3, 2)), SEQUENCES | dict(bidirectional=True)
 STACKED = SEQUENCES | dict(t=130, layers=2)
@@ -114,7 +115,9 @@ def _pooled(way: str) -> tuple[str, ...]:
 
 
 CALLS = [
-    Call(POOL, POOLED | ODD, _both("max_pool2d", "cuda")),
+    Call(POOL, POOLED | ODD | dict(c=3), _both("max_pool2d", "cuda"), HALF, LAST),
+    Call(POOL, POOLED | ODD, _both("max_pool2d", "windows_cuda")),
+    Call(POOL, POOLED | LARGE, _both("max_pool2d", "teams_cuda", "windows_cuda")),
     Call(POOL, POOLED | SQUARE, _both("max_pool2d", "strips_cuda")),
     Call(POOL, POOLED | SQUARE, _both("max_pool2d", "channels_cuda"), HALF, LAST),
     Call(LINEAR, dict(n=37, i=65, o=9), _both("linear", "cuda")),

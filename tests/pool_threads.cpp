@@ -1,13 +1,15 @@
 // What the threads of the max pooling kernels of CUDA compute, one after the other on the CPU; and
 // the arithmetic of windows they share with everybody.
+#include <algorithm>
+
 #include "core/pool_window.h"
-#include "max_pool2d/max_pool2d_square.h"
+#include "max_pool2d/max_pool2d_window.h"
 
 using namespace pyops;
 
 namespace {
 
-enum Way { kElement, kStrips, kChannels };
+enum Way { kElement, kStrips, kChannels, kWindows, kTeams };
 
 // n, c, h, w, oh, ow, then kernel, stride, padding, dilation of rows and of columns.
 template <class Params>
@@ -27,12 +29,14 @@ Params params_of(const int64_t* s, int dtype, int argmax, int channels_last) {
 
 template <class Params>
 bool takes(Way way, const Params& p) {
+  if (way == kWindows) return suits_windows(p);
   return way == kElement || (way == kStrips ? suits_strips(p) : suits_channels(p));
 }
 
 template <class Params>
 int64_t threads(Way way, const Params& p) {
-  return way == kStrips ? strip_threads(p) : pixel_threads(p);
+  const bool strips = way == kStrips || (way == kWindows && !p.channels_last);
+  return strips ? strip_threads(p) : pixel_threads(p);
 }
 
 template <class Where>
@@ -54,6 +58,41 @@ void pool_square(Way way, const MaxPool2dParams& p) {
                        : pool_pixel<T, kTaps, kK, kS>(p, thread);
       }
     });
+  });
+}
+
+void pool_windows(const MaxPool2dParams& p) {
+  dispatch_dtype(p.dtype, [&]<class T>(T) {
+    for (int64_t t = 0; t < threads(kWindows, p); ++t) {
+      const auto thread = static_cast<uint32_t>(t);
+      p.channels_last ? pool_window_pixel<T>(p, thread) : pool_window_strip<T>(p, thread);
+    }
+  });
+}
+
+void pool_by_teams(const MaxPool2dParams& p) {
+  dispatch_dtype(p.dtype, [&]<class T>(T) {
+    for (int64_t o = 0; o < p.n * p.c * p.oh * p.ow; ++o) {
+      TapMaximum<T> parts[kLanes];
+      for (int lane = 0; lane < kLanes; ++lane) parts[lane] = pool_window_lane<T>(p, o, lane);
+      for (int apart = kLanes / 2; apart > 0; apart /= 2) {
+        TapMaximum<T> before[kLanes];
+        std::copy(parts, parts + kLanes, before);
+        for (int lane = 0; lane < kLanes; ++lane) {
+          parts[lane] = merged(before[lane], before[lane ^ apart]);
+        }
+      }
+      store_window<T>(p, o, parts[0]);
+    }
+  });
+}
+
+void gather_windows(const MaxPool2dBackwardParams& p) {
+  dispatch_dtype(p.dtype, [&]<class T>(T) {
+    for (int64_t t = 0; t < threads(kWindows, p); ++t) {
+      const auto thread = static_cast<uint32_t>(t);
+      p.channels_last ? gather_window_pixel<T>(p, thread) : gather_window_strip<T>(p, thread);
+    }
   });
 }
 
@@ -89,9 +128,13 @@ int pool(int way, const int64_t* sizes, int dtype, int argmax, int channels_last
   p.x = x;
   p.y = y;
   p.where = where;
-  if (!takes(Way(way), p)) return 0;
+  if (way == kTeams ? !suits_teams(p) : !takes(Way(way), p)) return 0;
   const bool taps = p.argmax == Argmax::kTap;
-  if (way == kElement) {
+  if (way == kWindows) {
+    pool_windows(p);
+  } else if (way == kTeams) {
+    pool_by_teams(p);
+  } else if (way == kElement) {
     taps ? pool_elements<uint8_t>(p) : pool_elements<int64_t>(p);
   } else {
     taps ? pool_square<true>(Way(way), p) : pool_square<false>(Way(way), p);
@@ -106,7 +149,9 @@ int gather(int way, const int64_t* sizes, int dtype, int argmax, int channels_la
   p.where = where;
   p.grad_x = grad_x;
   if (!takes(Way(way), p)) return 0;
-  if (way != kElement) {
+  if (way == kWindows) {
+    gather_windows(p);
+  } else if (way != kElement) {
     gather_square(Way(way), p);
   } else if (p.argmax == Argmax::kTap) {
     gather_elements<uint8_t>(p);

@@ -1,6 +1,7 @@
 // What the threads of the CUDA kernels of recurrent layers compute, on the CPU.
 #include "gemm/column_sums.h"
 #include "rnn/rnn_resident_tensorop.h"
+#include "rnn/rnn_tensorop.h"
 #include "rnn/rnn_wavefront.h"
 #include "threads.h"
 
@@ -349,6 +350,15 @@ int64_t wrong_steps(const int64_t* shape, const int64_t* offsets) {
     }
   }
   return wrong;
+}
+
+// Bits: whether tensor cores take the products over all rows of the forward, and of the backward.
+int takes_tensorop(const int64_t* shape, const int64_t* offsets) {
+  const int64_t gpu[] = {132, 232448};
+  RnnParams forward{};
+  RnnBackwardParams back{};
+  static_cast<RnnShape&>(forward) = static_cast<RnnShape&>(back) = shape_of(shape, offsets, gpu);
+  return (suits_tensorop(forward) ? 1 : 0) + (suits_tensorop(back) ? 2 : 0);
 }
 
 // What a layer takes of a GPU: bytes of shared memory on ordinary units; for each tiling blocks,

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import importlib
 import json
 import math
 import subprocess
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 import pyops.functional
-from pyops.bench import against, command, goals, readme, report
+from pyops.bench import against, bench_models, command, goals, readme, report
 from pyops.bench.clocks import HostClock
 from pyops.bench.harness import LEAST_ROUNDS, Bench, Case, Result, Settings, interleave
 from pyops.bench.peaks import WORKING_SETS, Peaks
@@ -174,6 +175,12 @@ def test_float32_can_be_timed_at_another_precision(monkeypatch):
     assert [r.dtype for r in case.results()] == ["float32-high"] * 2
     assert seen == {"high"}
     assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_imports_leave_random_numbers_as_they_are():
+    before = torch.get_rng_state()
+    importlib.reload(bench_models)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_unknown_peers_are_skipped_with_a_reason():

@@ -15,6 +15,7 @@ from pyops.bench import caps, command, goals, peers, readme, runtimes
 from pyops.bench.harness import DIRECTIONS, Case, Result
 from pyops.bench.peaks import Peaks
 from pyops.cases import OPS
+from pyops.cli import UserError
 
 ROW = Result(
     "max_pool2d", "a", "float32", "forward", "contiguous", "amx", "amx", ms=1.0, native="inductor",
@@ -86,6 +87,8 @@ def test_a_run_is_short_unless_asked_for_more(monkeypatch, words, minutes):
 def test_groups_of_peers_have_names():
     named = command._peers(["native,compile", "openvino", "eager"])
     assert named == ("eager", "channels_last", "inductor", "openvino")
+    with pytest.raises(UserError, match=r"peer must be one of native, compile, eager, .* 'foo'"):
+        command._peers(["native", "foo"])
 
 
 @pytest.mark.skipif(_C.isa_detected() == "scalar", reason="nothing to cap")

@@ -186,8 +186,9 @@ FITTING = Shape(2, 64, (40, 40), 64, (3, 3))
         ({"padding": (2**15 + 1, 1), "n": 1, "hw": (1, 1)}, True, False),
         ({"n": 1, "hw": (1, 1), "k": (1, 1), "c": 8, "o": 2**22}, True, True),
         ({"n": 1, "hw": (1, 1), "k": (1, 1), "c": 8, "o": 2**22 + 8}, True, False),
-        ({"n": 2**13}, True, True),
-        ({"n": 2**14}, True, False),
+        ({"n": 2**40}, True, True),
+        ({"hw": (2**12, 2**12 - 1)}, True, True),
+        ({"hw": (2**12, 2**12)}, True, False),
     ],
     ids=str,
 )
@@ -196,6 +197,62 @@ def test_what_tensor_cores_take(changes, last, fits):
     shape = replace(FITTING, **changes)
     code = DTYPES.index(torch.bfloat16)
     assert bool(threads().takes_tensorop(code, shape.numbers(last))) == fits
+
+
+@pytest.mark.parametrize(
+    ("changes", "images"),
+    [
+        ({}, (2**31 - 1) // (2 * 64 * 40 * 40)),
+        ({"hw": (2**12, 2**12 - 1)}, 1),
+        ({"hw": (2**12, 2**12 - 1), "o": 72}, 0),
+        ({"padding": (20, 20), "k": (1, 1)}, (2**31 - 1) // (2 * 64 * 80 * 80)),
+    ],
+    ids=str,
+)
+def test_how_many_images_a_launch_takes(changes, images):
+    """The larger of input and output stays below 2 GiB."""
+    shape = replace(FITTING, **changes)
+    threads().images_at_once.restype = ctypes.c_int64
+    code = DTYPES.index(torch.bfloat16)
+    assert threads().images_at_once(code, shape.numbers(last=True)) == images
+
+
+@pytest.mark.parametrize("format", FORMATS, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("most", [1, 2, 3, 5, 6])
+def test_images_in_parts(most, dtype, format):
+    """Every image once, and grad_weight of all of them rounded once."""
+    shape = Shape(5, 4, (21, 19), 6, (3, 2), (2, 1), (1, 1), groups=2)
+    (x, w, _, y, grad), gradients = reference(shape, 0, False)
+    numbers, code = shape.numbers(format == torch.channels_last), DTYPES.index(dtype)
+    xc, wc, gc = (t.to(dtype).contiguous(memory_format=format) for t in (x, w, grad))
+    ours = [unwritten(t, dtype, format) for t in (y, x, w)]
+    images = ctypes.c_int64(most)
+    call("forward_of_images", images, code, numbers, xc, wc, ours[0])
+    call("backward_of_images", images, code, numbers, gc, xc, wc, *ours[1:])
+    for mine, right in zip(ours, (y, *gradients[:2]), strict=True):
+        assert torch.equal(mine, right.to(dtype))
+
+
+@pytest.mark.parametrize("kernel", [2, 17])
+@pytest.mark.parametrize("format", FORMATS, ids=str)
+def test_pooled_images_in_parts(format, kernel):
+    """Offsets of a byte and of four, with room for one part's convolution."""
+    shape = Shape(5, 4, (21, 19), 6, (3, 2), padding=(1, 1))
+    (x, w, _, y, _), _ = reference(shape, 1, False)
+    pooled = F.max_pool2d(y, kernel, 2)
+    windows = int64s(kernel, kernel, 2, 2, 0, 0, 1, 1, *pooled.shape[2:])
+    numbers, code = shape.numbers(format == torch.channels_last), DTYPES.index(torch.float32)
+    xc, wc, grad = (t.float().contiguous(memory_format=format) for t in (x, w, pooled + 1))
+    kind = torch.int32 if kernel * kernel > 255 else torch.uint8
+    whole = []
+    for most in (5, 2, 1):
+        mine, grad_y = (unwritten(t, torch.float32, format) for t in (pooled, y))
+        offsets = torch.zeros(pooled.shape, dtype=kind).contiguous(memory_format=format)
+        tensors = xc, wc, mine, offsets, grad, grad_y
+        call("pool_of_images", ctypes.c_int64(most), code, numbers, windows, *tensors)
+        whole = whole or [pooled.float(), offsets, grad_y]
+        assert all(map(torch.equal, (mine, offsets, grad_y), whole))
 
 
 @functools.cache
@@ -328,8 +385,9 @@ def test_pooled_elements_are_exact(pool, dtype, format):
         (torch.float32, {"o": 60}, 2, True),
         (torch.float64, {"o": 62}, 2, True),
         (torch.bfloat16, {}, 2**29 + 1, False),
-        (torch.bfloat16, {"n": 2**19}, 2, True),
-        (torch.bfloat16, {"n": 2**20}, 2, False),
+        (torch.bfloat16, {"n": 2**40}, 2, True),
+        (torch.bfloat16, {"hw": (2**15, 2**15)}, 2, True),
+        (torch.bfloat16, {"hw": (2**16, 2**15)}, 2, False),
     ],
     ids=str,
 )

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 import pyops
-from pyops.functional import conv2d
+from pyops.functional import conv2d, conv2d_relu_max_pool2d
 from suite import isas
 from test_conv2d_exact import LAST, assert_exact
 
@@ -28,6 +28,32 @@ FORMATS = [torch.contiguous_format, LAST]
 )
 def test_exact(place, memory_format, dtype, relu, x, w, options):
     assert_exact(place, memory_format, x, w, dtype, relu, **options)
+
+
+@pytest.mark.parametrize("place", isas("avx2"))
+@pytest.mark.parametrize("memory_format", FORMATS)
+@pytest.mark.parametrize(
+    ("x", "pool"),
+    [
+        ((5, 16, 8, 8), {}),  # halves of so few tiles that they alone would go another way
+        ((5, 16, 17, 18), {"kernel_size": 3, "pool_stride": 2, "pool_padding": 1}),
+        ((5, 32, 15, 15), {"kernel_size": 3, "pool_stride": 1}),
+        ((5, 16, 20, 9), {"kernel_size": 2, "pool_stride": 5, "pool_dilation": 3}),
+        ((5, 3, 14, 19), {"kernel_size": 3}),  # by the direct sum
+    ],
+)
+def test_where_a_pooled_image_is_cut_changes_nothing(place, memory_format, x, pool):
+    """Into strips for threads, the more the fewer images there are."""
+    x = torch.randn(x).contiguous(memory_format=memory_format)
+    w = torch.randn(24, x.size(1), 3, 3)
+    with pyops.isa_cap(place):
+        whole = conv2d_relu_max_pool2d(x, w, padding=1, **pool)
+        torch.set_num_threads(4)
+        try:
+            cut = [conv2d_relu_max_pool2d(image, w, padding=1, **pool) for image in x]
+        finally:
+            torch.set_num_threads(1)
+    assert torch.equal(torch.stack(cut), whole)
 
 
 @pytest.fixture(params=FORMATS, ids=str)

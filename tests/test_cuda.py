@@ -146,3 +146,39 @@ def test_pooled_convolutions_are_exact(kernel, channels, outputs, window, images
     assert torch.equal(y, expected.to(y))
     for mine, right in zip(gradients, torch.autograd.grad(expected.sum(), wide), strict=True):
         assert torch.equal(mine, right.to(mine))
+
+
+def _zeros(device):
+    return lambda *sizes: torch.zeros(sizes, device=device)
+
+
+def _state_on(there, here):
+    weights = [here(16, 3), here(16, 4)]
+    hx = (here(1, 1, 4), there(1, 1, 4))
+    return f.lstm(here(2, 1, 3), hx, weights, False, 1, 0.0, False, False, False)
+
+
+# By the operator that must say so: a call of tensors there, among others here.
+ON_TWO_DEVICES = {
+    "conv2d": lambda there, here: f.conv2d(here(1, 2, 5, 5), there(3, 2, 3, 3)),
+    "conv2d_relu": lambda there, here: f.conv2d_relu(
+        here(1, 2, 5, 5), here(3, 2, 3, 3), there(3)),
+    "linear": lambda there, here: f.linear(here(2, 3), there(4, 3)),
+    "linear_relu": lambda there, here: f.linear_relu(here(2, 3), here(4, 3), there(4)),
+    "scaled_dot_product_attention": lambda there, here: f.scaled_dot_product_attention(
+        here(1, 1, 2, 4), here(1, 1, 2, 4), here(1, 1, 2, 4), there(2, 2)),
+    "lstm": _state_on,
+    "lstm_cell": lambda there, here: f.lstm_cell(
+        here(1, 3), (here(1, 4), here(1, 4)), here(16, 3), there(16, 4)),
+    "gru_cell": lambda there, here: f.gru_cell(
+        here(1, 3), there(1, 4), here(12, 3), here(12, 4)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("inference", [False, True])
+@pytest.mark.parametrize("there", ["cpu", "cuda"])
+@pytest.mark.parametrize("op", ON_TWO_DEVICES)
+def test_tensors_on_two_devices_are_refused(op, there, inference):
+    here = "cuda" if there == "cpu" else "cpu"
+    with torch.inference_mode(inference), pytest.raises(RuntimeError, match=rf"{op}: .*{here}"):
+        ON_TWO_DEVICES[op](_zeros(there), _zeros(here))

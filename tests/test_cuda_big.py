@@ -14,6 +14,7 @@ import pyops
 
 P = pyops.functional
 BEYOND = 2**31 + 2**20
+NHWC = torch.channels_last
 pytestmark = [pytest.mark.cuda, pytest.mark.timeout(300)]  # with the wait for a turn
 
 
@@ -64,10 +65,12 @@ def judge(op, native, x, *weights):
     assert torch.equal(ends(grad), right.to(grad))
 
 
-@pytest.mark.parametrize("format", [torch.contiguous_format, torch.channels_last], ids=str)
-def test_max_pool2d(format):
+@pytest.mark.parametrize("format", [torch.contiguous_format, NHWC], ids=str)
+@pytest.mark.parametrize(("kernel", "stride"), [(2, 2), (5, 3), (16, 16)])
+def test_max_pool2d(kernel, stride, format):
+    """Unrolled windows, such as are told at run time, and such as a warp takes."""
     x = integers(BEYOND // 2**16 + 1, 64, 32, 32).to(memory_format=format)
-    judge(lambda x: P.max_pool2d(x, 2), lambda x: F.max_pool2d(x, 2), x)
+    judge(lambda x: P.max_pool2d(x, kernel, stride), lambda x: F.max_pool2d(x, kernel, stride), x)
 
 
 def test_max_pool2d_of_one_plane():
@@ -77,10 +80,14 @@ def test_max_pool2d_of_one_plane():
     assert torch.equal(y[..., -32:, -32:], right.to(y))
 
 
-@pytest.mark.parametrize("format", [torch.contiguous_format, torch.channels_last], ids=str)
-def test_conv2d(format):
-    x = integers(BEYOND // 2**15 + 1, 8, 64, 64).to(memory_format=format)
-    w = integers(8, 8, 3, 3).to(memory_format=format)
+@pytest.mark.parametrize(
+    ("format", "channels"), [(torch.contiguous_format, 8), (NHWC, 8), (NHWC, 32)], ids=str
+)
+def test_conv2d(format, channels):
+    """On ordinary units, on tensor cores by parts of the batch, on Hopper's as one."""
+    images = BEYOND // (channels * 2**12) + 1
+    x = integers(images, channels, 64, 64).to(memory_format=format)
+    w = integers(8, channels, 3, 3).to(memory_format=format)
     judge(
         lambda x, w: P.conv2d_relu(x, w, padding=1),
         lambda x, w: F.relu(F.conv2d(x, w, padding=1)),
@@ -89,13 +96,31 @@ def test_conv2d(format):
     )
 
 
-def test_pooled_conv2d():
-    """On Hopper in one kernel, which counts images and patches and not elements."""
-    x = integers(BEYOND // 2**15 + 1, 8, 64, 64).to(memory_format=torch.channels_last)
-    w = integers(8, 8, 3, 3).to(memory_format=torch.channels_last)
+@pytest.mark.parametrize("channels", [8, 32])
+def test_weight_gradient_of_conv2d(channels):
+    """Sums that float32 holds exactly, also of parts of the batch; native adds up by pieces."""
+    x, grad = (
+        integers(BEYOND // (channels * 2**12) + 1, channels, 64, 64).to(memory_format=NHWC)
+        for _ in range(2)
+    )
+    w = integers(channels, channels, 3, 3).to(memory_format=NHWC)
+    both, wanted = [1, 1], [False, True, False]
+    _, ours, _ = torch.ops.pyops.conv2d_backward(grad, x, w, None, both, both, both, 1, wanted)
+    right = torch.zeros_like(w, dtype=torch.float64)
+    for piece, start in zip(x.split(2048), grad.split(2048), strict=True):
+        right += torch.nn.grad.conv2d_weight(piece.double(), w.shape, start.double(), padding=1)
+    assert torch.equal(ours, right.to(ours))
+
+
+@pytest.mark.parametrize(("window", "stride"), [(2, 2), (3, 2)])
+def test_pooled_conv2d(window, stride):
+    """On Hopper in one kernel, which counts images and patches; else by parts of the batch."""
+    x = integers(BEYOND // 2**15 + 1, 8, 64, 64).to(memory_format=NHWC)
+    w = integers(8, 8, 3, 3).to(memory_format=NHWC)
+    pool = {"kernel_size": window, "pool_stride": stride}
     judge(
-        lambda x, w: P.conv2d_relu_max_pool2d(x, w, padding=1, kernel_size=2),
-        lambda x, w: F.max_pool2d(F.relu(F.conv2d(x, w, padding=1)), 2),
+        lambda x, w: P.conv2d_relu_max_pool2d(x, w, padding=1, **pool),
+        lambda x, w: F.max_pool2d(F.relu(F.conv2d(x, w, padding=1)), window, stride),
         x,
         w,
     )

@@ -89,6 +89,32 @@ def test_one_launch_for_all_steps(kind, dtype, both):
 
 
 @pytest.mark.parametrize("kind", ["LSTM", "GRU"])
+@pytest.mark.parametrize("batch", [32, 140], ids=["all steps at once", "step by step"])
+def test_float32_on_tensor_cores(batch, kind):
+    """Of large products over all rows: three of TF32 for one, or one where that is allowed."""
+    module = getattr(pyops.nn, kind)(512, 704).to("cuda")
+    x = torch.randn(20, batch, 512, device="cuda", requires_grad=True)
+
+    def run():
+        y, _ = module(x)
+        return y, *torch.autograd.grad(y.square().sum(), [x, *module.parameters()])
+
+    with pyops.explain() as log:
+        mine = run()
+    way = "resident_cuda" if batch <= 128 else "tensorop_cuda"
+    assert [c.kernel for c in log.calls] == [f"rnn_forward_{way}", f"rnn_backward_{way}"]
+    native = getattr(torch.nn, kind)(512, 704).to("cuda", torch.float64)
+    native.load_state_dict(module.state_dict())
+    wide = x.detach().double().requires_grad_()
+    with without_cudnn():
+        y, _ = native(wide)
+    assert_close(mine, (y, *torch.autograd.grad(y.square().sum(), [wide, *native.parameters()])))
+    with torch.backends.cudnn.flags(True, allow_tf32=True):
+        rounded, _ = module(x)
+    assert 1e-5 < (rounded.double() - y).norm() / y.norm() < 1e-2
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_stacked_layers_are_a_wavefront(kind, dtype):
     """Forward as layer by layer, to the last bit; in another stream, and replayed in a graph."""

@@ -1,6 +1,8 @@
 """`pyops demo` and `pyops train` from the outside: what they print, leave behind and refuse."""
 
 import importlib
+import io
+import itertools
 import json
 import resource
 import signal
@@ -12,6 +14,7 @@ import torch
 
 import pyops
 from pyops.cli import main, training_plots
+from pyops.cli.layer_speed import Speed
 from pyops.cli.tasks import TASKS
 from pyops.cli.trainer import History
 
@@ -76,7 +79,8 @@ def test_demo_json(demo):
     assert content["first_step"]["loss"]["passed"]
     assert {row["direction"] for row in content["speeds"][:-1]} == {"forward", "forward+backward"}
     assert len(content["speeds"]) == 11
-    assert all(row["ratio"] > 0 for row in content["speeds"])
+    for row in content["speeds"]:
+        assert row["ratio"] == pytest.approx(row["native_ms"] / row["ours_ms"])
 
 
 @pytest.mark.parametrize("name", ["curves", "confusion", "speed"])
@@ -89,6 +93,22 @@ def test_epochs_are_counted_in_whole_numbers():
     one = History([2.0, 1.0], [0.1, 0.2], [1.0], [0.3], [1.0])
     for axes in training_plots.curves({"pyops.nn": one}, 2).axes:
         assert [tick for tick in axes.get_xticks() if tick <= axes.get_xlim()[1]] == [0, 1]
+
+
+@pytest.mark.parametrize("ratios", [(0.98, 1.1), (0.8, 2.56), (0.5, 3.9), (1.0, 11.0), (0.2, 40)])
+def test_labels_of_speeds_do_not_meet(ratios):
+    rows = [Speed("64→128 Conv2d + ReLU + MaxPool2d", "forward+backward", r, 1, r) for r in ratios]
+    figure = training_plots.speeds(rows, "float32, cpu, 2 threads")
+    figure.savefig(io.BytesIO(), dpi=150)  # which lays it out
+    (axes,) = figure.axes
+    low, high = axes.get_xlim()
+    labels = [
+        label.get_window_extent()
+        for tick, label in zip(axes.get_xticks(), axes.get_xticklabels(), strict=True)
+        if low <= tick <= high
+    ]
+    assert len(labels) >= 3
+    assert all(a.x1 + 2 < b.x0 for a, b in itertools.pairwise(labels))
 
 
 def test_demo_leaves_nothing_half_written(demo):

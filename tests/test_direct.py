@@ -18,12 +18,22 @@ def rows():
     return torch.rand(1, 1, 3, 4)
 
 
+def cell(gates):
+    """Arguments of an LSTM's cell, or a GRU's."""
+    x, h = torch.rand(2, 5), torch.rand(2, 3)
+    return x, (h, h) if gates == 4 else h, torch.rand(3 * gates, 5), torch.rand(3 * gates, 3)
+
+
 CALLS = {
     "conv2d": lambda: P.conv2d(image(), torch.rand(1, 1, 3, 3)),
     "conv2d_relu": lambda: P.conv2d_relu(image(), torch.rand(1, 1, 3, 3)),
     "conv2d_relu_max_pool2d": lambda: P.conv2d_relu_max_pool2d(image(), torch.rand(1, 1, 3, 3)),
     "max_pool2d": lambda: P.max_pool2d(image(), 2),
     "max_pool2d_with_indices": lambda: P.max_pool2d(image(), 2, return_indices=True),
+    "linear": lambda: P.linear(rows(), rows()[0, 0]),
+    "linear_relu": lambda: P.linear_relu(rows(), rows()[0, 0]),
+    "lstm_cell": lambda: P.lstm_cell(*cell(4)),
+    "gru_cell": lambda: P.gru_cell(*cell(3)),
     "scaled_dot_product_attention": lambda: P.scaled_dot_product_attention(rows(), rows(), rows()),
 }
 
@@ -78,14 +88,49 @@ def test_a_subclass_sees_the_call():
 @pytest.mark.parametrize(
     "call, expected",
     [
-        (lambda: P.conv2d(image(), [1.0]), r"conv2d\(\): .*weight: .*Tensor"),
-        (lambda: P.conv2d(image(), torch.rand(1, 1, 3, 3), groups="2"), r"conv2d\(\): .*groups: "),
-        (lambda: P.max_pool2d(image(), 2.5), r"max_pool2d\(\): .*kernel_size: Tuple\[int, ...\]"),
+        (lambda: P.conv2d(image(), [1.0]), "conv2d: weight must be a Tensor, got [float]"),
+        (
+            lambda: P.conv2d(image(), torch.rand(1, 1, 3, 3), groups="2"),
+            "conv2d: groups must be an integer, got str",
+        ),
+        (
+            lambda: P.conv2d(image(), image(), bias=2.0),
+            "conv2d: bias must be a Tensor or None, got float",
+        ),
+        (
+            lambda: P.max_pool2d(image(), 2.5),
+            "max_pool2d: kernel_size must be integers, got (float, float)",
+        ),
+        (lambda: P.linear([1.0], rows()), "linear: input must be a Tensor, got [float]"),
+        (
+            lambda: P.linear(numpy.ones(3), rows()),
+            "linear: input must be a Tensor, got numpy.ndarray",
+        ),
+        (lambda: P.linear(rows(), None), "linear: weight must be a Tensor, got NoneType"),
+        (lambda: P.linear_relu([1.0] * 9, rows()), "linear_relu: input must be a Tensor, got list"),
+        (
+            lambda: P.scaled_dot_product_attention("q", rows(), rows()),
+            "scaled_dot_product_attention: query must be a Tensor, got str",
+        ),
+        (
+            lambda: P.scaled_dot_product_attention(rows(), rows(), rows(), dropout_p="0"),
+            "scaled_dot_product_attention: dropout_p must be a number, got str",
+        ),
+        (
+            lambda: P.lstm_cell(rows(), (1, 2), rows(), rows()),
+            "lstm_cell: hx must be Tensors, got (int, int)",
+        ),
+        (
+            lambda: P.gru_cell(rows(), (rows(), rows()), rows(), rows()),
+            "gru_cell: hx must be a Tensor, got (Tensor, Tensor)",
+        ),
     ],
 )
 def test_a_wrong_type_names_op_and_argument(call, expected):
-    with pytest.raises(TypeError, match=f"(?s){expected}"):
+    """As native in the exception's type; no tensor's numbers are printed."""
+    with pytest.raises(TypeError) as error:
         call()
+    assert str(error.value) == expected
 
 
 @pytest.mark.parametrize(

@@ -1,40 +1,32 @@
-"""The emulated intrinsics of AVX-512 and AMX against the manual, and against a processor.
+"""The emulated intrinsics of AVX-512's vectors against the manual, and against a processor.
 
 Models are numpy's, lane by lane. Where the processor has AMX the same table is put to it.
 """
 
 import ctypes
-import subprocess
-import sys
 from itertools import product
 
 import numpy as np
 import pytest
 
-from host import AVX512, emulating, library, processor_has
+from instructions import (
+    F32,
+    F64,
+    INF,
+    NAN,
+    SMALLEST,
+    U8,
+    U16,
+    U32,
+    assert_same,
+    bits,
+    instructions,
+    on_machines,
+)
 
-FLAGS = {
-    "emulated": (*emulating("amx"), "-O2"),
-    "processor": (*AVX512, "-mavx512bf16", "-mamx-tile", "-mamx-bf16"),
-}
-F32, F64, I32, U32 = np.float32, np.float64, np.int32, np.uint32
-I16, U16, U8, I64 = np.int16, np.uint16, np.uint8, np.int64
-INF, NAN = np.inf, np.nan
-TINY, SMALLEST, LARGEST = 1e-40, 2.0**-126, 3.4028235e38
+I16, I32, I64 = np.int16, np.int32, np.int64
+TINY, LARGEST = 1e-40, 3.4028235e38
 MASKS = [0, 1, 0x8000, 0xFFFF, 0xA5C3, 0x12345678, 0xFFFFFFFF]
-
-
-def has_amx():
-    if not processor_has("amx_bf16", "avx512_bf16", "avx512vl"):
-        return False
-    return ctypes.CDLL(None).syscall(158, 0x1023, 18) == 0  # Linux hands out tiles on request
-
-
-@pytest.fixture(params=FLAGS)
-def machine(request):
-    if request.param == "processor" and not has_amx():
-        pytest.skip("no AMX here")
-    return library("emulation/semantics.cpp", *FLAGS[request.param])
 
 
 def run(machine, name, inputs, mask, like):
@@ -42,7 +34,9 @@ def run(machine, name, inputs, mask, like):
     out = np.full(64, 0xFF, U8)
     pointers = [np.ascontiguousarray(x).ctypes.data_as(ctypes.c_void_p) for x in inputs]
     pointers += [None] * (3 - len(pointers))
-    getattr(machine, name)(*pointers, ctypes.c_uint32(mask), out.ctypes.data_as(ctypes.c_void_p))
+    getattr(instructions(machine), name)(
+        *pointers, ctypes.c_uint32(mask), out.ctypes.data_as(ctypes.c_void_p)
+    )
     return out.view(like.dtype)[: like.size]
 
 
@@ -59,10 +53,6 @@ def draw(dtype, seed):
     x = rng.standard_normal(count) * 2.0 ** rng.integers(-30, 30, count)
     special = [0.0, -0.0, 0.5, -1.5, 2.5, INF, -INF, NAN, TINY, -TINY, SMALLEST, LARGEST]
     return np.where(rng.random(count) < 0.4, rng.choice(special, count), x).astype(dtype)
-
-
-def bits(x):
-    return x.view({4: U32, 8: np.uint64}[x.itemsize])
 
 
 def of_bits(function):
@@ -319,15 +309,7 @@ MASKED = {
 }
 
 
-def assert_same(got, expected):
-    """Bit by bit, but for what a NaN carries."""
-    if expected.dtype.kind == "f":
-        nan = np.isnan(expected)
-        assert (np.isnan(got) == nan).all(), (got, expected)
-        got, expected = np.where(nan, 0, got), np.where(nan, 0, expected)
-    assert got.tobytes() == expected.astype(got.dtype).tobytes(), (got, expected)
-
-
+@on_machines
 @pytest.mark.filterwarnings("ignore:overflow", "ignore:invalid", "ignore:divide")
 @pytest.mark.parametrize("name", TABLE)
 def test_lanes(name, machine):
@@ -338,6 +320,7 @@ def test_lanes(name, machine):
         assert_same(run(machine, name, inputs, 0, expected), expected)
 
 
+@on_machines
 @pytest.mark.parametrize("name", MASKED)
 def test_masked_lanes(name, machine):
     types, model = MASKED[name]
@@ -347,6 +330,7 @@ def test_masked_lanes(name, machine):
         assert_same(run(machine, name, inputs, mask, expected), expected)
 
 
+@on_machines
 @pytest.mark.parametrize(("name", "exponents"), [("scalef_ps", -149), ("scalef_pd", -1074)])
 def test_scaling_to_a_subnormal_rounds_once(name, exponents, machine):
     dtype = F32 if name.endswith("ps") else F64
@@ -358,112 +342,14 @@ def test_scaling_to_a_subnormal_rounds_once(name, exponents, machine):
         assert_same(run(machine, name, [x, n], 0, expected), expected)
 
 
+@on_machines
 def test_a_gather_may_go_backwards(machine):
     x, index = np.arange(16, dtype=F32), np.arange(16, dtype=I32)[::-1].copy()
     assert_same(run(machine, "i32gather_ps", [x, index], 0, x), x[::-1])
 
 
+@on_machines
 def test_a_product_is_not_rounded_before_the_sum(machine):
     a = np.full(8, 1 + 2.0**-30)
     product_less_one = run(machine, "fmadd_pd", [a, a, np.full(8, -1 - 2.0**-29)], 0, a)
     assert (product_less_one == 2.0**-60).all()
-
-
-def configuration(m=16, k=32, n=16, **changed):
-    """Tiles 0, 4 and 6 for (m, k) times (k, n) bfloat16, as LDTILECFG reads them."""
-    config = np.zeros((), [("palette", U8), ("pad", U8, 15), ("colsb", U16, 16), ("rows", U8, 16)])
-    config["palette"] = 1
-    for tile, rows, row_bytes in ((0, m, 4 * n), (4, m, 2 * k), (6, k // 2, 4 * n)):
-        config["rows"][tile], config["colsb"][tile] = rows, row_bytes
-    for name, value in changed.items():
-        config[name] = value
-    return config.tobytes()
-
-
-def pairs(x, rows):
-    """Tile bytes of bfloat16 numbers that are given as float32."""
-    tile = np.full((16, 32), 0x7FC0, U16)
-    tile[:rows, : x.shape[1]] = bits(x) >> 16
-    return tile
-
-
-def by_the_manual(a, b, c):
-    """TDPBF16PS of numbers whose sums float64 holds: even and odd pairs apart, then together."""
-    chains = np.zeros((2, *c.shape), F32)
-    for p in range(a.shape[1]):
-        term = a[:, p, None].astype(F64) * b[p].astype(F64)
-        chains[p % 2] = (chains[p % 2].astype(F64) + term).astype(F32)
-    return c + (chains[0] + chains[1])
-
-
-def multiply(machine, a, b, c):
-    m, k, n = *a.shape, b.shape[1]
-    right = np.ascontiguousarray(b.reshape(k // 2, 2, n).swapaxes(1, 2)).reshape(k // 2, 2 * n)
-    sums = np.full((16, 16), NAN, F32)
-    sums[:m, :n] = c
-    tiles = pairs(a, m), pairs(right, k // 2), sums
-    pointers = [t.ctypes.data_as(ctypes.c_void_p) for t in tiles]
-    machine.multiply_tiles(configuration(m, k, n), *pointers)
-    assert np.isnan(sums[m:]).all() and np.isnan(sums[:, n:]).all()
-    return sums[:m, :n]
-
-
-@pytest.mark.parametrize("shape", [(16, 32, 16), (1, 32, 16), (16, 2, 16), (5, 6, 7), (16, 32, 1)])
-def test_tiles(shape, machine):
-    m, k, n = shape
-    rng = np.random.default_rng(m + k + n)
-
-    def numbers(*size):
-        x = (rng.standard_normal(size) * 2.0 ** rng.integers(-3, 4, size)).astype(F32)
-        return (bits(x) & U32(0xFFFF0000)).view(F32)
-
-    a, b, c = numbers(m, k), numbers(k, n), rng.standard_normal((m, n)).astype(F32)
-    assert_same(multiply(machine, a, b, c), by_the_manual(a, b, c))
-
-
-def test_tiles_take_a_denormal_for_zero(machine):
-    a, b, c = np.zeros((16, 32), F32), np.zeros((32, 16), F32), np.zeros((16, 16), F32)
-    a[0], b[0] = 2.0**-127, 2.0**100  # an operand,
-    a[1, :2], b[1] = 2.0**-90, 2.0**-60  # a product,
-    c[2] = 2.0**-130  # and a sum
-    a[3], c[3] = 0, SMALLEST
-    expected = np.zeros_like(c)
-    expected[1] = a[1, 0] * b[0]
-    expected[3] = SMALLEST
-    assert_same(multiply(machine, a, b, c), expected)
-
-
-def test_tiles_pass_on_what_is_not_finite(machine):
-    a, b, c = (np.ones(s, F32) for s in ((16, 32), (32, 16), (16, 16)))
-    a[0, 3], a[1, 5], a[2, :2] = NAN, INF, (INF, -INF)
-    got = multiply(machine, a, b, c)
-    assert np.isnan(got[0]).all() and (got[1] == INF).all() and np.isnan(got[2]).all()
-    assert (got[3:] == 33).all()
-
-
-MISUSES = {
-    "before _tile_loadconfig": (0, {}),
-    "a configuration of palette 1": (1, {"palette": 2}),
-    "a reserved byte": (1, {"pad": [0] * 14 + [1]}),
-    "a tile too large": (1, {"rows": 17}),
-    "without rows or columns": (1, {"colsb": 0}),
-    "the configuration lacks": (4, {}),
-    "in two places": (2, {"rows": [16] * 8 + [0] * 8, "colsb": [64] * 8 + [0] * 8}),
-    "shapes do not fit": (
-        3,
-        {"rows": [16, 8] + [16] * 6 + [0] * 8, "colsb": [64] * 8 + [0] * 8},
-    ),
-    "an aligned access": (5, {}),
-    "after _tile_release": (6, {}),
-}
-
-
-@pytest.mark.parametrize("message", MISUSES)
-def test_what_a_processor_refuses_ends_the_program(message):
-    how, changed = MISUSES[message]
-    built = library("emulation/semantics.cpp", *FLAGS["emulated"])
-    config = configuration(**changed)
-    call = f"import ctypes; ctypes.CDLL({built._name!r}).misuse({how}, {config!r})"
-    ended = subprocess.run([sys.executable, "-c", call], capture_output=True, text=True)
-    assert ended.returncode < 0
-    assert message in ended.stderr

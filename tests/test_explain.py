@@ -2,6 +2,7 @@
 
 import threading
 
+import pytest
 import torch
 
 import pyops
@@ -47,6 +48,32 @@ def test_a_transform_stays_native_and_says_why():
     with pyops.explain() as log:
         torch.func.jvp(lambda x: linear(x, W), (X,), (X,))
     assert dict(log.calls[0].rejected).popitem()[1] == "functorch transform"
+
+
+P = pyops.functional
+
+
+@pytest.mark.filterwarnings("error")  # of a loop over the batch
+@pytest.mark.parametrize(
+    ("op", "call"),
+    [
+        ("conv2d", lambda x: P.conv2d(x, x)),
+        ("conv2d_relu", lambda x: P.conv2d_relu(x, x, padding="same")),
+        ("conv2d_relu_max_pool2d", lambda x: P.conv2d_relu_max_pool2d(x, x, padding="same")),
+        ("max_pool2d", lambda x: P.max_pool2d(x, 2)),
+        ("max_pool2d_with_indices", lambda x: P.max_pool2d(x, 2, return_indices=True)),
+        ("linear", lambda x: linear(x, x[0, 0])),
+        ("linear_relu", lambda x: P.linear_relu(x, x[0, 0])),
+        ("scaled_dot_product_attention", lambda x: P.scaled_dot_product_attention(x, x, x)),
+        ("gru_cell", lambda x: P.gru_cell(x[0, 0], x[0, 0], *torch.ones(2, 12, 4))),
+    ],
+)
+def test_vmap_stays_native_and_says_why(op, call):
+    with pyops.explain() as log:
+        torch.func.vmap(call)(torch.rand(2, 3, 3, 4, 4))
+    (seen,) = log.calls
+    assert (seen.op, seen.kernel) == (op, "native")
+    assert [why for _, why in seen.rejected] == ["functorch transform"]
 
 
 def test_printing_gives_a_table():

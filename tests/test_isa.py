@@ -104,6 +104,18 @@ def test_the_command_says_it_in_a_line(tmp_path):
     assert result.stderr.count("\n") == 1
 
 
+def test_the_module_says_it_in_a_line():
+    result = subprocess.run(
+        [sys.executable, "-W", "error", "-m", "pyops", "info"],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent), "PYOPS_ISA": "avx1024"},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 2
+    assert result.stderr.startswith("pyops: PYOPS_ISA: expected one of scalar, avx2")
+    assert result.stderr.count("\n") == 1
+
+
 def test_the_command_is_interrupted_in_a_line_while_torch_is_imported(tmp_path):
     (tmp_path / "torch.py").write_text("raise KeyboardInterrupt")
     result = run_command(tmp_path)

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 import pyops
 from judging import gradients_like
-from suite import Case, ExactSuite, Randn, Reject, on_devices
+from suite import Case, ExactSuite, Randn, Reject, isas, on_devices
 
 max_pool2d = pyops.functional.max_pool2d
 
@@ -135,6 +135,29 @@ def test_a_window_in_the_padding_passes_no_gradient(format, indices, device):
         start = torch.ones_like(y, requires_grad=True)
         (grad,) = torch.autograd.grad(y, x, start, create_graph=create_graph, retain_graph=True)
         assert torch.equal(grad, torch.zeros_like(x))
+
+
+@pytest.mark.parametrize("place", isas())
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("channels", "threads"), [(1, 1), (17, 1), (3, 3)])
+def test_a_channel_alone_among_pixels(place, dtype, channels, threads):
+    """Its sums lie side by side where its elements do not: the last of a block, or of a thread."""
+    windows = dict(kernel_size=5, stride=(1, 2), padding=2, dilation=(2, 1))
+    x = torch.randn(1, channels, 12, 11).to(dtype, memory_format=torch.channels_last)
+    y = F.max_pool2d(x, **windows)
+    grad = torch.randint(-4, 5, y.shape).to(dtype)
+    torch.set_num_threads(threads)
+    try:
+        with pyops.isa_cap(place):
+            got = gradient(max_pool2d, x, grad, **windows)
+    finally:
+        torch.set_num_threads(1)
+    assert torch.equal(got.double(), gradient(F.max_pool2d, x.double(), grad.double(), **windows))
+
+
+def gradient(pool, x, grad, **windows):
+    x = x.detach().requires_grad_()
+    return torch.autograd.grad(pool(x, **windows), x, grad)[0]
 
 
 @pytest.mark.parametrize("format", [torch.contiguous_format, torch.channels_last])

@@ -1,6 +1,7 @@
 """What the threads of the CUDA kernels of max_pool2d compute, run by the CPU: bits and bounds."""
 
 import ctypes
+import itertools
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from host import int64s, library
 from suite import DTYPES
 from test_max_pool2d import bits, specials
 
-ELEMENT, STRIPS, CHANNELS = range(3)
+ELEMENT, STRIPS, CHANNELS, WINDOWS, TEAMS = range(5)
 ARGMAX = {None: 0, torch.uint8: 1, torch.int64: 2}
 SQUARES = [(2, 2), (3, 2), (3, 1), (4, 1)]
 SIZES = [(1, 2), (4, 5), (7, 3), (8, 9), (13, 10)]
@@ -64,6 +65,7 @@ def compare(way, x, windows, where_dtype, ceil_mode=False):
     )
     grad_x = Guarded(x)
     pointers = (grad.data_ptr(), where.data_ptr(), grad_x.pointer)
+    way = WINDOWS if way == TEAMS else way
     assert call("gather", way, x, y, windows, argmax, channels_last, *pointers)
     assert torch.equal(bits(grad_x.tensor()), bits(expected))
     return True
@@ -102,6 +104,38 @@ def test_any_window(format, argmax, dtype):
             assert compare(ELEMENT, x, windows, argmax)
 
 
+ANY = [(1, 1, 0, 1), (2, 1, 1, 1), (3, 3, 0, 1), (5, 2, 2, 1), (7, 1, 3, 1), (2, 4, 1, 1)]
+DILATED = [(3, 2, 1, 2), (2, 1, 1, 3), (3, 4, 1, 2)]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("argmax", ARGMAX, ids=str)
+@pytest.mark.parametrize("format", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_windows_told_at_run_time(format, argmax, dtype):
+    for windows, size in itertools.product(ANY + DILATED, ((7, 9), (13, 8))):
+        for x in inputs(8, size, dtype, format):
+            for ceil_mode in (False, True):
+                assert compare(WINDOWS, x, windows, argmax, ceil_mode), (windows, size)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("argmax", ARGMAX, ids=str)
+def test_large_windows(argmax, dtype):
+    """By teams, down to taps fewer than a team's lanes in a row and outputs of a part of one."""
+    cases = [((9, 9), (8, 8, 0, 1)), ((13, 40), (13, 13, 6, 1)), ((20, 17), (8, 5, 3, 2))]
+    for size, windows in cases:
+        for x in inputs(2, size, dtype, torch.contiguous_format):
+            for ceil_mode in (False, True):
+                assert compare(TEAMS, x, windows, argmax, ceil_mode), (windows, size)
+
+
+@pytest.mark.parametrize("windows", [(7, 7, 0, 1), (8, 3, 0, 1)], ids=["small", "overlapping"])
+def test_what_no_team_takes(windows):
+    x = torch.randn(1, 2, 20, 20)
+    assert not compare(TEAMS, x, windows, None)
+    assert compare(WINDOWS, x, windows, None)
+
+
 @pytest.mark.parametrize(
     ("windows", "argmax", "channels", "offset"),
     [
@@ -119,6 +153,8 @@ def test_what_is_not_unrolled_is_left_to_the_general_kernel(windows, argmax, cha
     rows = memory.view(shape)
     pixels = memory.view(2, 9, 9, channels).permute(0, 3, 1, 2)
     assert not compare(CHANNELS, pixels, windows, argmax)
-    if channels == 16 and offset == 0:
+    fits = channels == 16 and offset == 0
+    assert compare(WINDOWS, pixels, windows, argmax) == fits
+    if fits:
         assert not compare(STRIPS, rows, windows, argmax)
     assert compare(ELEMENT, pixels, windows, argmax)

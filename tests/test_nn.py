@@ -266,6 +266,17 @@ def test_attention_refuses_what_torch_refuses(shapes, arguments):
     assert ours.type is native.type
 
 
+def test_weights_at_inference_are_natives():
+    x = torch.randn(2, 3, 8)
+    layer = torch.nn.MultiheadAttention(8, 2).eval()
+    with torch.no_grad(), pyops.explain() as log:
+        expected = layer(x, x, x)
+        got = pyops.accelerate(layer)(x, x, x)
+    assert all(map(torch.equal, got, expected))
+    (call,) = log.calls
+    assert (call.op, call.kernel) == ("MultiheadAttention", "native")
+
+
 @pytest.mark.parametrize("need_weights", [True, False])
 def test_weights_that_are_wanted_are_explained(need_weights):
     x = torch.randn(4, 2, 8)

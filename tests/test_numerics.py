@@ -5,6 +5,8 @@ import pytest
 import torch
 
 from pyops import numerics
+from pyops.cases import OPS
+from pyops.certificate import float32_precision
 from pyops.numerics import Verdict, allowed, compare, err_l2, err_max, settle, vacuous
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
@@ -73,6 +75,23 @@ def test_precision_follows_pytorchs_switch():
         assert allowed(torch.float32, "forward", 0.0, precision="highest") == 3e-7
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.parametrize("allow_tf32", [False, True])
+def test_precision_on_a_gpu_follows_two_switches(allow_tf32):
+    """cuDNN's, for convolutions and recurrent layers; a cell is two linear layers to native."""
+    rounded = "tf32" if allow_tf32 else "highest"
+    expected = {
+        "conv2d_relu": rounded,
+        "lstm": rounded,
+        "lstm_cell": "highest",
+        "linear": "highest",
+    }
+    with torch.backends.cudnn.flags(allow_tf32=allow_tf32):
+        for name, precision in expected.items():
+            assert float32_precision("cuda:0", cudnn=OPS[name].cudnn) == precision
+            assert float32_precision("cpu", cudnn=OPS[name].cudnn) == "highest"
+    assert 4e-4 < allowed(torch.float32, "forward", 0.0, precision="tf32") < 1e-3
 
 
 def test_noise_grows_with_the_logarithm_of_the_sum():

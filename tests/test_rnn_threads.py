@@ -141,6 +141,28 @@ def test_tensor_cores_for_all_steps_are_the_loop(kind, sizes, h, there, back, re
     assert_launches_are_the_loop(layer, Launch(1000, there), Launch(1000, back))
 
 
+@pytest.mark.parametrize(
+    ("dtype", "kind", "batch", "i", "h", "taken"),
+    [
+        (torch.bfloat16, "lstm", 1, 8, 8, 3),
+        (torch.bfloat16, "gru", 1, 9, 8, 0),
+        (torch.float64, "lstm", 4096, 512, 512, 0),
+        # 64 tiles of 128x128 of the forward's product, and of the weights' gradient.
+        (torch.float32, "lstm", 128, 8, 1024, 1),
+        (torch.float32, "lstm", 127, 8, 1024, 0),
+        (torch.float32, "lstm", 512, 512, 512, 3),
+        (torch.float32, "lstm", 512, 504, 512, 1),
+        (torch.float32, "gru", 512, 512, 512, 1),
+        (torch.float32, "gru", 1024, 512, 688, 3),
+    ],
+    ids=str,
+)
+def test_what_tensor_cores_take(dtype, kind, batch, i, h, taken):
+    layer = Layer(kind, [batch] * 2, i, h, h, False, dtype)
+    found = library("rnn_threads.cpp").takes_tensorop(int64s(*layer.shape), int64s(*layer.offsets))
+    assert found == taken
+
+
 def tilings(h, batch, backward, gpu):
     """Blocks, bytes of shared memory and whether it fits, for each tiling of a bfloat16 LSTM."""
     layer = Layer("lstm", [batch] * 2, 1, h, h, False, torch.bfloat16)

@@ -106,6 +106,19 @@ def test_more_epochs_continue_a_finished_run(task, whole_run, tmp_path):
     assert _state(trainer) == _state(whole_run)
 
 
+@on_devices
+def test_a_checkpoint_is_of_no_device(task, tmp_path, device):
+    """What the optimizer counts stays on the CPU, or every step would wait for the GPU."""
+    whole, trainer, resumed = (_trainer(task, device=device) for _ in range(3))
+    whole.fit(2, tmp_path / "whole.pt")
+    trainer.fit(1, tmp_path / "run.pt")
+    resumed.resume(tmp_path / "run.pt")
+    for state in resumed.optimizer.state.values():
+        assert (state["step"].device.type, state["exp_avg"].device.type) == ("cpu", device)
+    resumed.fit(2, tmp_path / "run.pt")
+    assert _state(resumed) == _state(whole)
+
+
 def test_checkpoint_of_other_settings_is_refused(task, whole_run, tmp_path):
     trainer = _trainer(task, replace(SETTINGS, seed=6))
     before = _state(trainer)

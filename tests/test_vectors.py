@@ -67,3 +67,10 @@ class TestFunctions:
         assert run(isa, "sigmoid", x)[:-1].tolist() == [0, 0, 0.5, 0.5, 1, 1]
         assert run(isa, "tanh", x)[-1].isnan() and run(isa, "sigmoid", x)[-1].isnan()
         assert run(isa, "tanh", x)[2].signbit()
+
+    def test_max_magnitude(self, dtype, isa):
+        """With 1, twice: a NaN wins from either side, whatever its sign."""
+        nan = torch.tensor(math.nan, dtype=dtype)
+        x = torch.tensor([-2, -0.5, -0.0, 0, 1.5, -math.inf, math.inf], dtype=dtype)
+        assert run(isa, "max_magnitude", x).tolist() == [2, 1, 1, 1, 1.5, math.inf, math.inf]
+        assert run(isa, "max_magnitude", torch.stack([nan, -nan])).isnan().all()

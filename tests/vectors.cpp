@@ -13,6 +13,12 @@ void apply(const A* x, int64_t count, A* y, F f) {
 template <class A>
 void apply_named(char name, const A* x, int64_t count, A* y) {
   if (name == 'e') return apply(x, count, y, [](auto v) { return exp(v); });
+  if (name == 'm') {
+    return apply(x, count, y, [](auto v) {
+      const auto one = decltype(v)::set1(1);
+      return decltype(v)::max_magnitude(one, decltype(v)::max_magnitude(v, one));
+    });
+  }
   if (name == 's') return apply(x, count, y, [](auto v) { return sigmoid(v); });
   apply(x, count, y, [](auto v) { return tanh(v); });
 }

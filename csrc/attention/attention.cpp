@@ -7,6 +7,7 @@
 #include "attention/attention_sm90.h"
 #include "attention/attention_tensorop.h"
 #include "core/autograd.h"
+#include "core/named.h"
 
 namespace pyops {
 namespace {
@@ -50,11 +51,6 @@ constexpr Devices kDevices = devices_of(kForward);
 
 using Forward = std::tuple<Tensor, Tensor, Tensor>;            // out, row_max, row_scale
 using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor>;  // of q, k, v, mask
-
-template <class Signature>
-c10::TypedOperatorHandle<Signature> find_op(const char* name) {
-  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
-}
 
 double scale_or_default(std::optional<double> scale, int64_t dim) {
   // Without a dimension the scores are zero whatever the scale; it must only be finite.
@@ -118,10 +114,6 @@ AttentionShape shape_of(const Tensor& q, const Tensor& k, const Tensor& v,
           .dropout_p = dropout_p,
           .seed = seed && !on_gpu ? static_cast<uint64_t>(seed->item<int64_t>()) : 0,
           .gpu_seed = seed && on_gpu ? seed->const_data_ptr<int64_t>() : nullptr};
-}
-
-at::TensorOptions accumulator_options(const Tensor& t) {
-  return t.options().dtype(t.scalar_type() == at::kDouble ? at::kDouble : at::kFloat);
 }
 
 Forward forward(const Tensor& query, const Tensor& key, const Tensor& value,
@@ -222,7 +214,7 @@ Tensor dropout(const Tensor& seed, double p, at::IntArrayRef size) {
 
 Tensor dropout_factors(const Tensor& seed, double p, const Tensor& like) {
   static const auto op =
-      find_op<Tensor(const Tensor&, double, c10::SymIntArrayRef)>("pyops::attention_dropout");
+      find_op<Tensor(const Tensor&, double, c10::SymIntArrayRef)>("attention_dropout");
   const Tensor kept = op.call(seed, p, like.sym_sizes());
   return kept.to(like.scalar_type()) * (p < 1 ? 1 / (1 - p) : 0);
 }
@@ -231,7 +223,7 @@ Gradients call_backward(const Tensor& grad_out, const Tensor& q, const Tensor& k
                         const OptionalTensor& mask, const OptionalTensor& seed, const Tensor& out,
                         const Tensor& row_max, const Tensor& row_scale, double dropout_p,
                         bool is_causal, std::optional<double> scale, std::array<bool, 4> wanted) {
-  static const auto op = find_op<decltype(backward)>("pyops::attention_backward");
+  static const auto op = find_op<decltype(backward)>("attention_backward");
   return op.call(grad_out, q, k, v, mask, seed, out, row_max, row_scale, dropout_p, is_causal,
                  scale, wanted);
 }
@@ -300,7 +292,7 @@ Gradients backward_autograd(const Tensor& grad_out, const Tensor& q, const Tenso
 Forward call_forward(const Tensor& q, const Tensor& k, const Tensor& v, const OptionalTensor& mask,
                      const OptionalTensor& seed, double dropout_p, bool is_causal,
                      std::optional<double> scale, bool query_layout) {
-  static const auto op = find_op<decltype(forward)>("pyops::attention_forward");
+  static const auto op = find_op<decltype(forward)>("attention_forward");
   return op.call(q, k, v, mask, seed, dropout_p, is_causal, scale, query_layout);
 }
 
@@ -335,9 +327,9 @@ Forward forward_autograd(const Tensor& q, const Tensor& k, const Tensor& v,
 
 // On every device that the tables serve.
 void implement(torch::Library& m) {
-  m.impl("attention_forward", forward);
-  m.impl("attention_backward", backward);
-  m.impl("attention_dropout", dropout);
+  register_kernel<"attention_forward", forward, "scaled_dot_product_attention">(m);
+  register_kernel<"attention_backward", backward, "scaled_dot_product_attention_backward">(m);
+  register_kernel<"attention_dropout", dropout>(m);
 }
 
 }  // namespace

@@ -44,12 +44,15 @@ class TileBackwardWorker {
  public:
   using Blocking = TileBackwardBlocking;
 
-  TileBackwardWorker(const AttentionBackwardParams& p, const Blocking& blocking, float* sums_q)
+  // row_sums: (B, H, L), or null where rows are not summed first.
+  TileBackwardWorker(const AttentionBackwardParams& p, const Blocking& blocking,
+                     RowSums<float>* row_sums, float* sums_q)
       : p_(p),
         blocking_(blocking),
         units_(p, p.mask),
         mask_(p.mask, p.scale),
         dropout_(p.seed, p.dropout_p),
+        row_sums_(row_sums),
         sums_q_(sums_q),
         queries_(blocking.rows() * blocking.steps * kTileDepth),
         queries_turned_(blocking.row_blocks * blocking.dim_tiles * kRowSteps * kTileElements),
@@ -72,7 +75,10 @@ class TileBackwardWorker {
       head_sums_ = sums_q_ + ((split * p_.batch + b_) * p_.heads + h_) * blocking_.query_sums();
       const int64_t rows = round_up(p_.queries, kScorePanel);
       std::fill_n(head_sums_, rows * blocking_.dim_tiles * kTileRows, 0.0f);
-      hold_queries();
+      for (int64_t block = 0; block < blocking_.row_blocks; ++block) {
+        hold_rows(block);
+        turn_rows(block);
+      }
       for (int64_t block = split; block < blocking_.key_blocks; block += blocking_.splits) {
         hold_keys(kv_head, block);
         for (int64_t row_block = 0; row_block < blocking_.row_blocks; ++row_block) {
@@ -88,26 +94,50 @@ class TileBackwardWorker {
     }
   }
 
+  // A block of query rows over all keys.
+  void sum_rows(int64_t b, int64_t h, int64_t block) {
+    b_ = b, h_ = h;
+    const int64_t l0 = block * kBlockRows, end = std::min(l0 + kBlockRows, p_.queries);
+    RowSums<float>* sums = row_sums_ + (b * p_.heads + h) * p_.queries;
+    std::fill_n(sums + l0, end - l0, RowSums<float>{});
+    hold_rows(block);
+    for (int64_t keys = 0; keys < blocking_.key_blocks; ++keys) {
+      hold_keys(h / (p_.heads / p_.kv_heads), keys);
+      for (int64_t l = l0; l < end; l += kScorePanel) {
+        const int64_t seen = score(l, end);
+        for (int64_t r = 0; r < std::min(kScorePanel, end - l); ++r) {
+          const RowSums<float> some = weigh(l, r, end, seen).sums();
+          sums[l + r].weights += some.weights;
+          sums[l + r].gradients += some.gradients;
+        }
+      }
+      if (seen_keys(end - 1) < held_) break;
+    }
+  }
+
  private:
   // What the softmax of a row was, and rowsum(dout∘out).
   struct RowStatistics {
     float max, shift, scale, delta;
   };
 
-  // Packs a head's queries and gradients, both ways.
-  void hold_queries() {
-    for (int64_t block = 0; block < blocking_.row_blocks; ++block) {
-      const int64_t l0 = block * kBlockRows, rows = std::min(kBlockRows, p_.queries - l0);
-      const Bf16Rows q = bf16_rows(p_.q, b_, h_, l0, rows, p_.dim);
-      const Bf16Rows g = bf16_rows(p_.grad_out, b_, h_, l0, rows, p_.value_dim);
-      pack_rows<false>(q, blocking_.steps, queries_.get() + l0 * query_width());
-      pack_rows<false>(g, blocking_.value_steps, grads_.get() + l0 * grad_width());
-      pack_columns<false>(q, blocking_.dim_tiles, kRowSteps, queries_turned(block));
-      pack_columns<false>(g, blocking_.value_tiles, kRowSteps, grads_turned(block));
-      for (int64_t r = 0; r < round_up(rows, kScorePanel); ++r) {
-        statistics_[l0 + r] = r < rows ? statistics_of(l0 + r) : RowStatistics{};
-      }
+  // A block of a head's queries and gradients, packed as rows and as columns.
+  void hold_rows(int64_t block) {
+    const int64_t l0 = block * kBlockRows, rows = std::min(kBlockRows, p_.queries - l0);
+    const Bf16Rows q = bf16_rows(p_.q, b_, h_, l0, rows, p_.dim);
+    const Bf16Rows g = bf16_rows(p_.grad_out, b_, h_, l0, rows, p_.value_dim);
+    pack_rows<false>(q, blocking_.steps, queries_.get() + l0 * query_width());
+    pack_rows<false>(g, blocking_.value_steps, grads_.get() + l0 * grad_width());
+    for (int64_t r = 0; r < round_up(rows, kScorePanel); ++r) {
+      statistics_[l0 + r] = r < rows ? statistics_of(l0 + r) : RowStatistics{};
     }
+  }
+  void turn_rows(int64_t block) {
+    const int64_t l0 = block * kBlockRows, rows = std::min(kBlockRows, p_.queries - l0);
+    const Bf16Rows q = bf16_rows(p_.q, b_, h_, l0, rows, p_.dim);
+    const Bf16Rows g = bf16_rows(p_.grad_out, b_, h_, l0, rows, p_.value_dim);
+    pack_columns<false>(q, blocking_.dim_tiles, kRowSteps, queries_turned(block));
+    pack_columns<false>(g, blocking_.value_tiles, kRowSteps, grads_turned(block));
   }
   int64_t query_width() const { return blocking_.steps * kTileDepth; }
   int64_t grad_width() const { return blocking_.value_steps * kTileDepth; }
@@ -121,6 +151,9 @@ class TileBackwardWorker {
   RowStatistics statistics_of(int64_t l) const {
     const int64_t row = (b_ * p_.heads + h_) * p_.queries + l;
     const float max = static_cast<const float*>(p_.row_max)[row] / units_.scale;
+    if (row_sums_ != nullptr) {
+      return {max, max * units_.factor, row_sums_[row].scale(), row_sums_[row].delta()};
+    }
     const auto* out =
         static_cast<const BFloat16*>(p_.out.data) + b_ * p_.out.b + h_ * p_.out.h + l * p_.out.row;
     const auto* grad = static_cast<const BFloat16*>(p_.grad_out.data) + b_ * p_.grad_out.b +
@@ -172,9 +205,8 @@ class TileBackwardWorker {
              blocking_.dim_tiles, true);
   }
 
-  // 32 rows: scores and dP from the tiles, then P and dS for them.
-  void soften(int64_t l0, int64_t panel, int64_t end, int64_t width) {
-    const int64_t l = l0 + panel * kScorePanel;
+  // 32 rows from l on: scores and dP from the tiles, up to the last key that any of them sees.
+  int64_t score(int64_t l, int64_t end) {
     const int64_t seen = round_up(seen_keys(std::min(l + kScorePanel, end) - 1), kTileDepth);
     const int64_t stride = blocking_.steps * kTileElements;
     const int64_t value_stride = blocking_.value_steps * kTileElements;
@@ -183,8 +215,15 @@ class TileBackwardWorker {
     multiply(2, seen / kTileRows, blocking_.value_steps,
              {grads_.get() + l * grad_width(), value_stride}, {values_.get(), value_stride},
              grad_p_, kKeyTiles, false);
+    return seen;
+  }
+
+  // Then P and dS for them.
+  void soften(int64_t l0, int64_t panel, int64_t end, int64_t width) {
+    const int64_t l = l0 + panel * kScorePanel, seen = score(l, end);
     for (int64_t r = 0; r < kScorePanel; r += 2) {
-      const WeighedRow weighed[2] = {weigh(l, r, end, seen), weigh(l, r + 1, end, seen)};
+      const WeighedRow weighed[2] = {normalise(l + r, weigh(l, r, end, seen)),
+                                     normalise(l + r + 1, weigh(l, r + 1, end, seen))};
       for (int64_t j = 0; j < width; j += kTileDepth) {
         differentiate(panel, r, j, j < seen, weighed);
       }
@@ -196,8 +235,17 @@ class TileBackwardWorker {
     float scale, delta;
   };
 
+  // RowSums lane by lane.
+  struct LaneSums {
+    __m512 weights, gradients;
+
+    RowSums<float> sums() const {
+      return {_mm512_reduce_add_ps(weights), _mm512_reduce_add_ps(gradients)};
+    }
+  };
+
   // Row r of the panel: scores become exponentials.
-  WeighedRow weigh(int64_t l, int64_t r, int64_t end, int64_t width) {
+  LaneSums weigh(int64_t l, int64_t r, int64_t end, int64_t width) {
     const RowStatistics& row = statistics_[l + r];
     const int64_t seen = l + r < end ? seen_keys(l + r) : 0;
     float* kept = kept_[r % 2];
@@ -225,13 +273,17 @@ class TileBackwardWorker {
           p_.dropout_p > 0 ? _mm512_mul_ps(weight, _mm512_load_ps(kept + j)) : weight;
       delta = _mm512_fmadd_ps(dropped, grad, delta);
     }
-    // A block with all of a row's keys normalises it anew, and takes rowsum(dP∘P), which is
-    // rowsum(dout∘out) without out's rounding: where one key outweighs all others, its gradient is
-    // 0 only if everything comes from the same rounding.
-    const bool sees_all = s0_ == 0 && visible_keys(p_.is_causal, l + r, 0, p_.keys) <= held_;
-    if (!sees_all) return {row.scale, row.delta};
-    const float total = _mm512_reduce_add_ps(sum), scale = total == 0 ? 0 : 1 / total;
-    return {scale, _mm512_reduce_add_ps(delta) * scale};
+    return {sum, delta};
+  }
+
+  // A block with all of a row's keys normalises it anew, and takes rowsum(dP∘P), which is
+  // rowsum(dout∘out) without out's rounding: where one key outweighs all others, its gradient is 0
+  // only if everything comes from the same rounding.
+  WeighedRow normalise(int64_t l, const LaneSums& lanes) const {
+    const bool sees_all = s0_ == 0 && visible_keys(p_.is_causal, l, 0, p_.keys) <= held_;
+    if (!sees_all) return {statistics_[l].scale, statistics_[l].delta};
+    const RowSums<float> sums = lanes.sums();
+    return {sums.scale(), sums.delta()};
   }
 
   // Keys [j, j + 32) of rows r and r + 1 of the panel, from P and dP to operands of P and dS.
@@ -303,6 +355,7 @@ class TileBackwardWorker {
   const ScoreUnits units_;
   TileMask mask_;
   const Dropout dropout_;
+  RowSums<float>* row_sums_;
   float* sums_q_;  // (splits, B, H, L in blocks, D in tiles)
   Scratch<uint16_t> queries_, queries_turned_, grads_, grads_turned_;  // of a head
   Scratch<uint16_t> keys_, keys_turned_, values_;                      // of a block
@@ -320,8 +373,11 @@ inline void attention_backward(const AttentionBackwardParams& p) {
   const TileBackwardBlocking blocking(p);
   const int64_t heads = p.batch * p.heads, stride = heads * blocking.query_sums();
   Scratch<float> sums_q(blocking.splits * stride);
+  const bool first = sums_rows_first<BFloat16>(p, blocking.key_blocks);
+  Scratch<RowSums<float>> row_sums(first ? heads * p.queries : 0);
+  if (first) sum_rows<TileBackwardWorker>(p, blocking, row_sums.get());
   parallel_for(0, blocking.pairs * blocking.splits, 1, [&](int64_t begin, int64_t end) {
-    TileBackwardWorker worker(p, blocking, sums_q.get());
+    TileBackwardWorker worker(p, blocking, first ? row_sums.get() : nullptr, sums_q.get());
     for (int64_t task = begin; task < end; ++task) {
       worker.run(task / blocking.splits, task % blocking.splits);
     }

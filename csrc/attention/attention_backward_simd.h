@@ -12,12 +12,46 @@
 
 namespace pyops::PYOPS_ISA_NAMESPACE {
 
+// Of a row's exponentials, and of these times dP: with all keys they say what P still has to be
+// multiplied with, and rowsum(dP∘P).
+template <class Acc>
+struct RowSums {
+  Acc weights = 0, gradients = 0;
+
+  Acc scale() const { return weights == 0 ? Acc{0} : 1 / weights; }
+  Acc delta() const { return gradients * scale(); }
+};
+
+// rowsum(dout∘out) has the rounding of out: in 16 bits too much where few keys outweigh all others,
+// so that dP less it all but cancels. Native's fused kernel has that error as well; what is not for
+// it, native computes in float32. There rowsum(dP∘P) is summed first, in a pass over the keys that
+// has scores and dP of its own, unless one block has all keys; not for dropout, where a gradient is
+// one of many as it is.
+template <class T>
+bool sums_rows_first(const AttentionBackwardParams& p, int64_t key_blocks) {
+  const bool fused_natively = p.dim == p.value_dim && p.grad_mask.data == nullptr;
+  return sizeof(T) == 2 && !fused_natively && key_blocks > 1;
+}
+
+// The rows of all heads, to (B, H, L).
+template <class Worker, class Acc>
+void sum_rows(const AttentionBackwardParams& p, const typename Worker::Blocking& blocking,
+              RowSums<Acc>* sums) {
+  const int64_t blocks = blocking.row_blocks;
+  parallel_for(0, p.batch * p.heads * blocks, 1, [&](int64_t begin, int64_t end) {
+    Worker worker(p, blocking, sums, nullptr);
+    for (int64_t task = begin; task < end; ++task) {
+      worker.sum_rows(task / blocks / p.heads, task / blocks % p.heads, task % blocks);
+    }
+  });
+}
+
 template <class Product>
 struct BackwardBlocking {
   int64_t pairs;   // of batch and key/value head
   int64_t units;   // groups of pairs that may run at the same time
   int64_t splits;  // tasks a unit's key blocks are dealt out to
-  int64_t block_rows, block_keys, key_blocks, query_columns;
+  int64_t block_rows, row_blocks, block_keys, key_blocks, query_columns;
 
   explicit BackwardBlocking(const AttentionBackwardParams& p) : pairs(p.batch * p.kv_heads) {
     const AttentionMaskGradient& m = p.grad_mask;
@@ -32,6 +66,7 @@ struct BackwardBlocking {
     // Two tiles of 112×256 scores (224 KiB) and everything packed stay in a 1 MiB L2.
     constexpr int64_t kPanels = 8;
     block_rows = std::min(kPanels * Product::kRows, round_up(p.queries, Product::kRows));
+    row_blocks = ceil_div(p.queries, block_rows);
     query_columns = round_up(p.dim, Product::kCols);
   }
 };
@@ -44,12 +79,15 @@ class BackwardWorker {
  public:
   using Blocking = BackwardBlocking<Product>;
 
-  BackwardWorker(const AttentionBackwardParams& p, const Blocking& blocking, Acc* sums_q)
+  // row_sums: (B, H, L), or null where rows are not summed first.
+  BackwardWorker(const AttentionBackwardParams& p, const Blocking& blocking, RowSums<Acc>* row_sums,
+                 Acc* sums_q)
       : p_(p),
         blocking_(blocking),
         columns_(blocking.query_columns),
         value_columns_(round_up(p.value_dim, Product::kCols)),
         ld_(blocking.block_keys),
+        row_sums_(row_sums),
         sums_q_(sums_q),
         mask_(p.mask),
         dropout_(p.seed, p.dropout_p),
@@ -78,6 +116,7 @@ class BackwardWorker {
     for (int64_t block = split; block < blocking_.key_blocks; block += blocking_.splits) {
       const int64_t s0 = block * ld_, keys = std::min(ld_, p_.keys - s0);
       hold(b, kv_head, s0, keys);
+      hold_sums(b, kv_head, s0, keys);
       for (int64_t i = 0; i < group; ++i) {
         for (int64_t l0 = 0; l0 < p_.queries; l0 += blocking_.block_rows) {
           meet(b, kv_head * group + i, l0, s0, keys, sums_q + (i * p_.queries + l0) * columns_);
@@ -85,6 +124,28 @@ class BackwardWorker {
       }
       write(p_.grad_k, b, kv_head, s0, keys, sums_k_.get(), columns_, p_.dim, p_.scale);
       write(p_.grad_v, b, kv_head, s0, keys, sums_v_.get(), value_columns_, p_.value_dim, 1);
+    }
+  }
+
+  // A block of query rows over all keys.
+  void sum_rows(int64_t b, int64_t h, int64_t block) {
+    const int64_t l0 = block * blocking_.block_rows;
+    const int64_t rows = std::min(blocking_.block_rows, p_.queries - l0);
+    const int64_t index = (b * p_.heads + h) * p_.queries + l0;
+    std::fill_n(row_sums_ + index, rows, RowSums<Acc>{});
+    for (int64_t s0 = 0; s0 < p_.keys; s0 += ld_) {
+      const int64_t held = std::min(ld_, p_.keys - s0);
+      const int64_t keys = visible_keys(p_.is_causal, l0 + rows - 1, s0, held);
+      if (keys == 0) break;
+      hold(b, h / (p_.heads / p_.kv_heads), s0, held);
+      score(b, h, l0, rows, s0, keys);
+      for (int64_t r = 0; r < rows; ++r) {
+        finish_row(b, h, l0 + r, s0, keys, r * ld_);
+        const Acc max = static_cast<const Acc*>(p_.row_max)[index + r];
+        const RowSums<Acc> some = weigh(index + r, s0, keys, max, r * ld_);
+        row_sums_[index + r].weights += some.weights;
+        row_sums_[index + r].gradients += some.gradients;
+      }
     }
   }
 
@@ -96,6 +157,9 @@ class BackwardWorker {
     keys_ = product_.pack_right(by_rows<T>(p_.k, b, kv_head, s0, keys), p_.dim, keys_right_.get());
     values_ = product_.pack_right(by_rows<T>(p_.v, b, kv_head, s0, keys), p_.value_dim,
                                   values_right_.get());
+  }
+  // What the sums over these keys take besides.
+  void hold_sums(int64_t b, int64_t kv_head, int64_t s0, int64_t keys) {
     keys_for_q_ =
         product_.pack_right(by_columns<T>(p_.k, b, kv_head, s0, p_.dim), keys, keys_summed_.get());
     std::fill_n(sums_k_.get(), keys * columns_, Acc{0});
@@ -107,19 +171,7 @@ class BackwardWorker {
     const int64_t rows = std::min(blocking_.block_rows, p_.queries - l0);
     const int64_t keys = visible_keys(p_.is_causal, l0 + rows - 1, s0, held_keys);
     if (keys == 0) return;
-    const auto q_rows = by_rows<T>(p_.q, b, h, l0, rows);
-    const Packed grads = product_.pack_left(by_rows<T>(p_.grad_out, b, h, l0, rows), p_.value_dim,
-                                            grads_left_.get());
-    if (meets_keys_alone(p_)) {
-      const auto k = by_rows<T>(p_.k, b, h / (p_.heads / p_.kv_heads), s0, keys);
-      for (int64_t r = 0; r < rows; ++r) {
-        multiply_row(by_rows<T>(p_.q, b, h, l0 + r, 1), k, keys, p_.dim, weights_.get() + r * ld_);
-      }
-    } else {
-      const Packed queries = product_.pack_left(q_rows, p_.dim, queries_left_.get());
-      product_.multiply(rows, keys, p_.dim, queries, keys_, weights_.get(), ld_, false);
-    }
-    product_.multiply(rows, keys, p_.value_dim, grads, values_, grad_scores_.get(), ld_, false);
+    score(b, h, l0, rows, s0, keys);
     for (int64_t r = 0; r < rows; ++r) row(b, h, l0 + r, s0, keys, r * ld_);
 
     const Packed q =
@@ -135,6 +187,23 @@ class BackwardWorker {
                       keys_for_q_, sums_q, columns_, true);
   }
 
+  // The tiles of scores and of dP.
+  void score(int64_t b, int64_t h, int64_t l0, int64_t rows, int64_t s0, int64_t keys) {
+    const Packed grads = product_.pack_left(by_rows<T>(p_.grad_out, b, h, l0, rows), p_.value_dim,
+                                            grads_left_.get());
+    if (meets_keys_alone(p_)) {
+      const auto k = by_rows<T>(p_.k, b, h / (p_.heads / p_.kv_heads), s0, keys);
+      for (int64_t r = 0; r < rows; ++r) {
+        multiply_row(by_rows<T>(p_.q, b, h, l0 + r, 1), k, keys, p_.dim, weights_.get() + r * ld_);
+      }
+    } else {
+      const Packed queries =
+          product_.pack_left(by_rows<T>(p_.q, b, h, l0, rows), p_.dim, queries_left_.get());
+      product_.multiply(rows, keys, p_.dim, queries, keys_, weights_.get(), ld_, false);
+    }
+    product_.multiply(rows, keys, p_.value_dim, grads, values_, grad_scores_.get(), ld_, false);
+  }
+
   Packed transposed(const Acc* tile, int64_t keys, int64_t rows) {
     return product_.pack_left(StridedOperand<Acc>{tile, keys, 1, ld_}, rows, left_.get());
   }
@@ -143,36 +212,48 @@ class BackwardWorker {
   void row(int64_t b, int64_t h, int64_t l, int64_t s0, int64_t keys, int64_t at) {
     Acc *x = weights_.get() + at, *grad = grad_scores_.get() + at;
     const int64_t width = round_up(keys, V::kWidth), index = (b * p_.heads + h) * p_.queries + l;
-    const Acc max = finish_scores(x, static_cast<Acc>(p_.scale), mask_.row(b, h, l, s0, keys),
-                                  visible_keys(p_.is_causal, l, s0, keys), width)
-                        .reduce_max();
+    const Acc max = finish_row(b, h, l, s0, keys, at);
     // A tile with all of a row's keys normalises it anew: where one key outweighs all others, its
     // weight is 1 and its gradient 0 only if both come from the same rounding.
     const bool sees_all = s0 == 0 && visible_keys(p_.is_causal, l, 0, p_.keys) <= keys;
-    OnlineSoftmax<Acc> softmax;
-    softmax.max = sees_all ? max : static_cast<const Acc*>(p_.row_max)[index];
-    softmax.sum = exponentials(x, softmax.max, width);
+    const RowSums<Acc> sums =
+        weigh(index, s0, keys, sees_all ? max : static_cast<const Acc*>(p_.row_max)[index], at);
+    const RowSums<Acc>* known = sees_all               ? &sums
+                                : row_sums_ != nullptr ? row_sums_ + index
+                                                       : nullptr;
     const V scale =
-        V::set1(sees_all ? softmax.row_scale() : static_cast<const Acc*>(p_.row_scale)[index]);
-    const bool drops = p_.dropout_p > 0;
-    if (drops) dropout_row(dropout_, index, s0, width, dropout_factors_.get());
-    const auto factor_at = [&](int64_t j) {
-      return drops ? V::load(dropout_factors_.get() + j) : V::set1(Acc{1});
-    };
-    V sum = V::zero();
+        V::set1(known != nullptr ? known->scale() : static_cast<const Acc*>(p_.row_scale)[index]);
+    const V delta = V::set1(known != nullptr ? known->delta() : grad_dot_out(b, h, l));
     for (int64_t j = 0; j < width; j += V::kWidth) {
-      const V weight = V::load(x + j) * scale;
-      weight.store(x + j);
-      sum = V::fma(weight * factor_at(j), V::load(grad + j), sum);
-    }
-    // rowsum(dP∘P) is rowsum(dout∘out) without out's rounding to T, but takes all of a row's keys.
-    const V delta = V::set1(sees_all ? sum.sum() : grad_dot_out(b, h, l));
-    for (int64_t j = 0; j < width; j += V::kWidth) {
-      const V weight = V::load(x + j), factor = factor_at(j);
+      const V weight = V::load(x + j) * scale, factor = factor_at(j);
       (weight * factor).store(x + j);
       (weight * (V::load(grad + j) * factor - delta)).store(grad + j);
     }
     if (p_.grad_mask.data != nullptr) add_to_mask(b, h, l, s0, keys, grad);
+  }
+
+  // Scores with scale and mask; their maximum.
+  Acc finish_row(int64_t b, int64_t h, int64_t l, int64_t s0, int64_t keys, int64_t at) {
+    return finish_scores(weights_.get() + at, static_cast<Acc>(p_.scale),
+                         mask_.row(b, h, l, s0, keys), visible_keys(p_.is_causal, l, s0, keys),
+                         round_up(keys, V::kWidth))
+        .reduce_max();
+  }
+
+  // Finished scores become exponentials.
+  RowSums<Acc> weigh(int64_t index, int64_t s0, int64_t keys, Acc max, int64_t at) {
+    Acc *x = weights_.get() + at, *grad = grad_scores_.get() + at;
+    const int64_t width = round_up(keys, V::kWidth);
+    if (p_.dropout_p > 0) dropout_row(dropout_, index, s0, width, dropout_factors_.get());
+    const Acc weights = exponentials(x, max, width);
+    V gradients = V::zero();
+    for (int64_t j = 0; j < width; j += V::kWidth) {
+      gradients = V::fma(V::load(x + j) * factor_at(j), V::load(grad + j), gradients);
+    }
+    return {weights, gradients.sum()};
+  }
+  V factor_at(int64_t j) const {
+    return p_.dropout_p > 0 ? V::load(dropout_factors_.get() + j) : V::set1(Acc{1});
   }
 
   Acc grad_dot_out(int64_t b, int64_t h, int64_t l) const {
@@ -202,6 +283,7 @@ class BackwardWorker {
   const Blocking& blocking_;
   const int64_t columns_, value_columns_;  // D and E in whole panels
   const int64_t ld_;                       // of the score tiles
+  RowSums<Acc>* row_sums_;                 // (B, H, L) or null
   Acc* sums_q_;                            // (splits, B, H, L, columns_)
   Product product_;
   MaskRows<T> mask_;
@@ -247,8 +329,11 @@ void attention_backward(const AttentionBackwardParams& p) {
   const BackwardBlocking<Product> blocking(p);
   const int64_t rows = p.batch * p.heads * p.queries;
   Scratch<acc_t<T>> sums_q(blocking.splits * rows * blocking.query_columns);
+  const bool first = sums_rows_first<T>(p, blocking.key_blocks);
+  Scratch<RowSums<acc_t<T>>> row_sums(first ? rows : 0);
+  if (first) sum_rows<BackwardWorker<T, Product>>(p, blocking, row_sums.get());
   parallel_for(0, blocking.units * blocking.splits, 1, [&](int64_t begin, int64_t end) {
-    BackwardWorker<T, Product> worker(p, blocking, sums_q.get());
+    BackwardWorker<T, Product> worker(p, blocking, first ? row_sums.get() : nullptr, sums_q.get());
     const int64_t pairs = blocking.pairs / blocking.units;
     for (int64_t task = begin; task < end; ++task) {
       const int64_t unit = task / blocking.splits, split = task % blocking.splits;

@@ -152,10 +152,9 @@ Tensor forward(const Inputs& x, double dropout_p, bool is_causal, std::optional<
                bool query_layout) {
   using Forward = std::tuple<Tensor, Tensor, Tensor>;
   static const auto op =
-      c10::Dispatcher::singleton()
-          .findSchemaOrThrow("pyops::attention_forward", "")
-          .typed<Forward(const Tensor&, const Tensor&, const Tensor&, const OptionalTensor&,
-                         const OptionalTensor&, double, bool, std::optional<double>, bool)>();
+      find_op<Forward(const Tensor&, const Tensor&, const Tensor&, const OptionalTensor&,
+                      const OptionalTensor&, double, bool, std::optional<double>, bool)>(
+          "attention_forward");
   const OptionalTensor seed = dropout_p > 0
                                   ? OptionalTensor(at::randint(std::numeric_limits<int64_t>::max(),
                                                                {}, x.q.options().dtype(at::kLong)))
@@ -227,6 +226,10 @@ TORCH_LIBRARY_FRAGMENT(pyops, m) {
       "Tensor? attn_mask=None, float dropout_p=0.0, bool is_causal=False, *, float? scale=None, "
       "bool enable_gqa=False) -> Tensor",
       attention);
+}
+// functorch asks each composite for a rule of its own.
+TORCH_LIBRARY_IMPL(pyops, FuncTorchBatched, m) {
+  m.impl("scaled_dot_product_attention", attention);
 }
 TORCH_LIBRARY_IMPL(pyops, PythonTLSSnapshot, m) {
   register_for_subclasses(m, {"scaled_dot_product_attention"});

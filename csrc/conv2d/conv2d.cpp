@@ -4,6 +4,7 @@
 #include "conv2d/conv2d_sm90.h"
 #include "conv2d/conv2d_workspace.h"
 #include "core/autograd.h"
+#include "core/named.h"
 
 namespace pyops {
 namespace {
@@ -101,9 +102,14 @@ Gradients conv2d_backward_kernel(const Tensor& grad, const Tensor& x, const Tens
   const char* op = "conv2d_backward";
   const Conv2dShape shape =
       conv2d_shape(op, x, w, Tensor(), conv2d_arguments(op, stride, padding, dilation, groups));
-  TORCH_CHECK(grad.sizes() == IntArrayRef({shape.n, shape.o, shape.oh, shape.ow}), op,
-              ": grad must have the output's shape ",
-              IntArrayRef({shape.n, shape.o, shape.oh, shape.ow}), ", got ", grad.sizes());
+  const std::array<int64_t, 4> of_y{shape.n, shape.o, shape.oh, shape.ow};
+  const auto check = [&](const char* name, const Tensor& t) {
+    TORCH_CHECK(t.sizes() == IntArrayRef(of_y), op, ": ", name, " must have the output's shape ",
+                IntArrayRef(of_y), ", got ", t.sizes());
+    check_same_kind(op, name, t, x);
+  };
+  check("grad", grad);
+  if (relu_output) check("relu_output", *relu_output);
   const auto format = kernel_format(shape);
   const Tensor g = grad.contiguous(format), xc = x.contiguous(format), wc = w.contiguous(format);
   const Tensor y = relu_output ? relu_output->contiguous(format) : Tensor();
@@ -134,9 +140,7 @@ Gradients conv2d_backward(const Tensor& grad, const Tensor& x, const Tensor& w,
                           const OptionalTensor& relu_output, IntArrayRef stride,
                           IntArrayRef padding, IntArrayRef dilation, int64_t groups,
                           std::array<bool, 3> wanted) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("pyops::conv2d_backward", "")
-                             .typed<decltype(conv2d_backward_kernel)>();
+  static const auto op = find_op<decltype(conv2d_backward_kernel)>("conv2d_backward");
   return op.call(grad, x, w, relu_output, stride, padding, dilation, groups, wanted);
 }
 
@@ -162,9 +166,7 @@ Gradients conv2d_backward_autograd(const Tensor& grad, const Tensor& x, const Te
 template <bool kRelu>
 Tensor call_forward(const Tensor& x, const Tensor& w, const OptionalTensor& bias,
                     IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation, int64_t groups) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow(kRelu ? "pyops::conv2d_relu" : "pyops::conv2d", "")
-                             .typed<decltype(conv2d_kernel<kRelu>)>();
+  static const auto op = find_op<decltype(conv2d_kernel<kRelu>)>(kName<kRelu>);
   const Unrecorded scope;
   return op.call(x, w, bias, stride, padding, dilation, groups);
 }
@@ -218,9 +220,7 @@ template <bool kRelu>
 Tensor conv2d_padding(const Tensor& x, const Tensor& w, const OptionalTensor& bias,
                       c10::SymIntArrayRef stride, std::string_view padding,
                       c10::SymIntArrayRef dilation, c10::SymInt groups) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow(kRelu ? "pyops::conv2d_relu" : "pyops::conv2d", "")
-                             .typed<decltype(guarded<conv2d_autograd<kRelu>>)>();
+  static const auto op = find_op<decltype(guarded<conv2d_autograd<kRelu>>)>(kName<kRelu>);
   const auto [padded, both] =
       resolve_padding(kName<kRelu>, x, w, guard(stride), padding, guard(dilation));
   const c10::SymInt symbols[] = {both[0], both[1]};
@@ -229,9 +229,9 @@ Tensor conv2d_padding(const Tensor& x, const Tensor& w, const OptionalTensor& bi
 
 // On every device that the tables serve.
 void implement(torch::Library& m) {
-  m.impl("conv2d", conv2d_kernel<false>);
-  m.impl("conv2d_relu", conv2d_kernel<true>);
-  m.impl("conv2d_backward", conv2d_backward_kernel);
+  register_kernel<"conv2d", conv2d_kernel<false>>(m);
+  register_kernel<"conv2d_relu", conv2d_kernel<true>>(m);
+  register_kernel<"conv2d_backward", conv2d_backward_kernel>(m);
 }
 
 }  // namespace
@@ -274,9 +274,13 @@ TORCH_LIBRARY_IMPL(pyops, CompositeImplicitAutogradNestedTensor, m) {
   m.impl("conv2d", guarded<conv2d_native<false>>);
   m.impl("conv2d_relu", guarded<conv2d_native<true>>);
 }
+// They ask goes_native(), which says why in the explain() log. functorch asks the composites, too,
+// for rules of their own.
 TORCH_LIBRARY_IMPL(pyops, FuncTorchBatched, m) {
-  m.impl("conv2d", guarded<conv2d_native<false>>);
-  m.impl("conv2d_relu", guarded<conv2d_native<true>>);
+  m.impl("conv2d", guarded<conv2d_kernel<false>>);
+  m.impl("conv2d_relu", guarded<conv2d_kernel<true>>);
+  m.impl("conv2d.padding", conv2d_padding<false>);
+  m.impl("conv2d_relu.padding", conv2d_padding<true>);
 }
 TORCH_LIBRARY_IMPL(pyops, PythonTLSSnapshot, m) {
   register_for_subclasses(m, {"conv2d", "conv2d_relu", "conv2d.padding", "conv2d_relu.padding"});

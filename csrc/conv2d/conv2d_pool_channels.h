@@ -3,25 +3,36 @@
 #pragma once
 
 #include "conv2d/conv2d_element.h"
-#include "core/pack.h"
+#include "conv2d/conv2d_images.h"
 
 namespace pyops {
 
+// How many images a launch takes of so many positions each, counted by their packs.
 template <class Params>
-bool is_pooled_by_packs(const Params& p, int64_t positions, const void* offsets) {
-  const int64_t width = pack_width(p.dtype);
-  return p.channels_last && p.o % width == 0 && fits_short(p.pool_h) && fits_short(p.pool_w) &&
-         positions * (p.o / width) <= INT32_MAX && is_pack_aligned(offsets);
+int64_t images_of_packs(const Params& p, int64_t positions) {
+  return images_below_2gi(positions * (p.o / pack_width(p.dtype)));
+}
+inline int64_t images_of_packs(const Conv2dPoolParams& p) {
+  return images_of_packs(p, p.pooled_h * p.pooled_w);
+}
+inline int64_t images_of_packs(const Conv2dPoolBackwardParams& p) {
+  return images_of_packs(p, p.oh * p.ow);
+}
+
+template <class Params>
+bool is_pooled_by_packs(const Params& p, std::initializer_list<const void*> tensors) {
+  return p.channels_last && p.o % pack_width(p.dtype) == 0 && fits_short(p.pool_h) &&
+         fits_short(p.pool_w) && images_of_packs(p) > 0 &&
+         std::all_of(tensors.begin(), tensors.end(), is_pack_aligned);
 }
 inline bool is_pooled_by_packs(const Conv2dPoolParams& p) {
-  return is_pooled_by_packs(p, p.n * p.pooled_h * p.pooled_w, p.offsets) && is_pack_aligned(p.y);
+  return is_pooled_by_packs(p, {p.offsets, p.y});
 }
 inline bool is_pooled_by_packs(const Conv2dPoolBackwardParams& p) {
-  return is_pooled_by_packs(p, p.n * p.oh * p.ow, p.offsets) && is_pack_aligned(p.grad_pooled) &&
-         is_pack_aligned(p.grad_y);
+  return is_pooled_by_packs(p, {p.offsets, p.grad_pooled, p.grad_y});
 }
 inline constexpr const char* kIsPooledByPacks =
-    "channels last, in multiples of 16 bytes and aligned to them, coordinates of 32 bits";
+    "channels last, in multiples of 16 bytes and aligned to them, images of fewer than 2^31 packs";
 
 template <class T>
 PYOPS_HOST_DEVICE inline void store_pooled(const Conv2dPoolParams& p, int64_t at,

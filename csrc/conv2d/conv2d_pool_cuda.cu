@@ -46,21 +46,28 @@ __global__ void __launch_bounds__(kBlock)
   for (int64_t e = thread_of_grid(); e < count; e += stride_of_grid()) unpool_element<T>(p, e);
 }
 
-// The convolution into the workspace by a kernel of its own, then the windows.
-cudaError_t convolve_and_pool(cudaError_t (*convolve)(const Conv2dParams&, cudaStream_t),
-                              const Conv2dPoolParams& p, cudaStream_t stream) {
-  Conv2dParams convolution = p;
-  convolution.y = p.workspace;
-  cudaError_t status = convolve(convolution, stream);
-  if (status != cudaSuccess) return status;
+// What the workspace has of the convolution. So few images are never too many packs.
+cudaError_t pool(const Conv2dPoolParams& p, bool by_packs, cudaStream_t stream) {
   const int64_t pooled = p.n * p.o * p.pooled_h * p.pooled_w;
+  cudaError_t status = cudaErrorInvalidValue;
   dispatch_dtype(p.dtype, [&]<class T>(T) {
     const int64_t packs = pooled / Pack<T>::kWidth;
-    status = is_pooled_by_packs(p)
-                 ? launch(conv2d_pool_forward_channels_kernel<T>, packs, stream, p, packs)
-                 : launch(conv2d_pool_forward_windows_kernel<T>, pooled, stream, p);
+    status = by_packs ? launch(conv2d_pool_forward_channels_kernel<T>, packs, stream, p, packs)
+                      : launch(conv2d_pool_forward_windows_kernel<T>, pooled, stream, p);
   });
   return status;
+}
+
+// The convolution into the workspace by a kernel of its own, then the windows.
+cudaError_t convolve_and_pool(cudaError_t (*convolve)(const Conv2dParams&, cudaStream_t),
+                              const Conv2dPoolParams& whole, cudaStream_t stream) {
+  const bool by_packs = is_pooled_by_packs(whole);
+  return for_images(whole, images_of_pooling(whole), [&](const Conv2dPoolParams& p) {
+    Conv2dParams convolution = p;
+    convolution.y = p.workspace;
+    const cudaError_t status = convolve(convolution, stream);
+    return status != cudaSuccess ? status : pool(p, by_packs, stream);
+  });
 }
 
 }  // namespace
@@ -96,8 +103,10 @@ cudaError_t conv2d_pool_backward_channels_cuda(const Conv2dPoolBackwardParams& p
                                                cudaStream_t stream) {
   cudaError_t status = cudaErrorInvalidValue;
   dispatch_dtype(p.dtype, [&]<class T>(T) {
-    const int64_t packs = p.n * p.o * p.oh * p.ow / Pack<T>::kWidth;
-    status = launch(conv2d_pool_backward_channels_kernel<T>, packs, stream, p, packs);
+    status = for_images(p, images_of_packs(p), [&](const Conv2dPoolBackwardParams& part) {
+      const int64_t packs = part.n * part.o * part.oh * part.ow / Pack<T>::kWidth;
+      return launch(conv2d_pool_backward_channels_kernel<T>, packs, stream, part, packs);
+    });
   });
   return status;
 }

@@ -4,6 +4,7 @@
 #include "conv2d/conv2d_pool_sm90.h"
 #include "conv2d/conv2d_workspace.h"
 #include "core/autograd.h"
+#include "core/named.h"
 
 namespace pyops {
 namespace {
@@ -138,6 +139,7 @@ Gradients backward_kernel(const Tensor& grad, const Tensor& offsets, const Tenso
   TORCH_CHECK(grad.sizes() == sizes && offsets.sizes() == sizes, kPooledName,
               "_backward: grad and offsets must be ", sizes, ", got ", grad.sizes(), " and ",
               offsets.sizes());
+  check_same_kind("conv2d_relu_max_pool2d_backward", "grad", grad, x);
   TORCH_CHECK(offsets.scalar_type() == pool.offset_type(), kPooledName,
               "_backward: offsets must be ", pool.offset_type(), ", got ", offsets.scalar_type());
   const Tensor grad_y = unpool_kernel(grad, offsets, x, shape, pool);
@@ -146,9 +148,7 @@ Gradients backward_kernel(const Tensor& grad, const Tensor& offsets, const Tenso
 
 Gradients call_backward(const Tensor& grad, const Tensor& offsets, const Tensor& x, const Tensor& w,
                         const Sizes& s, std::array<bool, 3> wanted) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("pyops::conv2d_relu_max_pool2d_backward", "")
-                             .typed<decltype(backward_kernel)>();
+  static const auto op = find_op<decltype(backward_kernel)>("conv2d_relu_max_pool2d_backward");
   return op.call(grad, offsets, x, w, s.stride, s.padding, s.dilation, s.groups, s.kernel_size,
                  s.pool_stride, s.pool_padding, s.pool_dilation, s.ceil_mode, wanted);
 }
@@ -194,15 +194,10 @@ Gradients backward_autograd(const Tensor& grad, const Tensor& offsets, const Ten
   return call_backward(grad, offsets, x, w, s, wanted);
 }
 
-template <class Signature>
-auto find(const char* name) {
-  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
-}
-
 Pooled call_with_offsets(const Tensor& x, const Tensor& w, const OptionalTensor& bias,
                          const Sizes& s) {
   static const auto op =
-      find<decltype(with_offsets_kernel)>("pyops::conv2d_relu_max_pool2d_with_offsets");
+      find_op<decltype(with_offsets_kernel)>("conv2d_relu_max_pool2d_with_offsets");
   const Unrecorded scope;
   return op.call(x, w, bias, s.stride, s.padding, s.dilation, s.groups, s.kernel_size,
                  s.pool_stride, s.pool_padding, s.pool_dilation, s.ceil_mode);
@@ -263,7 +258,7 @@ Tensor pooled_autograd(const Tensor& x, const Tensor& w, const OptionalTensor& b
         .squeeze(0);
   }
   if (needs_grad({x, w, bias})) return std::get<0>(record_forward(x, w, bias, s));
-  static const auto op = find<decltype(pooled_kernel)>("pyops::conv2d_relu_max_pool2d");
+  static const auto op = find_op<decltype(pooled_kernel)>(kPooledName);
   const at::AutoDispatchBelowADInplaceOrView below;
   return op.call(x, w, bias, stride, padding, dilation, groups, kernel_size, pool_stride,
                  pool_padding, pool_dilation, ceil_mode);
@@ -293,7 +288,7 @@ Tensor pooled_padding(const Tensor& x, const Tensor& w, const OptionalTensor& bi
                       std::string_view padding, SymInts dilation, c10::SymInt groups,
                       SymInts kernel_size, SymInts pool_stride, SymInts pool_padding,
                       SymInts pool_dilation, bool ceil_mode) {
-  static const auto op = find<decltype(guarded<pooled_autograd>)>("pyops::conv2d_relu_max_pool2d");
+  static const auto op = find_op<decltype(guarded<pooled_autograd>)>(kPooledName);
   const auto [padded, both] =
       resolve_padding(kPooledName, x, w, guard(stride), padding, guard(dilation));
   const c10::SymInt symbols[] = {both[0], both[1]};
@@ -303,9 +298,9 @@ Tensor pooled_padding(const Tensor& x, const Tensor& w, const OptionalTensor& bi
 
 // On every device that the tables serve.
 void implement(torch::Library& m) {
-  m.impl("conv2d_relu_max_pool2d", pooled_kernel);
-  m.impl("conv2d_relu_max_pool2d_with_offsets", with_offsets_kernel);
-  m.impl("conv2d_relu_max_pool2d_backward", backward_kernel);
+  register_kernel<"conv2d_relu_max_pool2d", pooled_kernel>(m);
+  register_kernel<"conv2d_relu_max_pool2d_with_offsets", with_offsets_kernel>(m);
+  register_kernel<"conv2d_relu_max_pool2d_backward", backward_kernel>(m);
 }
 
 }  // namespace
@@ -349,8 +344,10 @@ TORCH_LIBRARY_IMPL(pyops, CompositeExplicitAutograd, m) {
 TORCH_LIBRARY_IMPL(pyops, CompositeImplicitAutogradNestedTensor, m) {
   m.impl("conv2d_relu_max_pool2d", guarded<pooled_native>);
 }
+// It asks goes_native(), which says why in the explain() log.
 TORCH_LIBRARY_IMPL(pyops, FuncTorchBatched, m) {
-  m.impl("conv2d_relu_max_pool2d", guarded<pooled_native>);
+  m.impl("conv2d_relu_max_pool2d", guarded<pooled_kernel>);
+  m.impl("conv2d_relu_max_pool2d.padding", pooled_padding);
 }
 TORCH_LIBRARY_IMPL(pyops, PythonTLSSnapshot, m) {
   register_for_subclasses(m, {"conv2d_relu_max_pool2d", "conv2d_relu_max_pool2d.padding"});

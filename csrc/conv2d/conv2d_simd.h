@@ -66,6 +66,7 @@ void forward_rows(const Conv2dParams& p, int64_t n, int64_t batch, int64_t row, 
     correlate<false, T>({.channels_last = p.channels_last,
                          .depthwise = is_depthwise(p),
                          .images = images,
+                         .all_rows = p.oh,
                          .batch = batch,
                          .weight = pass_weight<T>(p, p.weight, pass),
                          .channels = channels,
@@ -118,6 +119,7 @@ void backward_input(const Conv2dBackwardParams& p, int64_t pass, const GradientP
   correlate<kMasked, T>({.channels_last = p.channels_last,
                          .depthwise = is_depthwise(p),
                          .images = gradient_images<T>(p, pass, y.axis, x.axis),
+                         .all_rows = y.axis.positions,
                          .batch = p.n,
                          .weight = weight.get(),
                          .channels = channels,
@@ -167,14 +169,12 @@ bool backward_weight_on_grid(const Conv2dBackwardParams& p, int64_t pass, T* gra
     const Axis y_points{p.oh, p.oh, 1, 1, 0, 1}, x_points{p.ow, p.ow, 1, 1, 0, 1};
     const auto g = gradient_images<T>(p, pass, y_points, x_points);
     const int64_t weights = p.group_o() * x.taps();
-#if !defined(__AMX_TILE__)
     constexpr int64_t kFewTiles = 48;  // beside the transforms of all weights
     const int64_t points = TileGrid::kPoints * p.group_o() * x.channels;
-    if (winograd_pays(x, p.group_o()) && TileGrid(x.y, x.x, p.n).count >= kFewTiles &&
-        points * num_threads() <= kManySums) {
+    if (vectors_pay<T>(p.precision) && winograd_pays(x, p.group_o()) &&
+        TileGrid(x.y, x.x, p.n).count >= kFewTiles && points * num_threads() <= kManySums) {
       if (WinogradWeightGradient<kMasked, T>(x, g, p.n, p.channels_last).run(grad)) return true;
     }
-#endif
     if (weights > many_weights || weights * num_threads() > kManySums) return false;
     if (p.group_o() < 8 || x.taps() < 8) return false;
 #if defined(__AMX_TILE__)

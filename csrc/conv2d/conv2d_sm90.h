@@ -33,9 +33,12 @@ inline bool is_gathered_by_tma(const ConvAxis& axis) {
          std::max({last, first_of_grad, last_of_grad}) <= kMostOffset && axis.stride <= kMostStride;
 }
 
-// A step of the depth is 64 channels of a tap: with fewer than 32 it is mostly zeros.
+// A step of the depth is 64 channels of a tap: with fewer than 32 it is mostly zeros. Positions are
+// counted by 32 bits, and up to whole tiles of a cluster.
 inline bool suits_sm90(const Conv2dShape& s) {
-  return s.c >= 32 && is_gathered_by_tma(axis_h(s)) && is_gathered_by_tma(axis_w(s));
+  constexpr int64_t kMostPositions = (int64_t{1} << 31) - 1024;
+  return s.c >= 32 && is_gathered_by_tma(axis_h(s)) && is_gathered_by_tma(axis_w(s)) &&
+         s.n * std::max(s.h * s.w, s.oh * s.ow) <= kMostPositions;
 }
 inline bool suits_sm90(const Conv2dParams& p) {
   return suits_tensorop(p) && suits_sm90(static_cast<const Conv2dShape&>(p));
@@ -47,8 +50,8 @@ inline bool suits_sm90(const Conv2dBackwardParams& p) {
   return suits_tensorop(p) && suits_sm90(static_cast<const Conv2dShape&>(p));
 }
 inline constexpr const char* kSuitsSm90 =
-    "at least 32 channels, strides up to 8, padding and kernels within 8 bits, and what tensor "
-    "cores ask for";
+    "at least 32 channels, strides up to 8, padding and kernels within 8 bits, fewer than 2^31 "
+    "positions, and what tensor cores ask for";
 
 // One pixel to an output: a product of matrices.
 inline bool is_product(const Conv2dShape& s) {

@@ -13,6 +13,7 @@
 #include <cmath>
 #include <type_traits>
 
+#include "conv2d/conv2d_images.h"
 #include "conv2d/conv2d_problem.h"
 #include "conv2d/conv2d_tensorop.h"
 #include "core/cuda.cuh"
@@ -108,25 +109,29 @@ __global__ void __launch_bounds__(Kernel::kThreadCount, 256 / Kernel::kThreadCou
 namespace tensorop {
 
 template <class Arithmetic>
-cudaError_t forward(const Conv2dParams& p, cudaStream_t stream) {
+cudaError_t forward(const Conv2dParams& whole, cudaStream_t stream) {
   using Kernel = Fprop<Arithmetic>;
   using T = typename Arithmetic::Element;
-  const typename Kernel::Arguments arguments(
-      problem_of(p), tensor<T>(p.x, p.c, p.w, p.h), tensor<T>(p.weight, p.c, p.kw, p.kh),
-      tensor<T>(p.bias, 0, 0, 0), tensor<T>(p.y, p.o, p.ow, p.oh),
-      {1.0f, p.bias == nullptr ? 0.0f : 1.0f, p.relu ? 0.0f : -INFINITY});
-  return launch<Kernel>(conv2d_forward_tensorop_kernel<Kernel>, arguments, stream);
+  return for_images(whole, images_of_launch(whole, whole.dtype), [&](const Conv2dParams& p) {
+    const typename Kernel::Arguments arguments(
+        problem_of(p), tensor<T>(p.x, p.c, p.w, p.h), tensor<T>(p.weight, p.c, p.kw, p.kh),
+        tensor<T>(p.bias, 0, 0, 0), tensor<T>(p.y, p.o, p.ow, p.oh),
+        {1.0f, p.bias == nullptr ? 0.0f : 1.0f, p.relu ? 0.0f : -INFINITY});
+    return launch<Kernel>(conv2d_forward_tensorop_kernel<Kernel>, arguments, stream);
+  });
 }
 
 template <class Arithmetic, StrideSupport kStride>
-cudaError_t backward_x(const Conv2dBackwardParams& p, cudaStream_t stream) {
+cudaError_t backward_x(const Conv2dBackwardParams& whole, cudaStream_t stream) {
   using Kernel = Dgrad<Arithmetic, kStride>;
   using T = typename Arithmetic::Element;
-  const auto grad_x = tensor<T>(p.grad_x, p.c, p.w, p.h);
-  const typename Kernel::Arguments arguments(problem_of(p), tensor<T>(p.grad_y, p.o, p.ow, p.oh),
-                                             tensor<T>(p.weight, p.c, p.kw, p.kh), grad_x, grad_x,
-                                             {1.0f, 0.0f});
-  return launch<Kernel>(conv2d_backward_tensorop_kernel<Kernel>, arguments, stream);
+  return for_images(whole, images_of_launch(whole, whole.dtype), [&](const auto& p) {
+    const auto grad_x = tensor<T>(p.grad_x, p.c, p.w, p.h);
+    const typename Kernel::Arguments arguments(problem_of(p), tensor<T>(p.grad_y, p.o, p.ow, p.oh),
+                                               tensor<T>(p.weight, p.c, p.kw, p.kh), grad_x, grad_x,
+                                               {1.0f, 0.0f});
+    return launch<Kernel>(conv2d_backward_tensorop_kernel<Kernel>, arguments, stream);
+  });
 }
 
 // Enough to give two blocks to every SM of the largest GPUs, and no more than the workspace holds.
@@ -142,15 +147,19 @@ template <class Arithmetic>
 cudaError_t backward_weight(const Conv2dBackwardParams& p, cudaStream_t stream) {
   using Kernel = Wgrad<Arithmetic>;
   using T = typename Arithmetic::Element;
-  const int64_t slices = weight_slices<typename Arithmetic::Tile>(p);
-  const auto parts = tensor<float>(p.workspace, p.c, p.kw, p.kh);
-  const typename Kernel::Arguments arguments(
-      problem_of(p, slices), tensor<T>(p.grad_y, p.o, p.ow, p.oh), tensor<T>(p.x, p.c, p.w, p.h),
-      parts, parts, {1.0f, 0.0f}, cutlass::conv::SplitKMode::kParallel);
-  const cudaError_t status =
-      launch<Kernel>(conv2d_backward_tensorop_kernel<Kernel>, arguments, stream);
-  if (status != cudaSuccess) return status;
-  return add_parts_cuda(p.dtype, p.grad_weight, p.workspace, slices, p.weights(), stream);
+  const auto multiply = [&](const Conv2dBackwardParams& part, float* sums, int64_t* slices) {
+    *slices = weight_slices<typename Arithmetic::Tile>(part);
+    const auto to = tensor<float>(sums, p.c, p.kw, p.kh);
+    const typename Kernel::Arguments arguments(problem_of(part, *slices),
+                                               tensor<T>(part.grad_y, p.o, p.ow, p.oh),
+                                               tensor<T>(part.x, p.c, p.w, p.h), to, to,
+                                               {1.0f, 0.0f}, cutlass::conv::SplitKMode::kParallel);
+    return launch<Kernel>(conv2d_backward_tensorop_kernel<Kernel>, arguments, stream);
+  };
+  const auto add = [&](Dtype dtype, void* to, int64_t count) {
+    return add_parts_cuda(dtype, to, p.workspace, count, p.weights(), stream);
+  };
+  return sum_images(p, images_of_launch(p, p.dtype), multiply, add);
 }
 
 // What a gradient with a stride is computed by: its addresses leave no room for TF32's warps.

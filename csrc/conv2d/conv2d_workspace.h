@@ -21,14 +21,16 @@ inline int64_t conv2d_backward_workspace(const Conv2dBackwardParams& p) {
 inline int64_t conv2d_backward_workspace_depthwise(const Conv2dBackwardParams& p) {
   return position_sums_bytes(p, p.grad_weight != nullptr);
 }
+// Of several launches, beside the sums over one's stretches that over the images before.
 inline int64_t conv2d_backward_workspace_tensorop(const Conv2dBackwardParams& p) {
-  return backward_workspace(p, weight_parts_bytes(p));
+  const bool at_once = p.n <= images_of_launch(p, p.dtype);
+  const int64_t before = at_once || p.grad_weight == nullptr ? 0 : p.weights() * acc_bytes(p.dtype);
+  return backward_workspace(p, weight_parts_bytes(p) + before);
 }
 
 // The result of a convolution that is not pooled at once.
 inline int64_t conv2d_pool_workspace(const Conv2dPoolParams& p) {
-  const int64_t element = p.dtype == Dtype::kFloat64 ? 8 : p.dtype == Dtype::kFloat32 ? 4 : 2;
-  return p.n * p.o * p.oh * p.ow * element;
+  return std::min(p.n, images_of_pooling(p)) * p.o * p.oh * p.ow * element_bytes(p.dtype);
 }
 
 }  // namespace pyops

@@ -78,9 +78,9 @@ bool correlate_tiles(const Correlation<T>& c) {
 // Where the AMX unit would multiply six times, vector registers are as fast on a quiet machine and
 // faster where neighbours share the unit (Sapphire Rapids, November 2026).
 template <class T>
-bool vectors_pay([[maybe_unused]] const Correlation<T>& c) {
+bool vectors_pay([[maybe_unused]] Precision precision) {
 #if defined(__AMX_TILE__)
-  if (bf16_parts<StridedOperand<T>, StridedOperand<T>>(c.precision) < 3) return false;
+  if (bf16_parts<StridedOperand<T>, StridedOperand<T>>(precision) < 3) return false;
 #endif
   return true;
 }
@@ -89,9 +89,10 @@ bool vectors_pay([[maybe_unused]] const Correlation<T>& c) {
 template <bool kMasked, class T>
 void correlate_directly(const Correlation<T>& c) {
   if constexpr (std::is_same_v<acc_t<T>, float>) {
-    if (vectors_pay(c) && grid_pays(c) && (c.channels >= 8 || c.channels_last)) {
+    const Correlation<T> all = uncut(c);
+    if (vectors_pay<T>(c.precision) && grid_pays(all) && (c.channels >= 8 || c.channels_last)) {
       if constexpr (std::is_same_v<T, float>) {
-        if (planar_pays(c)) return PlanarCorrelation<kMasked, T>(c).run();
+        if (planar_pays(all)) return PlanarCorrelation<kMasked, T>(c).run();
       }
       return VectorCorrelation<kMasked, T>(c).run();
     }
@@ -108,7 +109,7 @@ void correlate(const Correlation<T>& c) {
     if (c.depthwise) return depthwise(c);
   }
   if constexpr (std::is_same_v<acc_t<T>, float>) {
-    if (vectors_pay(c) && winograd_pays(c.images, c.channels)) {
+    if (vectors_pay<T>(c.precision) && winograd_pays(uncut(c).images, c.channels)) {
       return WinogradCorrelation<kMasked, T>(c).run(
           [&](int64_t n) { correlate_directly<kMasked>(band_of(c, n, 0, c.images.y.positions)); });
     }

@@ -118,6 +118,7 @@ struct Correlation {
   bool channels_last;
   bool depthwise;  // a channel of the result sees the image's channel of the same number alone
   Images<T> images;
+  int64_t all_rows;  // of positions of an image, of which these may be some
   int64_t batch;
   const T* weight;   // (channels, taps), taps in the order of the images' layout
   int64_t channels;  // of the result
@@ -127,6 +128,13 @@ struct Correlation {
   Epilogue<T> epilogue;
   Precision precision;
 };
+
+// With all rows. They decide how results are computed, so that where an image is cut changes none.
+template <class T>
+Correlation<T> uncut(Correlation<T> c) {
+  c.images.y.positions = c.all_rows;
+  return c;
+}
 
 inline Axis forward_axis_y(const Conv2dShape& s) {
   return {s.h, s.oh, s.kh, s.stride_h, -s.padding_h, s.dilation_h};

@@ -38,6 +38,9 @@ template <class T>
     if (n == V::kWidth && stride == 2) return V::load_even(data);
     if (n == V::kWidth) return V::gather(data, static_cast<int>(stride));
   }
+  if constexpr (requires { V::load_even(data, n); }) {
+    if (stride == 2) return V::load_even(data, n);
+  }
   alignas(64) acc_t<T> elements[V::kWidth];
   for (int i = 0; i < n; ++i) elements[i] = static_cast<acc_t<T>>(data[i * stride]);
   return V::load(elements, n);

@@ -35,11 +35,23 @@ struct PixelRuns {
 // A weight's rows in the order (ky, kx, channel).
 inline void order_weight(const Correlation<BFloat16>& c, int64_t channel, int64_t rows,
                          BFloat16* out) {
+  using V = Vec<float>;
   const int64_t channels = c.images.channels, taps = c.images.taps(), window = taps / channels;
-  for (int64_t r = 0; r < rows; ++r) {
+  const auto left = [](int64_t n) { return static_cast<int>(std::clamp<int64_t>(n, 0, 16)); };
+  for (int64_t r = 0; r < rows; ++r, out += taps) {
     const BFloat16* weight = c.weight + (channel + r) * taps;
-    for (int64_t k = 0; k < window; ++k) {
-      for (int64_t i = 0; i < channels; ++i) *out++ = weight[i * window + k];
+    for (int64_t i = 0; i < channels; i += 16) {
+      for (int64_t k = 0; k < window; k += 16) {
+        V block[16];
+        for (int64_t b = 0; b < 16; ++b) {
+          const int some = i + b < channels ? left(window - k) : 0;
+          block[b] = some > 0 ? V::load(weight + (i + b) * window + k, some) : V::zero();
+        }
+        transpose(block);
+        for (int b = 0; b < left(window - k); ++b) {
+          block[b].store(out + (k + b) * channels + i, left(channels - i));
+        }
+      }
     }
   }
 }

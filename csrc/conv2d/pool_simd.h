@@ -7,8 +7,8 @@
 
 namespace pyops::PYOPS_ISA_NAMESPACE {
 
-// A strip of convolution rows and the maxima over its windows.
-template <class T>
+// A strip of convolution rows and the maxima over its windows; kTaps: also where they come from.
+template <class T, bool kTaps>
 struct PoolStrip {
   using Acc = acc_t<T>;
   using V = Vec<Acc>;
@@ -18,9 +18,13 @@ struct PoolStrip {
   int64_t pooled;        // offset of the pooled image
 
   struct Maximum {
-    V value = V::set1(-__builtin_inff()), offset = V::zero();
+    V value = V::set1(kTaps ? -__builtin_inff() : 0), offset = V::zero();
 
     void meet(V x, int64_t tap) {
+      if constexpr (!kTaps) {  // the ReLU has left nothing below zero
+        value = V::max_magnitude(x, value);
+        return;
+      }
       offset = V::where_exceeds(x, value, V::set1(static_cast<Acc>(tap)), offset);
       value = V::where_exceeds(x, value, x, value);
     }
@@ -30,7 +34,7 @@ struct PoolStrip {
 
   void store(const Maximum& maximum, int64_t at, int n) const {
     maximum.value.store(static_cast<T*>(p.y) + at, n);
-    if (p.offsets == nullptr) return;
+    if (!kTaps || p.offsets == nullptr) return;
     Acc taps[V::kWidth];
     maximum.tap().store(taps);
     for (int i = 0; i < n; ++i) p.store_offset(at + i, static_cast<int32_t>(taps[i]));
@@ -97,19 +101,21 @@ inline int64_t strip_rows(const Conv2dPoolParams& p, int64_t element_size) {
   return ceil_div(p.pooled_h, strips);
 }
 
-template <class T>
+template <class T, bool kTaps>
 void conv2d_pool_forward(const Conv2dPoolParams& p) {
   const int64_t pooled_rows = strip_rows(p, sizeof(T)), strips = ceil_div(p.pooled_h, pooled_rows);
-  const int64_t rows_bound = (pooled_rows - 1) * p.pool_h.stride + p.pool_h.extent();
+  const int64_t rows_bound = (pooled_rows - 1) * p.pool_h.stride + p.pool_h.extent() + 1;
   parallel_for(0, p.n * strips, 1, [&](int64_t begin, int64_t end) {
     Scratch<T> rows(std::min(rows_bound, p.oh) * p.ow * p.o);
     for (int64_t task = begin; task < end; ++task) {
       const int64_t n = task / strips, py0 = task % strips * pooled_rows;
       const int64_t py1 = std::min(p.pooled_h, py0 + pooled_rows);
-      const int64_t first = std::clamp<int64_t>(p.pool_h.start(py0), 0, p.oh);
+      // Even, so that Winograd's tiles are those of the whole image.
+      const int64_t first = std::clamp<int64_t>(p.pool_h.start(py0), 0, p.oh) / 2 * 2;
       const int64_t count = std::max<int64_t>(p.pool_h.window(py1 - 1).end - first, 0);
       if (count > 0) forward_rows(p, n, 1, first, count, rows.get());
-      const PoolStrip<T> strip{p, rows.get(), first, count, n * p.o * p.pooled_h * p.pooled_w};
+      const PoolStrip<T, kTaps> strip{p, rows.get(), first, count,
+                                      n * p.o * p.pooled_h * p.pooled_w};
       for (int64_t py = py0; py < py1; ++py) {
         if (p.channels_last) {
           strip.pixel_row(py);
@@ -122,8 +128,13 @@ void conv2d_pool_forward(const Conv2dPoolParams& p) {
 }
 
 inline void conv2d_pool_forward(const Conv2dPoolParams& params) {
-  dispatch_dtype<kKernelTypes>(params.dtype,
-                               [&](auto t) { conv2d_pool_forward<decltype(t)>(params); });
+  // A window with holes may lie beside the image: its maximum is none of the ReLU's results.
+  const bool dense = params.pool_h.dilation == 1 && params.pool_w.dilation == 1;
+  const bool with_taps = params.offsets != nullptr || !dense;
+  dispatch_dtype<kKernelTypes>(params.dtype, [&](auto t) {
+    using T = decltype(t);
+    with_taps ? conv2d_pool_forward<T, true>(params) : conv2d_pool_forward<T, false>(params);
+  });
 }
 
 }  // namespace pyops::PYOPS_ISA_NAMESPACE

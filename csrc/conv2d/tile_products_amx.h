@@ -66,7 +66,8 @@ class TileProducts {
         row_panels_(row_panels),
         steps_(steps),
         block_steps_(ceil_div(steps, ceil_div(steps, kMaxSteps))),
-        group_(std::clamp<int64_t>(Planes::kPacks ? kPackedFor : kMaxSteps / steps, 1, row_panels)),
+        group_(
+            std::clamp<int64_t>(Planes::kPacks ? kPackedFor : kGroupSteps / steps, 1, row_panels)),
         panel_(Planes::kPacks ? block_steps_ * 2 * kTileElements : 0),
         sums_((steps > kMaxSteps ? kBlockPanels * group_ : 1) * kTileSums),
         out_(c, panels) {}
@@ -94,13 +95,14 @@ class TileProducts {
   }
 
  private:
-  // A panel of weights, or of a block of its depth, stays in a 48 KiB L1; several where they fit.
-  static constexpr int64_t kMaxSteps = 18;
+  // A panel of weights, or of a block of its depth, stays in a 48 KiB L1; several where they leave
+  // more than half of it to positions, sums and results (counted; see docs/performance.md).
+  static constexpr int64_t kMaxSteps = 18, kGroupSteps = 10;
   // Of weights that meet a panel of positions once it is packed.
   static constexpr int64_t kPackedFor = 8;
   // So many panels of positions meet all weights before the next do: their pixels are finished
   // while the lines that they lie in are still near.
-  static constexpr int64_t kBlockPanels = 4;
+  static constexpr int64_t kBlockPanels = 8;
   static constexpr int64_t kTileSums = 32 * 32;
 
   // A group of panels of the weights from i on times panel j, a block of the depth from `step` on.

@@ -4,6 +4,8 @@
 // tiny tensor, forward and backward (AMD EPYC, 2026-11).
 #pragma once
 
+#include <torch/csrc/autograd/function.h>
+
 #include <algorithm>
 #include <array>
 

@@ -87,6 +87,10 @@ Dtype dtype_of(const Tensor& t) {
   }
 }
 
+at::TensorOptions accumulator_options(const Tensor& t) {
+  return t.options().dtype(t.scalar_type() == at::kDouble ? at::kDouble : at::kFloat);
+}
+
 Precision float32_precision(at::Float32Op op, const Tensor& t) {
   // TF32 is what native convolves in on a GPU unless told otherwise; its products are float32's.
   const auto backend = t.is_cuda() ? at::Float32Backend::CUDA : at::Float32Backend::MKLDNN;

@@ -4,11 +4,11 @@
 
 #include <ATen/ATen.h>
 #include <ATen/autocast_mode.h>
-#include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
 #include <initializer_list>
 #include <optional>
+#include <string>
 
 #include "core/candidates.h"
 #include "core/explain.h"
@@ -40,6 +40,8 @@ using Tensors = std::initializer_list<TensorRef>;
 inline Tensor value_or_undefined(const OptionalTensor& t) { return t.value_or(Tensor()); }
 
 Dtype dtype_of(const Tensor& t);
+// Of a tensor beside t, of the type that kernels sum in.
+at::TensorOptions accumulator_options(const Tensor& t);
 
 // PyTorch's own switches for the tensor's device: torch.set_float32_matmul_precision,
 // torch.backends.mkldnn.*.fp32_precision, torch.backends.cuda.matmul and .cudnn.*.
@@ -66,6 +68,13 @@ bool goes_native(const char* op, Tensors tensors, Devices devices = Devices::kCp
 
 // Whether autograd must record the call.
 bool needs_grad(Tensors tensors);
+
+// An operator of ours by its name, whose schema C++ sees as Signature.
+template <class Signature>
+c10::TypedOperatorHandle<Signature> find_op(const std::string& name) {
+  const std::string full = "pyops::" + name;
+  return c10::Dispatcher::singleton().findSchemaOrThrow(full.c_str(), "").typed<Signature>();
+}
 
 void record_call(const char* op, const char* kernel, Tensors tensors,
                  std::vector<Rejection> rejected);

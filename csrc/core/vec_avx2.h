@@ -81,6 +81,11 @@ struct Vec<float> {
     return {_mm256_andnot_ps(_mm256_cmp_ps(condition.v, limit.v, _CMP_LT_OQ), x.v)};
   }
   static Vec abs(Vec a) { return {_mm256_andnot_ps(_mm256_set1_ps(-0.0f), a.v)}; }
+  // The larger of |a| and b, which is not negative; NaN, of either sign, is the largest.
+  static Vec max_magnitude(Vec a, Vec b) {
+    const __m256i bits = _mm256_castps_si256(abs(a).v);
+    return {_mm256_castsi256_ps(_mm256_max_epu32(bits, _mm256_castps_si256(b.v)))};
+  }
   static Vec copysign(Vec magnitude, Vec sign) {
     return {_mm256_or_ps(magnitude.v, _mm256_and_ps(_mm256_set1_ps(-0.0f), sign.v))};
   }
@@ -197,6 +202,7 @@ struct Vec<double> {
     return {_mm256_andnot_pd(_mm256_cmp_pd(condition.v, limit.v, _CMP_LT_OQ), x.v)};
   }
   static Vec abs(Vec a) { return {_mm256_andnot_pd(_mm256_set1_pd(-0.0), a.v)}; }
+  static Vec max_magnitude(Vec a, Vec b) { return where_exceeds(abs(a), b, abs(a), b); }
   static Vec copysign(Vec magnitude, Vec sign) {
     return {_mm256_or_pd(magnitude.v, _mm256_and_pd(_mm256_set1_pd(-0.0), sign.v))};
   }

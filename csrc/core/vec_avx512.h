@@ -42,6 +42,13 @@ struct Vec<float> {
         _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 17, 19, 21, 23, 25, 27, 29, 31);
     return {_mm512_permutex2var_ps(_mm512_loadu_ps(p), lane, _mm512_loadu_ps(p + 15))};
   }
+  // n of them.
+  static Vec load_even(const BFloat16* p, int n) {
+    return {_mm512_castsi512_ps(_mm512_slli_epi32(even_words(p, n), 16))};
+  }
+  static Vec load_even(const Float16* p, int n) {
+    return {_mm512_cvtph_ps(_mm512_cvtepi32_epi16(even_words(p, n)))};
+  }
 
   void store(float* p) const { _mm512_storeu_ps(p, v); }
   void store(float* p, int n) const { _mm512_mask_storeu_ps(p, first(n), v); }
@@ -85,6 +92,11 @@ struct Vec<float> {
     return {_mm512_mask_mov_ps(x.v, below, _mm512_setzero_ps())};
   }
   static Vec abs(Vec a) { return {_mm512_andnot_ps(_mm512_set1_ps(-0.0f), a.v)}; }
+  // The larger of |a| and b, which is not negative; NaN, of either sign, is the largest.
+  static Vec max_magnitude(Vec a, Vec b) {
+    const __m512i bits = _mm512_castps_si512(abs(a).v);
+    return {_mm512_castsi512_ps(_mm512_max_epu32(bits, _mm512_castps_si512(b.v)))};
+  }
   static Vec copysign(Vec magnitude, Vec sign) {
     return {_mm512_or_ps(magnitude.v, _mm512_and_ps(_mm512_set1_ps(-0.0f), sign.v))};
   }
@@ -105,6 +117,9 @@ struct Vec<float> {
   float reduce_max() const { return _mm512_reduce_max_ps(v); }
 
  private:
+  static __m512i even_words(const void* p, int n) {
+    return _mm512_maskz_loadu_epi16(0x55555555u >> (32 - 2 * n), p);
+  }
   static Vec widen_bf16(__m256i h) {
     return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16))};
   }
@@ -165,6 +180,7 @@ struct Vec<double> {
     return {_mm512_mask_mov_pd(x.v, below, _mm512_setzero_pd())};
   }
   static Vec abs(Vec a) { return {_mm512_andnot_pd(_mm512_set1_pd(-0.0), a.v)}; }
+  static Vec max_magnitude(Vec a, Vec b) { return where_exceeds(abs(a), b, abs(a), b); }
   static Vec copysign(Vec magnitude, Vec sign) {
     return {_mm512_or_pd(magnitude.v, _mm512_and_pd(_mm512_set1_pd(-0.0), sign.v))};
   }

@@ -9,6 +9,7 @@
 
 #include "core/cuda.cuh"
 #include "gemm/tensorop_arithmetic.cuh"
+#include "gemm/tensorop_operands.h"
 
 namespace pyops {
 
@@ -36,17 +37,6 @@ __device__ void multiply_tensorop(const typename Gemm::GemmKernel::Params& param
   typename Gemm::GemmKernel kernel;
   kernel(params, *reinterpret_cast<typename Gemm::GemmKernel::SharedStorage*>(storage));
 }
-
-// Matrices as CUTLASS wants them: where they begin, and how far their lines are apart. C is the
-// bias, the same for every row, or with a line of its own a matrix; without one C is not read.
-struct TensoropOperands {
-  int64_t rows, columns, depth;
-  const void *a, *b, *bias;
-  void* d;
-  int64_t a_line, b_line, d_line;
-  bool relu = false;  // of products that StoreRelu ends
-  int64_t bias_line = 0;
-};
 
 template <class Gemm>
 cudaError_t launch_tensorop(void (*kernel)(typename Gemm::GemmKernel::Params),

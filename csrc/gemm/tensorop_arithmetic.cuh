@@ -31,7 +31,6 @@ struct HalfProducts {
   using Warp = cutlass::gemm::GemmShape<64, 64, 32>;
   using Instruction = cutlass::gemm::GemmShape<16, 8, 16>;
   static constexpr int kStages = 4, kAlignment = 8;
-  static constexpr int64_t kDeepest = INT32_MAX;  // sum that is as exact as asked for
 };
 
 // Float32, rounded to TF32 on the way.
@@ -42,7 +41,7 @@ struct Tf32Products {
   using Warp = cutlass::gemm::GemmShape<64, 64, 16>;
   using Instruction = cutlass::gemm::GemmShape<16, 8, 8>;
   static constexpr int kStages = 4, kAlignment = 4;
-  static constexpr int64_t kDeepest = INT32_MAX;
+  static constexpr int64_t kDeepest = INT32_MAX;  // sum that is as exact as asked for
 };
 
 // Float32 to float32's accuracy; with larger warps the parts would spill.

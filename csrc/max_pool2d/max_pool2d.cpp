@@ -4,8 +4,9 @@
 #include <limits>
 
 #include "core/autograd.h"
+#include "core/named.h"
 #include "max_pool2d/max_pool2d_arguments.h"
-#include "max_pool2d/max_pool2d_square.h"
+#include "max_pool2d/max_pool2d_window.h"
 
 namespace pyops {
 namespace {
@@ -47,6 +48,10 @@ constexpr Candidate<MaxPool2dParams> kForward[] = {
      suits_channels, kSuitsChannels},
     {"max_pool2d_forward_strips_cuda", Arch::kSm80, kTileTypes, max_pool2d_forward_strips_cuda,
      suits_strips, kSuitsStrips},
+    {"max_pool2d_forward_teams_cuda", Arch::kSm80, kAnyFloat, max_pool2d_forward_teams_cuda,
+     suits_teams, kSuitsTeams},
+    {"max_pool2d_forward_windows_cuda", Arch::kSm80, kAnyFloat, max_pool2d_forward_windows_cuda,
+     suits_windows<MaxPool2dParams>, kSuitsWindows},
     {"max_pool2d_forward_cuda", Arch::kSm80, kAnyFloat, max_pool2d_forward_cuda},
 #endif
     {"max_pool2d_forward_avx512", Isa::kAvx512, kAnyFloat, max_pool2d_forward_avx512, fills_lanes,
@@ -61,6 +66,8 @@ constexpr Candidate<MaxPool2dBackwardParams> kBackward[] = {
      max_pool2d_backward_channels_cuda, suits_channels, kSuitsChannels},
     {"max_pool2d_backward_strips_cuda", Arch::kSm80, kTileTypes, max_pool2d_backward_strips_cuda,
      suits_strips, kSuitsStrips},
+    {"max_pool2d_backward_windows_cuda", Arch::kSm80, kAnyFloat, max_pool2d_backward_windows_cuda,
+     suits_windows<MaxPool2dBackwardParams>, kSuitsWindows},
     {"max_pool2d_backward_cuda", Arch::kSm80, kAnyFloat, max_pool2d_backward_cuda},
 #endif
     {"max_pool2d_backward_avx512", Isa::kAvx512, kTileTypes, max_pool2d_backward_avx512,
@@ -158,6 +165,15 @@ Tensor max_pool2d_backward(const Tensor& grad, const Tensor& where, IntArrayRef 
   TORCH_CHECK(where.scalar_type() == at::kByte || where.scalar_type() == at::kLong,
               "max_pool2d_backward: argmax must be taps (uint8) or indices (int64), got ",
               where.scalar_type());
+  TORCH_CHECK(grad.dim() == 4 || (grad.dim() == 3 && !channels_last), "max_pool2d_backward: grad ",
+              "must be (N, C, OH, OW) or, not channels_last, (C, OH, OW), got ", grad.sizes());
+  const auto is_pooled = [&](const PoolAxis& axis, int64_t size) {
+    return size == axis.output_size(false) || size == axis.output_size(true);
+  };
+  TORCH_CHECK(input_size.size() == 2 && is_pooled(windows.h(input_size[0]), grad.size(-2)) &&
+                  is_pooled(windows.w(input_size[1]), grad.size(-1)),
+              "max_pool2d_backward: input_size must be (H, W) of which the windows make grad's ",
+              grad.sizes(), ", got ", input_size);
   c10::SmallVector<int64_t, 4> shape(grad.sizes());
   shape[grad.dim() - 2] = input_size[0];
   shape[grad.dim() - 1] = input_size[1];
@@ -182,9 +198,7 @@ Tensor max_pool2d_backward(const Tensor& grad, const Tensor& where, IntArrayRef 
 
 Tensor call_forward(const Tensor& x, IntArrayRef kernel, IntArrayRef stride, IntArrayRef padding,
                     IntArrayRef dilation, bool ceil_mode) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("pyops::max_pool2d", "")
-                             .typed<decltype(max_pool2d)>();
+  static const auto op = find_op<decltype(max_pool2d)>("max_pool2d");
   const at::AutoDispatchBelowADInplaceOrView below;
   return op.call(x, kernel, stride, padding, dilation, ceil_mode);
 }
@@ -192,10 +206,7 @@ Tensor call_forward(const Tensor& x, IntArrayRef kernel, IntArrayRef stride, Int
 template <Argmax kArgmax>
 TensorPair call_forward_with_argmax(const Tensor& x, IntArrayRef kernel, IntArrayRef stride,
                                     IntArrayRef padding, IntArrayRef dilation, bool ceil_mode) {
-  static const auto op =
-      c10::Dispatcher::singleton()
-          .findSchemaOrThrow((std::string("pyops::") + name_of(kArgmax)).c_str(), "")
-          .template typed<decltype(max_pool2d_with_argmax<kArgmax>)>();
+  static const auto op = find_op<decltype(max_pool2d_with_argmax<kArgmax>)>(name_of(kArgmax));
   const Unrecorded scope;
   return op.call(x, kernel, stride, padding, dilation, ceil_mode);
 }
@@ -240,10 +251,8 @@ Tensor call_backward(const Tensor& grad, const Tensor& where, c10::SymIntArrayRe
                      IntArrayRef kernel, IntArrayRef stride, IntArrayRef padding,
                      IntArrayRef dilation, bool channels_last) {
   static const auto op =
-      c10::Dispatcher::singleton()
-          .findSchemaOrThrow("pyops::max_pool2d_backward", "")
-          .typed<Tensor(const Tensor&, const Tensor&, c10::SymIntArrayRef, IntArrayRef, IntArrayRef,
-                        IntArrayRef, IntArrayRef, bool)>();
+      find_op<Tensor(const Tensor&, const Tensor&, c10::SymIntArrayRef, IntArrayRef, IntArrayRef,
+                     IntArrayRef, IntArrayRef, bool)>("max_pool2d_backward");
   return op.call(grad, where, input_size, kernel, stride, padding, dilation, channels_last);
 }
 
@@ -311,10 +320,11 @@ Tensor max_pool2d_autograd(const Tensor& x, IntArrayRef kernel, IntArrayRef stri
 
 // On every device that the tables serve.
 void implement(torch::Library& m) {
-  m.impl("max_pool2d", max_pool2d);
-  m.impl("max_pool2d_with_indices", max_pool2d_with_argmax<Argmax::kIndex>);
-  m.impl("max_pool2d_with_taps", max_pool2d_with_argmax<Argmax::kTap>);
-  m.impl("max_pool2d_backward", max_pool2d_backward);
+  register_kernel<"max_pool2d", max_pool2d>(m);
+  register_kernel<"max_pool2d_with_indices", max_pool2d_with_argmax<Argmax::kIndex>, "max_pool2d">(
+      m);
+  register_kernel<"max_pool2d_with_taps", max_pool2d_with_argmax<Argmax::kTap>, "max_pool2d">(m);
+  register_kernel<"max_pool2d_backward", max_pool2d_backward>(m);
 }
 
 void implement_native(torch::Library& m) {
@@ -351,6 +361,10 @@ TORCH_LIBRARY_IMPL(pyops, CompositeImplicitAutogradNestedTensor, m) { implement_
 TORCH_LIBRARY_IMPL(pyops, PythonTLSSnapshot, m) {
   register_for_subclasses(m, {"max_pool2d", "max_pool2d_with_indices"});
 }
-TORCH_LIBRARY_IMPL(pyops, FuncTorchBatched, m) { implement_native(m); }
+// They ask goes_native(), which says why in the explain() log.
+TORCH_LIBRARY_IMPL(pyops, FuncTorchBatched, m) {
+  m.impl("max_pool2d", max_pool2d);
+  m.impl("max_pool2d_with_indices", max_pool2d_with_argmax<Argmax::kIndex>);
+}
 
 }  // namespace pyops

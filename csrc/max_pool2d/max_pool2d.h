@@ -57,6 +57,8 @@ void max_pool2d_forward_avx512(const MaxPool2dParams& params);
 cudaError_t max_pool2d_forward_cuda(const MaxPool2dParams& params, cudaStream_t stream);
 cudaError_t max_pool2d_forward_strips_cuda(const MaxPool2dParams& params, cudaStream_t stream);
 cudaError_t max_pool2d_forward_channels_cuda(const MaxPool2dParams& params, cudaStream_t stream);
+cudaError_t max_pool2d_forward_teams_cuda(const MaxPool2dParams& params, cudaStream_t stream);
+cudaError_t max_pool2d_forward_windows_cuda(const MaxPool2dParams& params, cudaStream_t stream);
 
 void max_pool2d_backward_scalar(const MaxPool2dBackwardParams& params);
 void max_pool2d_backward_avx2(const MaxPool2dBackwardParams& params);
@@ -66,5 +68,7 @@ cudaError_t max_pool2d_backward_strips_cuda(const MaxPool2dBackwardParams& param
                                             cudaStream_t stream);
 cudaError_t max_pool2d_backward_channels_cuda(const MaxPool2dBackwardParams& params,
                                               cudaStream_t stream);
+cudaError_t max_pool2d_backward_windows_cuda(const MaxPool2dBackwardParams& params,
+                                             cudaStream_t stream);
 
 }  // namespace pyops

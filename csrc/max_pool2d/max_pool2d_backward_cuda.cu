@@ -1,7 +1,7 @@
 // Backward on any GPU from sm_80 on: every element of grad_x gathers from the windows over it, in
 // their order. No atomics, no zeroing, the same sum in every run.
 #include "core/cuda.cuh"
-#include "max_pool2d/max_pool2d_square.h"
+#include "max_pool2d/max_pool2d_window.h"
 
 namespace pyops {
 namespace {
@@ -31,6 +31,14 @@ __global__ void __launch_bounds__(kBlock, kBlocksWanted)
   if (thread < threads) gather_pixel<T, kK, kS>(p, thread);
 }
 
+template <class T>
+__global__ void __launch_bounds__(kBlock, kBlocksWanted)
+    max_pool2d_backward_windows_kernel(MaxPool2dBackwardParams p, uint32_t threads) {
+  const auto thread = static_cast<uint32_t>(thread_of_grid());
+  if (thread >= threads) return;
+  p.channels_last ? gather_window_pixel<T>(p, thread) : gather_window_strip<T>(p, thread);
+}
+
 // f.operator()<T, kernel, stride>() for a square window.
 template <class F>
 void with_square_types(const MaxPool2dBackwardParams& p, F&& f) {
@@ -48,6 +56,16 @@ cudaError_t max_pool2d_backward_cuda(const MaxPool2dBackwardParams& p, cudaStrea
     status = p.argmax == Argmax::kTap
                  ? launch(max_pool2d_backward_kernel<T, uint8_t>, threads, stream, p)
                  : launch(max_pool2d_backward_kernel<T, int64_t>, threads, stream, p);
+  });
+  return status;
+}
+
+cudaError_t max_pool2d_backward_windows_cuda(const MaxPool2dBackwardParams& p,
+                                             cudaStream_t stream) {
+  cudaError_t status = cudaErrorInvalidValue;
+  const int64_t threads = p.channels_last ? pixel_threads(p) : strip_threads(p);
+  dispatch_dtype(p.dtype, [&]<class T>(T) {
+    status = launch(max_pool2d_backward_windows_kernel<T>, threads, stream, p, threads);
   });
   return status;
 }

@@ -1,7 +1,8 @@
-// Forward on any GPU from sm_80 on: a general kernel, one thread an output, and two for the usual
-// square windows that read the input once and keep all of a thread's loads in flight.
+// Forward on any GPU from sm_80 on: a general kernel, one thread an output, two for the usual
+// square windows that read the input once and keep all of a thread's loads in flight, and three for
+// other windows where 32 bits count what there is.
 #include "core/cuda.cuh"
-#include "max_pool2d/max_pool2d_square.h"
+#include "max_pool2d/max_pool2d_window.h"
 
 namespace pyops {
 namespace {
@@ -34,6 +35,28 @@ __global__ void __launch_bounds__(kBlock, kBlocksWanted)
   if (thread < threads) pool_pixel<T, kTaps, kK, kS>(p, thread);
 }
 
+template <class T>
+__global__ void __launch_bounds__(kBlock, kBlocksWanted)
+    max_pool2d_forward_windows_kernel(MaxPool2dParams p, uint32_t threads) {
+  const auto thread = static_cast<uint32_t>(thread_of_grid());
+  if (thread >= threads) return;
+  p.channels_last ? pool_window_pixel<T>(p, thread) : pool_window_strip<T>(p, thread);
+}
+
+template <class T>
+__global__ void __launch_bounds__(kBlock, kBlocksWanted)
+    max_pool2d_forward_teams_kernel(MaxPool2dParams p, int64_t outputs) {
+  const int lane = static_cast<int>(threadIdx.x) % kLanes;
+  for (int64_t o = thread_of_grid() / kLanes; o < outputs; o += stride_of_grid() / kLanes) {
+    TapMaximum<T> best = pool_window_lane<T>(p, o, lane);
+    PYOPS_UNROLL for (int apart = kLanes / 2; apart > 0; apart /= 2) {
+      best = merged(
+          best, {__shfl_xor_sync(~0u, best.value, apart), __shfl_xor_sync(~0u, best.where, apart)});
+    }
+    if (lane == 0) store_window<T>(p, o, best);
+  }
+}
+
 // f.operator()<T, kTaps, kernel, stride>() for a square window.
 template <class F>
 void with_square_types(const MaxPool2dParams& p, F&& f) {
@@ -54,6 +77,24 @@ cudaError_t max_pool2d_forward_cuda(const MaxPool2dParams& p, cudaStream_t strea
     status = p.argmax == Argmax::kTap
                  ? launch(max_pool2d_forward_kernel<T, uint8_t>, threads, stream, p)
                  : launch(max_pool2d_forward_kernel<T, int64_t>, threads, stream, p);
+  });
+  return status;
+}
+
+cudaError_t max_pool2d_forward_windows_cuda(const MaxPool2dParams& p, cudaStream_t stream) {
+  cudaError_t status = cudaErrorInvalidValue;
+  const int64_t threads = p.channels_last ? pixel_threads(p) : strip_threads(p);
+  dispatch_dtype(p.dtype, [&]<class T>(T) {
+    status = launch(max_pool2d_forward_windows_kernel<T>, threads, stream, p, threads);
+  });
+  return status;
+}
+
+cudaError_t max_pool2d_forward_teams_cuda(const MaxPool2dParams& p, cudaStream_t stream) {
+  cudaError_t status = cudaErrorInvalidValue;
+  const int64_t outputs = p.n * p.c * p.oh * p.ow;
+  dispatch_dtype(p.dtype, [&]<class T>(T) {
+    status = launch(max_pool2d_forward_teams_kernel<T>, kLanes * outputs, stream, p, outputs);
   });
   return status;
 }

@@ -57,8 +57,8 @@ class ScatteredGradient {
       const PoolWindow rows = p_.h.window(oh);
       if (rows.begin >= rows.end) continue;
       const int64_t start = p_.h.start(oh) * p_.w.size, at = out.offset + oh * p_.ow * out.step;
-      step == 1 && channels == 1 ? scatter_row<true>(at, 1, start, sums, 1, 1)
-                                 : scatter_row<false>(at, out.step, start, sums, step, channels);
+      out.step == 1 ? scatter_row<true>(at, 1, start, sums, 1, 1)
+                    : scatter_row<false>(at, out.step, start, sums, step, channels);
     }
   }
 

@@ -1,4 +1,4 @@
-#include "rnn/rnn_layer.h"
+#include "rnn/rnn_layer_signature.h"
 
 namespace pyops {
 
@@ -32,6 +32,28 @@ void check_rnn_layer(const RnnLayer& layer) {
   if (layer.b_ih) check("b_ih", *layer.b_ih, lstm ? "(4*H)" : "(3*H)", {rows});
   if (layer.b_hh) check("b_hh", *layer.b_hh, lstm ? "(4*H)" : "(3*H)", {rows});
   if (layer.w_hr) check("w_hr", *layer.w_hr, "(H_out, H)", {output, hidden});
+}
+
+void check_rnn_backward(const RnnLayerBackward& layer) {
+  const Tensor& x = layer.input;
+  c10::DimVector of_y(x.sizes());
+  of_y.back() = layer.h0.size(1);
+  const int64_t rows = c10::multiply_integers(x.sizes().slice(0, x.sizes().size() - 1));
+  const auto check = [&](const char* name, const OptionalTensor& t, at::IntArrayRef sizes,
+                         at::ScalarType type) {
+    TORCH_CHECK(!t || (t->sizes() == sizes && t->scalar_type() == type), layer.backward_name(),
+                ": ", name, " must be ", sizes, " ", type, ", as a forward with save=True gives it",
+                ", got ", t->sizes(), " ", t->scalar_type());
+    TORCH_CHECK(!t || t->device() == x.device(), layer.backward_name(), ": ", name,
+                " must be on the input's device ", x.device(), ", got ", t->device());
+  };
+  const at::ScalarType type = x.scalar_type();
+  check("output", layer.y, of_y, type);
+  check("reserve", layer.reserve, {rows, layer.kept() * layer.hidden()},
+        c10::typeMetaToScalarType(accumulator_options(x).dtype()));
+  check("grad_output", layer.grad_y, of_y, type);
+  check("grad_hn", layer.grad_hn, layer.h0.sizes(), type);
+  if (layer.c0) check("grad_cn", layer.grad_cn, layer.c0->sizes(), type);
 }
 
 }  // namespace pyops

@@ -1,8 +1,9 @@
 // LSTM and GRU layers on any GPU from sm_80 on, for any dtype, shape and alignment: one launch for
 // the inputs of all steps, then one for each step. Sums run in the order of the depth, so that
-// every run gives the same. In half precision the products over all rows, that of the inputs and
-// the gradients of inputs and weights, have tensor cores; those of the steps do without.
+// every run gives the same. The products over all rows, that of the inputs and the gradients of
+// inputs and weights, have tensor cores where that pays; those of the steps do without.
 #include "gemm/block_product.cuh"
+#include "gemm/gemm_tf32.h"
 #include "gemm/tensorop.cuh"
 #include "rnn/rnn_backward_product.h"
 #include "rnn/rnn_forward_product.h"
@@ -44,6 +45,9 @@ __global__ void __launch_bounds__(Gemm::GemmKernel::kThreadCount, 2)
   multiply_tensorop<Gemm>(p);
 }
 
+template <class T>
+inline constexpr bool kHasTensorop = sizeof(T) <= 4;
+
 // Runs each product where it belongs; after an error nothing more.
 template <bool kTensorop>
 struct Forward {
@@ -58,17 +62,18 @@ struct Forward {
     }
   }
   template <class Cell, class T>
-    requires kTensorop
+    requires(kTensorop && kHasTensorop<T>)
   void operator()(const RnnInputProduct<Cell, T>& product) {
-    using Gemm =
-        TensoropGemm<typename CutlassType<T>::type, RowMajor, ColumnMajor, StoreSums<float>>;
-    if (status == cudaSuccess && product.rows > 0) {
-      const T* x = static_cast<const T*>(p.x) + product.first * p.input;
-      float* sums = static_cast<float*>(p.reserve) + product.first * product.line;
-      status = launch_tensorop<Gemm>(rnn_forward_tensorop_kernel<Gemm>,
-                                     {product.rows, product.columns, p.input, x, p.w_ih, nullptr,
-                                      sums, p.input, p.input, product.line},
-                                     stream);
+    if (status != cudaSuccess || product.rows == 0) return;
+    const T* x = static_cast<const T*>(p.x) + product.first * p.input;
+    float* sums = static_cast<float*>(p.reserve) + product.first * product.line;
+    const TensoropOperands o{product.rows, product.columns, p.input, x,           p.w_ih, nullptr,
+                             sums,         p.input,         p.input, product.line};
+    if constexpr (std::is_same_v<T, float>) {
+      status = gemm_nt_tf32(p.precision, o, stream);
+    } else {
+      using Gemm = TensoropGemm<cutlass_t<T>, RowMajor, ColumnMajor, StoreSums<float>>;
+      status = launch_tensorop<Gemm>(rnn_forward_tensorop_kernel<Gemm>, o, stream);
     }
   }
 };
@@ -86,31 +91,34 @@ struct Backward {
     }
   }
   template <class Cell, class T>
-    requires kTensorop
+    requires(kTensorop && kHasTensorop<T>)
   void operator()(const RnnInputGradient<Cell, T>& product) {
-    using Gemm = TensoropGemm<typename CutlassType<T>::type, RowMajor, RowMajor>;
     if (product.rows == 0) return;
     const T* from_x = static_cast<const T*>(p.from_x) + product.first * product.depth;
     T* grad_x = static_cast<T*>(p.grad_x) + product.first * p.input;
-    run<Gemm>({product.rows, p.input, product.depth, from_x, p.w_ih, nullptr, grad_x, product.depth,
-               p.input, p.input});
+    run<T, RowMajor>(gemm_nn_tf32, {product.rows, p.input, product.depth, from_x, p.w_ih, nullptr,
+                                    grad_x, product.depth, p.input, p.input});
   }
   template <class T>
-    requires kTensorop
+    requires(kTensorop && kHasTensorop<T>)
   void operator()(const RnnWeightGradient<T>& product) {
-    using Gemm = TensoropGemm<typename CutlassType<T>::type, ColumnMajor, RowMajor>;
     const auto& [grad, by, weight, bias, rows, width, depth, begin, columns] = product;
     if (weight != nullptr) {
-      run<Gemm>({rows, width, depth, grad, by, nullptr, weight, rows, width, width});
+      run<T, ColumnMajor>(gemm_tn_tf32,
+                          {rows, width, depth, grad, by, nullptr, weight, rows, width, width});
     }
     if (bias == nullptr || status != cudaSuccess) return;
     status = sum_columns_cuda(gradient_of(p), grad, bias, p.workspace, stream);
   }
 
  private:
-  template <class Gemm>
-  void run(const TensoropOperands& operands) {
-    if (status == cudaSuccess) {
+  template <class T, class LayoutA>
+  void run(decltype(&gemm_nn_tf32) of_float32, const TensoropOperands& operands) {
+    if (status != cudaSuccess) return;
+    if constexpr (std::is_same_v<T, float>) {
+      status = of_float32(p.precision, operands, stream);
+    } else {
+      using Gemm = TensoropGemm<cutlass_t<T>, LayoutA, RowMajor>;
       status = launch_tensorop<Gemm>(rnn_backward_tensorop_kernel<Gemm>, operands, stream);
     }
   }
@@ -149,6 +157,15 @@ cudaError_t run_inputs(const RnnFront<Params>& front, cudaStream_t stream) {
   return status;
 }
 
+// Whether each piece of a front is enough for tensor cores, rather than all of them for one launch.
+template <class Product, class Params>
+bool pays_in_turn(const RnnFront<Params>& front) {
+  return std::all_of(front.layer, front.layer + front.layers, [](const RnnPiece<Params>& piece) {
+    const Product product = Product::of(piece);
+    return suits_tensorop(piece.p) && pays_tensorop(piece.p.dtype, product.rows, product.columns);
+  });
+}
+
 }  // namespace
 
 cudaError_t rnn_forward_cuda(const RnnParams& p, cudaStream_t stream) {
@@ -159,7 +176,7 @@ cudaError_t rnn_forward_cuda(const RnnParams& p, cudaStream_t stream) {
 
 cudaError_t rnn_forward_tensorop_cuda(const RnnParams& p, cudaStream_t stream) {
   Forward<true> run{p, stream};
-  dispatch_cell<kHalfTypes>(
+  dispatch_cell<kTileTypes>(
       p, [&]<class Cell, class T>(Cell, T) { rnn_forward_products<Cell, T>(p, run); });
   return run.status;
 }
@@ -171,7 +188,9 @@ cudaError_t rnn_forward_inputs_cuda(const RnnForwardFront& front, cudaStream_t s
     if constexpr (sizeof(T) == 2) {
       status = run_inputs<Forward, Product>(front, stream);
     } else {
-      status = launch_inputs<Product>(rnn_forward_inputs_kernel<Product>, front, stream);
+      status = pays_in_turn<Product>(front)
+                   ? run_inputs<Forward, Product>(front, stream)
+                   : launch_inputs<Product>(rnn_forward_inputs_kernel<Product>, front, stream);
     }
   });
   return status;
@@ -190,7 +209,9 @@ cudaError_t rnn_backward_inputs_cuda(const RnnBackwardFront& front, cudaStream_t
     if constexpr (sizeof(T) == 2) {
       status = run_inputs<Backward, Product>(front, stream);
     } else {
-      status = launch_inputs<Product>(rnn_backward_inputs_kernel<Product>, front, stream);
+      status = pays_in_turn<Product>(front)
+                   ? run_inputs<Backward, Product>(front, stream)
+                   : launch_inputs<Product>(rnn_backward_inputs_kernel<Product>, front, stream);
     }
   });
   return status;
@@ -203,17 +224,14 @@ cudaError_t rnn_backward_weights_cuda(const RnnBackwardParams& p, cudaStream_t s
       rnn_backward_weights<Cell, T>(p, run);
       status = run.status;
     };
-    if constexpr (sizeof(T) == 2) {
-      if (suits_tensorop(p)) return sum_by(Backward<true>{p, stream});
-    }
-    sum_by(Backward<false>{p, stream});
+    suits_tensorop(p) ? sum_by(Backward<true>{p, stream}) : sum_by(Backward<false>{p, stream});
   });
   return status;
 }
 
 cudaError_t rnn_backward_tensorop_cuda(const RnnBackwardParams& p, cudaStream_t stream) {
   Backward<true> run{p, stream};
-  dispatch_cell<kHalfTypes>(
+  dispatch_cell<kTileTypes>(
       p, [&]<class Cell, class T>(Cell, T) { rnn_backward_products<Cell, T>(p, run); });
   return run.status;
 }

@@ -1,6 +1,7 @@
 // One direction of a layer as an operator: schema and choice of the kernel.
 #include "rnn/rnn_layer.h"
 
+#include "core/named.h"
 #include "rnn/rnn_layer_call.h"
 #include "rnn/rnn_tensorop.h"
 #include "rnn/rnn_tiling.h"
@@ -14,7 +15,7 @@ constexpr Candidate<RnnParams> kForward[] = {
      rnn_forward_resident_tensorop_cuda, suits_resident_tensorop, kSuitsResidentTensorop},
     {"rnn_forward_resident_cuda", Arch::kSm80, kAnyFloat, rnn_forward_resident_cuda, suits_resident,
      kSuitsResident},
-    {"rnn_forward_tensorop_cuda", Arch::kSm80, kHalfTypes, rnn_forward_tensorop_cuda,
+    {"rnn_forward_tensorop_cuda", Arch::kSm80, kTileTypes, rnn_forward_tensorop_cuda,
      suits_tensorop, kSuitsTensorop},
     {"rnn_forward_cuda", Arch::kSm80, kAnyFloat, rnn_forward_cuda},
 #endif
@@ -32,7 +33,7 @@ constexpr Candidate<RnnBackwardParams> kBackward[] = {
      rnn_backward_workspace},
     {"rnn_backward_resident_cuda", Arch::kSm80, kAnyFloat, rnn_backward_resident_cuda,
      suits_resident, kSuitsResident, rnn_backward_workspace},
-    {"rnn_backward_tensorop_cuda", Arch::kSm80, kHalfTypes, rnn_backward_tensorop_cuda,
+    {"rnn_backward_tensorop_cuda", Arch::kSm80, kTileTypes, rnn_backward_tensorop_cuda,
      suits_tensorop, kSuitsTensorop, rnn_backward_workspace},
     {"rnn_backward_cuda", Arch::kSm80, kAnyFloat, rnn_backward_cuda},
 #endif
@@ -51,22 +52,27 @@ RnnOutputs rnn_layer_forward(const RnnLayer& layer) {
     return rnn_layer_composite(layer);
   }
   check_rnn_layer(layer);
-  const RnnForwardCall call(layer);
-  if (call.params.steps == 0) {
-    call.hn.copy_(layer.h0);
-    if (layer.c0) call.cn.copy_(*layer.c0);
-  } else {
-    serve(layer.name(), kForward, call.params, {layer.input, layer.h0, layer.w_ih, layer.w_hh});
-  }
-  return call.outputs();
+  const Tensors shown{layer.input, layer.h0, layer.w_ih, layer.w_hh};
+  return named(layer.name(), shown, [&] {
+    const RnnForwardCall call(layer);
+    if (call.params.steps == 0) {
+      call.hn.copy_(layer.h0);
+      if (layer.c0) call.cn.copy_(*layer.c0);
+    } else {
+      serve(layer.name(), kForward, call.params, shown);
+    }
+    return call.outputs();
+  });
 }
 
 Gradients rnn_layer_backward(const RnnLayerBackward& layer) {
   check_rnn_layer(layer);
-  const RnnBackwardCall call(layer);
-  serve(layer.backward_name(), kBackward, call.params,
-        {layer.input, layer.h0, layer.w_ih, layer.w_hh});
-  return std::tuple_cat(call.grads);
+  const Tensors shown{layer.input, layer.h0, layer.w_ih, layer.w_hh};
+  return named(layer.backward_name(), shown, [&] {
+    const RnnBackwardCall call(layer);
+    serve(layer.backward_name(), kBackward, call.params, shown);
+    return std::tuple_cat(call.grads);
+  });
 }
 
 // On every device that the tables serve.
@@ -80,17 +86,13 @@ void implement(torch::Library& m) {
 Devices rnn_devices() { return kDevices; }
 
 Gradients call_rnn_layer_backward(const RnnLayerBackward& b) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("pyops::rnn_layer_backward", "")
-                             .typed<decltype(flat_backward<rnn_layer_backward>)>();
+  static const auto op = find_op<decltype(flat_backward<rnn_layer_backward>)>("rnn_layer_backward");
   return op.call(b.grad_y, b.grad_hn, b.grad_cn, b.input, b.h0, b.c0, b.w_ih, b.w_hh, b.b_ih,
                  b.b_hh, b.w_hr, b.batch_sizes, b.y, b.reserve, b.reverse, b.wanted);
 }
 
 RnnOutputs call_rnn_layer(const RnnLayer& layer) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("pyops::rnn_layer", "")
-                             .typed<decltype(flat_forward<rnn_layer_forward>)>();
+  static const auto op = find_op<decltype(flat_forward<rnn_layer_forward>)>("rnn_layer");
   const auto& [input, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, batch_sizes, reverse, save] = layer;
   return op.call(input, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, batch_sizes, reverse, save);
 }
@@ -114,8 +116,9 @@ TORCH_LIBRARY_IMPL(pyops, CUDA, m) {
 TORCH_LIBRARY_IMPL(pyops, CompositeExplicitAutograd, m) {
   m.impl("rnn_layer", flat_forward<rnn_layer_composite>);
 }
+// It asks goes_native(), which says why in the explain() log.
 TORCH_LIBRARY_IMPL(pyops, FuncTorchBatched, m) {
-  m.impl("rnn_layer", flat_forward<rnn_layer_composite>);
+  m.impl("rnn_layer", flat_forward<rnn_layer_forward>);
 }
 TORCH_LIBRARY_IMPL(pyops, PythonTLSSnapshot, m) { register_for_subclasses(m, {"rnn_layer"}); }
 

@@ -38,7 +38,8 @@ RnnOffsets offsets_of(const RnnLayer& layer) {
 
 RnnShape shape_of(const RnnLayer& layer, const RnnOffsets& offsets) {
   return {.dtype = dtype_of(layer.input),
-          .precision = float32_precision(at::Float32Op::RNN, layer.input),
+          .precision = float32_precision(
+              layer.one_step() ? at::Float32Op::MATMUL : at::Float32Op::RNN, layer.input),
           .cell = layer.c0 ? RnnCell::kLstm : RnnCell::kGru,
           .reverse = layer.reverse,
           .steps = static_cast<int64_t>(offsets.size()) - 1,
@@ -48,10 +49,6 @@ RnnShape shape_of(const RnnLayer& layer, const RnnOffsets& offsets) {
           .output = layer.h0.size(1),
           .offsets = offsets.data(),
           .gpu = gpu_of(layer.input)};
-}
-
-at::TensorOptions accumulate_type(const Tensor& t) {
-  return t.options().dtype(t.scalar_type() == at::kDouble ? at::kDouble : at::kFloat);
 }
 
 template <class Params>
@@ -71,7 +68,7 @@ RnnForwardCall::RnnForwardCall(const RnnLayer& layer) : RnnCall(layer) {
   auto sizes = c10::SmallVector<int64_t, 3>(input.sizes());
   sizes.back() = params.output;
   const int64_t width = (layer.save ? layer.kept() : layer.gates()) * params.hidden;
-  const auto accumulate = accumulate_type(input);
+  const auto accumulate = accumulator_options(input);
   y = at::empty(sizes, input.options());
   hn = at::empty(layer.h0.sizes(), y.options());
   cn = at::empty(layer.c0 ? layer.c0->sizes() : at::IntArrayRef{0}, y.options());
@@ -92,11 +89,8 @@ RnnOutputs RnnForwardCall::outputs() const {
 }
 
 RnnBackwardCall::RnnBackwardCall(const RnnLayerBackward& layer) : RnnCall(layer) {
+  check_rnn_backward(layer);
   const int64_t rows = params.rows(), gates = params.gates() * params.hidden;
-  TORCH_CHECK(layer.reserve.numel() == rows * layer.kept() * params.hidden &&
-                  layer.y.numel() == rows * params.output,
-              layer.name(), ": the backward needs what a forward with save=True returned, got ",
-              layer.y.sizes(), " and ", layer.reserve.sizes());
   const Inputs inputs = layer.inputs();
   std::array<void*, kInputs> to{};
   for (size_t k = 0; k < kInputs; ++k) {
@@ -122,7 +116,7 @@ RnnBackwardCall::RnnBackwardCall(const RnnLayerBackward& layer) : RnnCall(layer)
   params.from_h = layer.c0 ? params.from_x : work_({rows, gates}, options);
   params.previous = work_({rows, params.output}, options);
   if (params.projects()) params.grad_out = work_({rows, params.output}, options);
-  params.carry = work_({params.batch, params.hidden}, accumulate_type(layer.input));
+  params.carry = work_({params.batch, params.hidden}, accumulator_options(layer.input));
 }
 
 }  // namespace pyops

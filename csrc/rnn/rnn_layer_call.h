@@ -14,9 +14,6 @@ RnnOffsets offsets_of(const RnnLayer& layer);
 
 RnnShape shape_of(const RnnLayer& layer, const RnnOffsets& offsets);
 
-// The type arithmetic is done in.
-at::TensorOptions accumulate_type(const Tensor& t);
-
 // Keeps contiguous copies alive as long as their addresses are used.
 class Contiguous {
  public:

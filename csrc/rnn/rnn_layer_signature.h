@@ -25,6 +25,9 @@ struct RnnLayerBackward : RnnLayer {
 
 Gradients call_rnn_layer_backward(const RnnLayerBackward& layer);
 
+// What came beside a layer that was checked: kernels trust it.
+void check_rnn_backward(const RnnLayerBackward& layer);
+
 // Dispatcher signatures, from and to the structs above.
 template <RnnOutputs (*kKernel)(const RnnLayer&)>
 RnnOutputs flat_forward(const Tensor& input, const Tensor& h0, const OptionalTensor& c0,

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <deque>
 
+#include "core/named.h"
 #include "rnn/rnn_autograd.h"
 #include "rnn/rnn_layer_call.h"
 #include "rnn/rnn_tensorop.h"
@@ -29,7 +30,7 @@ constexpr Candidate<RnnBackwardStack> kBackward[] = {
      rnn_backward_wavefront_tensorop_cuda, suits_wavefront_tensorop, kSuitsWavefront,
      most_of_layers<rnn_backward_workspace>},
     {"rnn_backward_wavefront_cuda", Arch::kSm80, kFloat32 | kFloat64, rnn_backward_wavefront_cuda,
-     suits_wavefront, kSuitsWavefront},
+     suits_wavefront, kSuitsWavefront, most_of_layers<rnn_backward_workspace>},
 };
 [[maybe_unused]] const bool listed = list_table("rnn_forward_wavefront", kForward) &&
                                      list_table("rnn_backward_wavefront", kBackward);
@@ -67,6 +68,14 @@ bool takes(const Candidate<RnnStack<Params>> (&table)[kRows], const std::vector<
   const Target target = target_of(layers[0].name(), {layers[0].input});
   return std::any_of(table, table + kRows,
                      [&](const auto& row) { return rejection(row, stack, target) == nullptr; });
+}
+
+// run(layers, stacked), which is called by the name and the tensors of the lowest.
+template <class Layers, class Run>
+auto named_by_lowest(const char* op, const Layers& layers, bool stacked, const Run& run) {
+  const RnnLayer& lowest = layers[0];
+  return named(op, {lowest.input, lowest.h0, lowest.w_ih, lowest.w_hh},
+               [&] { return run(layers, stacked); });
 }
 
 // Serves the calls of layers, the lowest first.
@@ -155,8 +164,10 @@ variable_list input_gradients(const RecordedCall& call) {
     const auto any = std::find(layer.wanted.begin(), layer.wanted.end(), true);
     wanted_below = any != layer.wanted.end();
   }
-  const auto results = goes_at_once(layers, stacked) ? run_backward(layers, stacked)
-                                                     : run_backward_in_turn(layers, stacked);
+  const auto results =
+      goes_at_once(layers, stacked)
+          ? named_by_lowest(layers[0].backward_name(), layers, stacked, run_backward)
+          : run_backward_in_turn(layers, stacked);
   variable_list gradients;
   const auto append = [&](const auto&... grad) { gradients.insert(gradients.end(), {grad...}); };
   for (const Gradients& of_layer : results) std::apply(append, of_layer);
@@ -167,7 +178,7 @@ constexpr Gradient kGradient{"RnnStackBackward", input_gradients};
 std::vector<RnnOutputs> run_recorded(const std::vector<RnnLayer>& layers, bool stacked) {
   const std::vector<RnnOutputs> results = [&] {
     const Unrecorded scope;
-    return run_forward(layers, stacked);
+    return named_by_lowest(layers[0].name(), layers, stacked, run_forward);
   }();
   std::vector<TensorRef> inputs, outputs, saved;
   std::vector<Tensor> kept_outputs;  // to which `saved` refers
@@ -196,7 +207,7 @@ std::vector<RnnOutputs> call_rnn_stack(std::vector<RnnLayer> layers, bool stacke
   for (RnnLayer& layer : layers) layer.save = recorded;
   if (recorded) return run_recorded(layers, stacked);
   const at::AutoDispatchBelowADInplaceOrView below;
-  return run_forward(std::move(layers), stacked);
+  return named_by_lowest(layers[0].name(), layers, stacked, run_forward);
 }
 #else
 std::vector<RnnOutputs> call_rnn_stack(std::vector<RnnLayer>, bool) { return {}; }

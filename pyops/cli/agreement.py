@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
+from pyops.certificate import float32_precision
 from pyops.cli.layers import build
 from pyops.cli.tasks import Batch, Task
 from pyops.cli.trainer import Trainer
@@ -36,11 +37,19 @@ def first_step(native: Trainer, ours: Trainer) -> dict[str, Verdict]:
             by_native[name],
             ref64[name],
             direction="forward" if name == "loss" else "backward",
+            precision=_precision(native),
             max_zeros=1.0,  # units that no example activates have no gradient
             kinks=name != "loss",
         )
         for name in ref64
     }
+
+
+def _precision(trainer: Trainer) -> str:
+    """Of what is behind the results, which are float32 themselves."""
+    by_autocast = {"bfloat16": "medium", "float16": "tf32"}  # as many bits of a number
+    on_device = float32_precision(trainer.device.type, cudnn=True)
+    return by_autocast.get(trainer.settings.dtype, on_device)
 
 
 def _loss_and_gradients(model: Module, task: Task, batch: Batch) -> dict[str, Tensor]:

@@ -158,7 +158,8 @@ class Trainer:
     def resume(self, path: Path) -> None:
         """Continue from a checkpoint of the same settings; UserError when it cannot be."""
         try:
-            state = torch.load(path, map_location=self.device, weights_only=True)
+            # From there each state goes where its owner keeps it: Adam's counts nowhere else.
+            state = torch.load(path, map_location="cpu", weights_only=True)
             stored = Settings(**state["settings"])
             if stored == self.settings:
                 self._restore(state)

@@ -87,8 +87,9 @@ def speeds(rows: Sequence[Speed], caption: str) -> Figure:
     ax.set_xscale("log", base=2)
     least, most = min(0.7, 0.95 * min(ratios)), max(1.5, 1.05 * max(ratios))
     ax.set_xlim(least, most)
-    between = (1, 1.25, 1.5, 1.75) if most < 4 * least else (1,)  # as many as have room
-    ax.xaxis.set_major_locator(LogLocator(base=2, subs=between, numticks=99))
+    span = most / least  # as many ticks between powers of two as have room
+    between = (1, 1.25, 1.5) if span < 2.5 else (1, 1.5) if span < 8 else (1,)
+    ax.xaxis.set_major_locator(LogLocator(base=2, subs=between, numticks=7))
     ax.xaxis.set_major_formatter("{x:g}×")
     ax.xaxis.set_minor_locator(NullLocator())
     ax.set_xlabel(f"speed of pyops.nn in units of torch.nn's ({caption})")

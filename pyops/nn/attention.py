@@ -26,8 +26,8 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
     """`torch.nn.MultiheadAttention`.
 
     `need_weights=False`, as in the Transformer layers, runs the attention kernel and no copy around
-    it. When the weights are wanted they are formed by torch's own formula. Nested tensors run
-    natively.
+    it. When the weights are wanted they are formed by torch's own formula, at inference by its
+    kernel for the whole layer. Nested tensors run natively.
     """
 
     def forward(
@@ -51,6 +51,9 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
         }
         if query.is_nested or key.is_nested or value.is_nested:
             note_native("MultiheadAttention", query, "nested tensor")
+            return super().forward(query, key, value, **options)
+        if need_weights and not self.training and not torch.is_grad_enabled():
+            note_native("MultiheadAttention", query, "need_weights")
             return super().forward(query, key, value, **options)
         plain = not need_weights and self.bias_k is None and not self.add_zero_attn
         if plain and self._fits(query, key, value, key_padding_mask, attn_mask, is_causal):

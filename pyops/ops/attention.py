@@ -35,7 +35,8 @@ def scaled_dot_product_attention(
 
     Flash attention: Dao 2023, https://arxiv.org/abs/2307.08691.
     """
-    if query.is_nested:  # torch's attention of ragged sequences lives above the dispatcher
+    # Of ragged sequences torch's attention lives above the dispatcher.
+    if isinstance(query, Tensor) and query.is_nested:
         return torch.nn.functional.scaled_dot_product_attention(
             query,
             key,

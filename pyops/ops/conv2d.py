@@ -112,9 +112,9 @@ _AXES = ((0, -2), (-1, -1))  # of an argument with one or two integers, and of a
 def _output_shape(
     input: Tensor,
     weight: Tensor,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
+    stride: Sequence[int] = (1, 1),
+    padding: Sequence[int] = (0, 0),
+    dilation: Sequence[int] = (1, 1),
 ) -> tuple[int, ...]:
     spatial = (
         (input.shape[axis] + 2 * padding[i] - dilation[i] * (weight.shape[axis] - 1) - 1)
@@ -272,17 +272,9 @@ def _(
     "conv2d", "conv2d_relu", "conv2d_relu_max_pool2d", "conv2d_relu_max_pool2d_with_offsets"
 )
 def _flops(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    stride: Sequence[int] = (1, 1),
-    padding: Sequence[int] = (0, 0),
-    dilation: Sequence[int] = (1, 1),
-    *rest: Any,
-    **result: Any,
+    input: Tensor, weight: Tensor, bias: Tensor | None = None, *geometry: Any, **result: Any
 ) -> int:
-    shape = _output_shape(input, weight, stride, padding, dilation)
-    return 2 * math.prod(shape) * weight[0].numel()
+    return 2 * math.prod(_output_shape(input, weight, *geometry[:3])) * weight[0].numel()
 
 
 @register_flops("conv2d_backward")

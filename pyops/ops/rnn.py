@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyops import _C
+from pyops.ops._direct import direct
 from pyops.ops._register import register_fake, register_flops
 
 
@@ -49,7 +51,8 @@ def lstm_cell(
 
     input (B, I), hx: h and c (B, H), w_ih (4*H, I), w_hh (4*H, H), biases (4*H) -> h and c (B, H).
     """
-    return torch.ops.pyops.lstm_cell(input, hx, w_ih, w_hh, b_ih, b_hh)
+    ops = _C if direct(input, *hx, w_ih, w_hh, b_ih, b_hh) else torch.ops.pyops
+    return ops.lstm_cell(input, hx, w_ih, w_hh, b_ih, b_hh)
 
 
 def gru_cell(
@@ -64,7 +67,8 @@ def gru_cell(
 
     input (B, I), hx (B, H), w_ih (3*H, I), w_hh (3*H, H), biases (3*H) -> h (B, H).
     """
-    return torch.ops.pyops.gru_cell(input, hx, w_ih, w_hh, b_ih, b_hh)
+    ops = _C if direct(input, hx, w_ih, w_hh, b_ih, b_hh) else torch.ops.pyops
+    return ops.gru_cell(input, hx, w_ih, w_hh, b_ih, b_hh)
 
 
 @register_fake("rnn_layer")
