@@ -23,12 +23,12 @@ struct WarpTeam : TensorTeam<State> {
 };
 
 // Of blocks on an SM at once: of three a thread has 168 registers, of two 255.
-template <class Algorithm>
-inline constexpr int kBlocksOfForward = sizeof(typename Algorithm::State) <= 400 ? 3 : 2;
+template <class Step, int kD>
+inline constexpr int kBlocksOfForward = Step::kInWord == 2 && kD <= 64 ? 3 : 2;
 
 template <class Step, int kD>
 __global__ void __launch_bounds__(AttentionTensorForward<Step, kD>::kThreads,
-                                  kBlocksOfForward<AttentionTensorForward<Step, kD>>)
+                                  (kBlocksOfForward<Step, kD>))
     attention_forward_tensorop_kernel(AttentionParams p) {
   using Algorithm = AttentionTensorForward<Step, kD>;
   extern __shared__ __align__(16) char storage[];

@@ -1,6 +1,6 @@
 // The forward on tensor cores, for D, E ≤ kD: a warp has 16 queries or 32, whose scores with a tile
 // of keys, softmax and outputs never leave its registers (Dao 2023). `Step` is what its products
-// are made of (gemm/warp_step.h).
+// are made of (gemm/warp_step.h); a tile whose numbers do not split is multiplied without them.
 //
 // The team's warps also multiply(), and reduce() over the four threads that share a row.
 #pragma once
@@ -10,16 +10,14 @@
 
 namespace pyops {
 
-#ifndef V_OWN
-#define V_OWN 4
-#endif
 template <class Step, int kD>
 struct AttentionTensorForward {
   using T = typename Step::Element;
-  // Float32 fills as many registers with half as many keys. What a warp loads of them, and splits,
-  // is for 32 queries where their sums leave room.
+  // Float32 fills as many registers with half as many keys. What a warp loads of them is for 32
+  // queries where those leave room, which parts of split numbers do not.
   static constexpr bool kIsFloat = sizeof(T) == sizeof(float);
-  static constexpr int kKeys = kIsFloat ? 32 : 64, kMine = kIsFloat && kD <= 64 ? V_OWN : 2;
+  static constexpr int kKeys = kIsFloat ? 32 : 64;
+  static constexpr int kMine = kIsFloat && !Step::kSplits && kD <= 64 ? 4 : 2;
   static constexpr int kThreads = 128, kWarp = 32, kRows = kThreads / kWarp * 8 * kMine;
   static constexpr int kWidth = Pack<T>::kWidth, kDepth = Step::kDepth, kNumbers = 2 * kMine;
 
