@@ -11,15 +11,15 @@
 
 namespace pyops {
 
-// A warp's sums fill 128 registers, or 64 beside as many of its queries' words, or 64 beside parts
-// of split numbers. Memory shared by a block stays below 99 KiB, which every GPU from sm_80 on has.
+// A warp's sums fill 128 registers, or 64 beside its queries' words, or 64 beside parts of split
+// numbers. Memory shared by a block stays below 99 KiB, which every GPU from sm_80 on has.
 template <class Step>
 constexpr AttentionTiling tiling_of_gradients(int d, bool keys_own) {
   const int bytes = d * static_cast<int>(sizeof(typename Step::Element));  // of a row
-  const bool has_room = d == 64 && !keys_own && !Step::kSplits;
+  const bool has_room = d == 64 && (bytes == 128 || (!keys_own && !Step::kSplits));
   return {.parts = has_room ? 2 : 1,
           .warps = has_room || bytes > 256 ? 4 : 8,
-          .others = bytes > 256 ? 16 : 32,
+          .others = bytes > 256 || (has_room && keys_own) ? 16 : 32,
           .keys_own = keys_own};
 }
 
@@ -27,12 +27,13 @@ template <class Step, int kD, bool kKeysOwn>
 struct AttentionTensorBackward
     : AttentionTensorTile<Step, kD, tiling_of_gradients<Step>(kD, kKeysOwn)> {
   using Tile = AttentionTensorTile<Step, kD, tiling_of_gradients<Step>(kD, kKeysOwn)>;
-  using Tile::dropout, Tile::kMine, Tile::kNumbers, Tile::kOthers, Tile::kOwners, Tile::kParts,
-      Tile::kSteps, Tile::p;
+  using Tile::kMine, Tile::kNumbers, Tile::kOthers, Tile::kOwners, Tile::kParts, Tile::kSteps,
+      Tile::p;
   using typename Tile::Corner;
   using typename Tile::Params;
   using typename Tile::T;
-  static constexpr bool kHolds = !kKeysOwn && kParts == 2 && sizeof(T) == 2;  // its queries' words
+  // Operands of the owners that stay in registers, as far as there are any: q, or both.
+  static constexpr int kHeld = kKeysOwn || sizeof(T) > 2 ? 0 : 3 - kParts;
 
   // Of owners and others; where keys own their k and v, and the queries' q and grad_out.
   enum : uint8_t { kFirst, kSecond };
@@ -42,9 +43,9 @@ struct AttentionTensorBackward
     float queries[2][3][kOthers];  // by buffer, AttentionQuery's numbers, where keys own
   };
   struct State {
-    uint32_t a[kNumbers], b[4];                       // operands of a step
-    uint32_t held[kHolds ? 2 : 1][kSteps][kNumbers];  // owners
-    typename Tile::Products scores, grads;            // then weights and their gradient
+    uint32_t a[kNumbers], b[4];                              // operands of a step
+    uint32_t held[kHeld > 0 ? kHeld : 1][kSteps][kNumbers];  // owners
+    typename Tile::Products scores, grads;                   // then weights and their gradient
     typename Tile::Operand weights, grad_scores;
     typename Tile::Sums sums, value_sums;  // the latter where keys own
     AttentionQuery queries[kMine];         // the thread's, where queries own
@@ -88,7 +89,7 @@ struct AttentionTensorBackward
   PYOPS_HOST_DEVICE void run(Shared& shared, Team& team) const {
     team.alone([&](int thread, State& state) { start(thread, state); });
     load_owners(shared, team);
-    if constexpr (kHolds) hold_owners(shared, team);
+    if constexpr (kHeld > 0) hold_owners(shared, team);
     bool owners_fit = true, others_fit = true;
     Place at = end, next = begin;
     for (int buffer = 0; next.h < end.h || at.h < end.h; buffer ^= 1) {
@@ -162,7 +163,7 @@ struct AttentionTensorBackward
   template <class Team>
   PYOPS_HOST_DEVICE void hold_owners(const Shared& shared, Team& team) const {
     team.await();
-    PYOPS_UNROLL for (int which = 0; which < 2; ++which) {
+    PYOPS_UNROLL for (int which = 0; which < kHeld; ++which) {
       PYOPS_UNROLL for (int i = 0; i < kSteps; ++i) {
         Tile::load_step(shared.owners[which], i, team,
                         [&](State& state) { return state.held[which][i]; });
@@ -182,12 +183,13 @@ struct AttentionTensorBackward
       Tile::find_scores(corner(at), thread, state.scores);
       weigh(queries, thread, state);
     });
+    if constexpr (kKeysOwn) {
+      team.alone([&](int thread, State& state) { drop(thread, state); });
+      add(fit, &State::weights, others[kSecond], team, &State::value_sums);
+    }
     multiply<kSecond>(fit, shared, others[kSecond], team, &State::grads);
     team.alone([&](int thread, State& state) { find_gradients(queries, thread, state); });
     const bool grads_fit = fit && gradients_fit(team);
-    if constexpr (kKeysOwn) {
-      add(fit, &State::weights, others[kSecond], team, &State::value_sums);
-    }
     add(grads_fit, &State::grad_scores, others[kFirst], team, &State::sums);
   }
 
@@ -195,7 +197,7 @@ struct AttentionTensorBackward
   PYOPS_HOST_DEVICE static void multiply(bool fit, const Shared& shared, const T* others,
                                          Team& team, typename Tile::Products State::* products) {
     by_step<Step>(fit, [&]<class Product>(Product) {
-      if constexpr (kHolds) {
+      if constexpr (kWhich < kHeld) {
         Tile::template multiply<Product>(
             others, team, products, [](int) {},
             [](State& state, int i) -> auto& { return state.held[kWhich][i]; });
@@ -228,25 +230,24 @@ struct AttentionTensorBackward
     });
   }
 
-  // Operands of the sums: the gradient of the scores, and weights after dropout, whose growth comes
-  // in the end.
-  PYOPS_HOST_DEVICE void find_gradients(const Queries& queries, int thread, State& state) const {
-    const auto grown = static_cast<float>(dropout.keep_factor);
-    Tile::each(thread, [&](int, int other, int n, int x) {
-      const bool keeps = Tile::is_kept(state.kept, x / 2, n, x % 2);
-      float &weight = state.scores[n][x], &grad = state.grads[n][x];
-      grad = weight * ((keeps ? grad * grown : 0) - query_of(queries, state, other, x).dot);
-      weight = keeps ? weight : 0;
+  // Weights after dropout as an operand; what is kept grows in the end.
+  PYOPS_HOST_DEVICE static void drop(int thread, State& state) {
+    typename Tile::Products kept;
+    Tile::each(thread, [&](int, int, int n, int x) {
+      kept[n][x] = Tile::is_kept(state.kept, x / 2, n, x % 2) ? state.scores[n][x] : 0;
     });
-    constexpr int kTilesOfStep = Step::kDepth / 8;
-    PYOPS_UNROLL for (int i = 0; i < Tile::kOtherSteps; ++i) {
-      PYOPS_UNROLL for (int x = 0; x < kNumbers; ++x) {
-        state.grad_scores[i][x] = Step::word_of_sums(&state.grads[i * kTilesOfStep], x);
-        if constexpr (kKeysOwn) {
-          state.weights[i][x] = Step::word_of_sums(&state.scores[i * kTilesOfStep], x);
-        }
-      }
-    }
+    Tile::pack(kept, state.weights);
+  }
+
+  // The gradient of the scores as an operand.
+  PYOPS_HOST_DEVICE void find_gradients(const Queries& queries, int thread, State& state) const {
+    const float grown = Tile::growth();
+    Tile::each(thread, [&](int, int other, int n, int x) {
+      float& grad = state.grads[n][x];
+      grad = Tile::is_kept(state.kept, x / 2, n, x % 2) ? grad * grown : 0;
+      grad = state.scores[n][x] * (grad - query_of(queries, state, other, x).dot);
+    });
+    Tile::pack(state.grads, state.grad_scores);
   }
 
   // Being products, they may be too large where all factors fit, or too small.
@@ -264,8 +265,7 @@ struct AttentionTensorBackward
     const Rows& grad = kKeysOwn ? p.grad_k : p.grad_q;
     store(grad, p.dim, static_cast<float>(p.scale), thread, state.sums);
     if constexpr (kKeysOwn) {
-      store(p.grad_v, p.value_dim, static_cast<float>(dropout.keep_factor), thread,
-            state.value_sums);
+      store(p.grad_v, p.value_dim, Tile::growth(), thread, state.value_sums);
     }
   }
   PYOPS_HOST_DEVICE void store(const Rows& grad, int64_t columns, float factor, int thread,

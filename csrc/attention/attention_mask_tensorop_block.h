@@ -20,8 +20,8 @@ template <class Step, int kD>
 struct AttentionTensorMaskBackward
     : AttentionTensorTile<Step, kD, tiling_of_mask<typename Step::Element>(kD)> {
   using Tile = AttentionTensorTile<Step, kD, tiling_of_mask<typename Step::Element>(kD)>;
-  using Tile::dropout, Tile::kMine, Tile::kNumbers, Tile::kOthers, Tile::kOwners, Tile::kParts,
-      Tile::kThreads, Tile::p;
+  using Tile::kMine, Tile::kNumbers, Tile::kOthers, Tile::kOwners, Tile::kParts, Tile::kThreads,
+      Tile::p;
   using typename Tile::Corner;
   using typename Tile::Params;
   using typename Tile::T;
@@ -159,7 +159,7 @@ struct AttentionTensorMaskBackward
     });
   }
   PYOPS_HOST_DEVICE void add(int thread, State& state) const {
-    const auto grown = static_cast<float>(dropout.keep_factor);
+    const float grown = Tile::growth();
     Tile::each(thread, [&](int, int, int n, int x) {
       const bool keeps = Tile::is_kept(state.kept, x / 2, n, x % 2);
       const float grad = keeps ? state.grads[n][x] * grown : 0;

@@ -52,10 +52,8 @@ struct AttentionTensorTile {
   };
 
   const Params& p;
-  baseline::Dropout dropout;
 
-  PYOPS_HOST_DEVICE explicit AttentionTensorTile(const Params& params)
-      : p(params), dropout(dropout_of(params)) {}
+  PYOPS_HOST_DEVICE explicit AttentionTensorTile(const Params& params) : p(params) {}
 
   PYOPS_HOST_DEVICE static int64_t tiles(int64_t rows, int of) { return (rows + of - 1) / of; }
 
@@ -139,6 +137,7 @@ struct AttentionTensorTile {
   template <class Product, class Team, class State, class Find, class Of>
   PYOPS_HOST_DEVICE static void multiply(const T* others, Team& team, Products State::* products,
                                          const Find& find_step, const Of& step_of) {
+    team.forget();
     team.alone([&](int, State& state) { clear(state.*products); });
     PYOPS_UNROLL for (int i = 0; i < kSteps; ++i) {
       find_step(i);
@@ -176,6 +175,7 @@ struct AttentionTensorTile {
   template <class Product, class Team, class State>
   PYOPS_HOST_DEVICE static void add(Operand State::* weights, const T* others, Team& team,
                                     Sums State::* sums) {
+    team.forget();
     PYOPS_UNROLL for (int i = 0; i < kOtherSteps; ++i) {
       PYOPS_UNROLL for (int pair = 0; pair < kD / 16; ++pair) {
         load_columns<State>(others, i, pair, team);
@@ -189,6 +189,14 @@ struct AttentionTensorTile {
               },
               [&](State& state) -> auto& { return (state.*sums)[2 * pair + j]; });
         }
+      }
+    }
+  }
+
+  PYOPS_HOST_DEVICE static void pack(const Products& numbers, Operand& operand) {
+    PYOPS_UNROLL for (int i = 0; i < kOtherSteps; ++i) {
+      PYOPS_UNROLL for (int x = 0; x < kNumbers; ++x) {
+        operand[i][x] = Step::word_of_sums(&numbers[i * Step::kDepth / 8], x);
       }
     }
   }
@@ -226,6 +234,10 @@ struct AttentionTensorTile {
     } else {
       PYOPS_UNROLL for (int m = 0; m < kParts; ++m) kept[m] >>= kTiles * 2;
     }
+  }
+  // What is kept grows by so much.
+  PYOPS_HOST_DEVICE float growth() const {
+    return static_cast<float>(baseline::Dropout(0, p.dropout_p).keep_factor);
   }
   PYOPS_HOST_DEVICE static bool is_kept(const uint32_t (&kept)[kParts], int i, int n, int c) {
     return kept[i / 2] >> (i % 2 * 16 + n * 2 + c) & 1;
@@ -339,6 +351,7 @@ struct AttentionTensorTile {
   // The rolled loops keep the registers of one counter, or of those of the thread's queries.
   PYOPS_HOST_DEVICE void draw_for_keys(const Corner& at, int thread,
                                        uint32_t (&kept)[kParts]) const {
+    const baseline::Dropout dropout = dropout_of(p);
     PYOPS_UNROLL for (int m = 0; m < kParts; ++m) kept[m] = 0;
     PYOPS_ROLL for (int bit = 0; bit < 2 * kTiles; ++bit) {
       float factors[kMine];
@@ -351,6 +364,7 @@ struct AttentionTensorTile {
   }
   PYOPS_HOST_DEVICE void draw_for_queries(const Corner& at, int thread,
                                           uint32_t (&kept)[kParts]) const {
+    const baseline::Dropout dropout = dropout_of(p);
     PYOPS_UNROLL for (int m = 0; m < kParts; ++m) kept[m] = 0;
     PYOPS_ROLL for (int bit = 0; bit < 4; ++bit) {
       PYOPS_UNROLL for (int i = 0; i < kMine; ++i) {
