@@ -11,12 +11,13 @@
 
 namespace pyops {
 
-// A warp's sums fill 128 registers, or 64 beside as many of its queries' words, or 64 beside parts
-// of split numbers. Memory shared by a block stays below 99 KiB, which every GPU from sm_80 on has.
-template <class Step>
+// A warp's sums fill 128 registers, or 64 beside as many of its queries' words, or in float32 as
+// few as leave room. Memory shared by a block stays below 99 KiB, which every GPU from sm_80 on
+// has.
+template <class T>
 constexpr AttentionTiling tiling_of_gradients(int d, bool keys_own) {
-  const int bytes = d * static_cast<int>(sizeof(typename Step::Element));  // of a row
-  const bool has_room = d == 64 && !keys_own && !Step::kSplits;
+  const int bytes = d * static_cast<int>(sizeof(T));  // of a row
+  const bool has_room = bytes == 128 && !keys_own;
   return {.parts = has_room ? 2 : 1,
           .warps = has_room || bytes > 256 ? 4 : 8,
           .others = bytes > 256 ? 16 : 32,
@@ -25,14 +26,15 @@ constexpr AttentionTiling tiling_of_gradients(int d, bool keys_own) {
 
 template <class Step, int kD, bool kKeysOwn>
 struct AttentionTensorBackward
-    : AttentionTensorTile<Step, kD, tiling_of_gradients<Step>(kD, kKeysOwn)> {
-  using Tile = AttentionTensorTile<Step, kD, tiling_of_gradients<Step>(kD, kKeysOwn)>;
+    : AttentionTensorTile<Step, kD, tiling_of_gradients<typename Step::Element>(kD, kKeysOwn)> {
+  using Tile =
+      AttentionTensorTile<Step, kD, tiling_of_gradients<typename Step::Element>(kD, kKeysOwn)>;
   using Tile::dropout, Tile::kMine, Tile::kNumbers, Tile::kOthers, Tile::kOwners, Tile::kParts,
       Tile::kSteps, Tile::p;
   using typename Tile::Corner;
   using typename Tile::Params;
   using typename Tile::T;
-  static constexpr bool kHolds = !kKeysOwn && kParts == 2 && sizeof(T) == 2;  // its queries' words
+  static constexpr bool kHolds = !kKeysOwn && kParts == 2;  // its queries' words
 
   // Of owners and others; where keys own their k and v, and the queries' q and grad_out.
   enum : uint8_t { kFirst, kSecond };
