@@ -102,8 +102,8 @@ def test_attention_in_float32_on_tensor_cores(d, kind, precision):
     v *= 2.0**-120 if kind == "unsplit" else 1
     with pyops.explain() as log:
         ours = f.scaled_dot_product_attention(q, k, v, is_causal=kind == "causal")
-    way = "3xtf32" if precision == "highest" else "tf32"
-    assert [c.kernel for c in log.calls] == [f"attention_forward_{way}_cuda"]
+    way = "tf32_cuda" if precision != "highest" else "3xtf32_cuda" if d == 64 else "cuda"
+    assert [c.kernel for c in log.calls] == [f"attention_forward_{way}"]
     inputs = (tuple(t.to(dtype) for t in (q, k, v)) for dtype in (torch.float32, torch.float64))
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
         native, right = (

@@ -11,12 +11,12 @@
 
 namespace pyops {
 
-// A warp's sums fill 128 registers, or 64 beside its queries' words, or 64 beside parts of split
-// numbers. Memory shared by a block stays below 99 KiB, which every GPU from sm_80 on has.
-template <class Step>
+// A warp's sums fill 128 registers, or 64 beside its queries' words, or in float32 as few as leave
+// room. Memory shared by a block stays below 99 KiB, which every GPU from sm_80 on has.
+template <class T>
 constexpr AttentionTiling tiling_of_gradients(int d, bool keys_own) {
-  const int bytes = d * static_cast<int>(sizeof(typename Step::Element));  // of a row
-  const bool has_room = d == 64 && (bytes == 128 || (!keys_own && !Step::kSplits));
+  const int bytes = d * static_cast<int>(sizeof(T));  // of a row
+  const bool has_room = bytes == 128;
   return {.parts = has_room ? 2 : 1,
           .warps = has_room || bytes > 256 ? 4 : 8,
           .others = bytes > 256 || (has_room && keys_own) ? 16 : 32,
@@ -25,8 +25,9 @@ constexpr AttentionTiling tiling_of_gradients(int d, bool keys_own) {
 
 template <class Step, int kD, bool kKeysOwn>
 struct AttentionTensorBackward
-    : AttentionTensorTile<Step, kD, tiling_of_gradients<Step>(kD, kKeysOwn)> {
-  using Tile = AttentionTensorTile<Step, kD, tiling_of_gradients<Step>(kD, kKeysOwn)>;
+    : AttentionTensorTile<Step, kD, tiling_of_gradients<typename Step::Element>(kD, kKeysOwn)> {
+  using Tile =
+      AttentionTensorTile<Step, kD, tiling_of_gradients<typename Step::Element>(kD, kKeysOwn)>;
   using Tile::kMine, Tile::kNumbers, Tile::kOthers, Tile::kOwners, Tile::kParts, Tile::kSteps,
       Tile::p;
   using typename Tile::Corner;

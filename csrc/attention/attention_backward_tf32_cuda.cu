@@ -9,8 +9,7 @@ cudaError_t attention_backward_tf32_cuda(const AttentionBackwardParams& p, cudaS
   return with_width(p, [&]<int kD>() { return launch_backward_tensorop<Tf32Step, kD>(p, stream); });
 }
 cudaError_t attention_backward_3xtf32_cuda(const AttentionBackwardParams& p, cudaStream_t stream) {
-  return with_width(p,
-                    [&]<int kD>() { return launch_backward_tensorop<SplitStep, kD>(p, stream); });
+  return launch_backward_tensorop<SplitStep, 64>(p, stream);
 }
 
 }  // namespace pyops

@@ -36,12 +36,16 @@ inline bool suits_attention_tensorop(const AttentionBackwardParams& p) {
 // In float32 scores that are rounded otherwise than those whose sums the forward saved would show
 // in the gradients of sharp ones: both directions have the same rule, of what both can see.
 inline constexpr const char* kSuitsAttention3xTf32 =
-    "D and E of 32 to 128, less than 2^31 tiles of 32 rows, or of 32 by 64 elements of a float "
-    "mask";
+    "D and E of 32 to 64 (of more, registers do not hold the gradients of keys), less than 2^31 "
+    "tiles of 32 rows, or of 32 by 64 elements of a float mask";
 
 template <class Params>
-bool suits_attention_3xtf32(const Params& p) {
+bool suits_attention_float32(const Params& p) {
   return has_columns_for_tensorop(p) && has_tiles_for_tensorop(p, p.mask.kind == MaskKind::kFloat);
+}
+template <class Params>
+bool suits_attention_3xtf32(const Params& p) {
+  return p.dim <= 64 && p.value_dim <= 64 && suits_attention_float32(p);
 }
 
 inline constexpr const char* kSuitsAttentionTf32 =
@@ -51,7 +55,7 @@ inline constexpr const char* kSuitsAttentionTf32 =
 
 template <class Params>
 bool suits_attention_tf32(const Params& p) {
-  return p.precision != Precision::kHighest && suits_attention_3xtf32(p);
+  return p.precision != Precision::kHighest && suits_attention_float32(p);
 }
 
 }  // namespace pyops

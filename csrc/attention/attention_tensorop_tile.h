@@ -139,7 +139,7 @@ struct AttentionTensorTile {
                                          const Find& find_step, const Of& step_of) {
     team.forget();
     team.alone([&](int, State& state) { clear(state.*products); });
-    PYOPS_UNROLL for (int i = 0; i < kSteps; ++i) {
+    const auto multiply_step = [&](int i) {
       find_step(i);
       PYOPS_UNROLL for (int pair = 0; pair < kOthers / 16; ++pair) {
         team.template load_matrices<false>(
@@ -159,6 +159,11 @@ struct AttentionTensorTile {
               [&](State& state) -> auto& { return (state.*products)[2 * pair + j]; });
         }
       }
+    };
+    if constexpr (sizeof(T) == sizeof(float)) {  // several steps at once would take all registers
+      PYOPS_ROLL for (int i = 0; i < kSteps; ++i) multiply_step(i);
+    } else {
+      PYOPS_UNROLL for (int i = 0; i < kSteps; ++i) multiply_step(i);
     }
   }
   // The same with owners in shared memory.
