@@ -110,12 +110,15 @@ def _draw_attention(
     d: int,
     kv_heads: int | None = None,
     mask: bool = False,
+    padding: bool = False,
     **options: Any,
 ) -> Inputs:
     kv = (b, kv_heads or h, s, d)
     tensors = {"query": random(b, h, l, d), "key": random(*kv), "value": random(*kv)}
     if mask:
         tensors["attn_mask"] = random(l, s)
+    if padding:
+        options["attn_mask"] = random(b, 1, 1, s) > -1  # keys that every query of a batch sees
     if kv_heads:
         options["enable_gqa"] = True
     return Inputs(tensors, options)

@@ -98,7 +98,7 @@ struct Backward {
   };
   struct Others {
     Tile<kOthers, kD> first, second;
-    float exponents[kOthers], dots[kOthers];
+    float exponents[kOthers], dots[kOthers], maxima[kOthers];
   };
 
   const AttentionBackwardParams& p;
@@ -134,6 +134,7 @@ struct Backward {
         const int64_t at = from.row(b, h, row);
         memcpy(to.exponents, from.exponents + at, sizeof to.exponents);
         memcpy(to.dots, from.dots + at, sizeof to.dots);
+        memcpy(to.maxima, from.maxima + at, sizeof to.maxima);
       });
     }
   };
@@ -145,10 +146,17 @@ struct Backward {
     int index;
     RingPlace<1> owner{};
     RingPlace<kBuffers> other{};
+    uint32_t words[128];
 
     Consumer(Backward& all_, int index_) : all(all_), index(index_) {}
     const float* exponents() { return all.others.await(other).exponents; }
     const float* dots() { return all.others.await(other).dots; }
+    const float* maxima() { return all.others.await(other).maxima; }
+    template <class F>
+    void share(const F& word) {
+      for (int t = 0; t < 128; ++t) words[t] = word(this->states[t]);
+    }
+    uint32_t shared_by(int thread) const { return words[thread]; }
     void await_owners() { all.owners.await(owner); }
     void release_owners() { all.owners.release(owner); }
     void begin_scores() {
@@ -200,12 +208,12 @@ void run(const Params& p) {
   for (auto& thread : threads) thread.join();
 }
 
-template <class T, int kD>
+template <class T, int kD, bool kMasked>
 void run_forward(const AttentionParams& p) {
-  run<AttentionWarpgroupForward<T, kD>, Forward>(p);
+  run<AttentionWarpgroupForward<T, kD, kMasked>, Forward>(p);
 }
 
-template <class T, int kD>
+template <class T, int kD, bool kMasked>
 void run_backward(const AttentionBackwardParams& p) {
   const AttentionRowStatistics<T> statistics(p);
   for (int64_t row = 0; row < statistics.rows(); ++row) {
@@ -213,8 +221,21 @@ void run_backward(const AttentionBackwardParams& p) {
     for (int lane = 0; lane < statistics.kThreads; ++lane) sum += statistics.dot(row, lane);
     statistics.store(row, sum);
   }
-  run<AttentionWarpgroupBackward<T, kD, false>, Backward>(p);
-  run<AttentionWarpgroupBackward<T, kD, true>, Backward>(p);
+  run<AttentionWarpgroupBackward<T, kD, /*kKeysOwn=*/false, kMasked>, Backward>(p);
+  run<AttentionWarpgroupBackward<T, kD, /*kKeysOwn=*/true, kMasked>, Backward>(p);
+}
+
+// f.operator()<T, kD, kMasked>() of the instance that launchers choose.
+template <class Params, class F>
+void with_instance(const Params& p, const F& f) {
+  const bool masked = is_masked(p, p.mask);
+  dispatch_dtype<kHalfTypes>(p.dtype, [&]<class T>(T) {
+    if (p.dim <= 64 && p.value_dim <= 64) {
+      masked ? f.template operator()<T, 64, true>() : f.template operator()<T, 64, false>();
+    } else {
+      masked ? f.template operator()<T, 128, true>() : f.template operator()<T, 128, false>();
+    }
+  });
 }
 
 }  // namespace
@@ -228,9 +249,7 @@ int forward(const int64_t* sizes, double scale, double dropout_p, const int64_t*
   const AttentionParams p =
       forward_params(sizes, scale, dropout_p, seed, mask, q, k, v, out, row_max, row_scale);
   if (!suits_attention_sm90(p)) return false;
-  dispatch_dtype<kHalfTypes>(p.dtype, [&]<class T>(T) {
-    p.dim <= 64 && p.value_dim <= 64 ? run_forward<T, 64>(p) : run_forward<T, 128>(p);
-  });
+  with_instance(p, [&]<class T, int kD, bool kMasked>() { run_forward<T, kD, kMasked>(p); });
   return true;
 }
 
@@ -247,9 +266,7 @@ int backward(const int64_t* sizes, double scale, double dropout_p, const int64_t
       backward_params(sizes, scale, dropout_p, seed, mask, q, k, v, out, grad_out, row_max,
                       row_scale, grad_q, grad_k, grad_v, grad_mask, sums);
   if (!suits_attention_sm90(p)) return false;
-  dispatch_dtype<kHalfTypes>(p.dtype, [&]<class T>(T) {
-    p.dim <= 64 && p.value_dim <= 64 ? run_backward<T, 64>(p) : run_backward<T, 128>(p);
-  });
+  with_instance(p, [&]<class T, int kD, bool kMasked>() { run_backward<T, kD, kMasked>(p); });
   return true;
 }
 }

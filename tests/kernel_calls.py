@@ -145,6 +145,8 @@ CALLS = [
     Call(ATTENTION, GROUPED, _both("attention", "tf32_cuda"), FLOAT, precision="high"),
     Call(ATTENTION, GROUPED, _both("attention", "3xtf32_cuda"), FLOAT),
     Call(ATTENTION, GROUPED, _both("attention", "sm90"), arch="sm_90"),
+    Call(ATTENTION, HEADS | dict(d=40, mask=True), ("attention_forward_sm90",), arch="sm_90"),
+    Call(ATTENTION, HEADS | dict(d=72, padding=True), _both("attention", "sm90"), arch="sm_90"),
     Call("lstm", SEQUENCES, _both("rnn", "resident_tensorop_cuda")),
     Call("gru", PACKED, _both("rnn", "resident_tensorop_cuda", "resident_sm90"), arch="sm_90"),
     Call("gru", PACKED, _both("rnn", "resident_cuda"), FLOAT),

@@ -7,6 +7,7 @@ import torch
 from torch.testing import assert_close
 
 from host import cuda_flags, int64s, library
+from layouts import guarded
 from suite import HALF
 from test_attention_threads import Call, pointer, rows, unwritten
 
@@ -20,10 +21,34 @@ SHAPES = [
     (1, 1, 1, 64, 192, 72, 128),
     (1, 1, 1, 449, 65, 64, 64),
 ]
+# Of odd and of even numbers of keys, whose masks are read by ones and by twos.
+MASKED_SHAPES = [
+    (2, 4, 2, 127, 129, 64, 64),
+    (1, 2, 1, 193, 64, 128, 128),
+    (1, 2, 2, 130, 62, 40, 8),
+    (1, 1, 1, 65, 448, 72, 128),
+]
+MASKS = ["none", "causal", "bool", "float", "row", "key", "head", "padding", "odd", "transposed"]
 
 
 class WarpgroupCall(Call):
     """A call that the kernels take, with what the forward leaves to the backward."""
+
+    def draw_mask(self, kind, b, h):
+        """Nobody may read beside it."""
+        if kind == "padding":  # the last keys of each batch
+            lengths = torch.randint(1, self.s + 1, (b, 1, 1, 1))
+            return guarded(torch.arange(self.s) < lengths)
+        if kind == "odd":  # rows that begin at odd numbers
+            return guarded(torch.randn(b, h, self.l, self.s + 1).to(self.dtype))[..., 1:]
+        if kind == "transposed":
+            return guarded(torch.randn(1, h, self.s, self.l).to(self.dtype)).transpose(2, 3)
+        mask = super().draw_mask(kind, b, h)
+        return None if mask is None else guarded(mask)
+
+    def expected(self):
+        """As the kernels, none of a mask."""
+        return super().expected()[:4]
 
     def run_forward(self):
         threads = library("attention_warpgroups.cpp")
@@ -58,6 +83,49 @@ def right_statistics(call):
     return highest, 1 / (scores - highest[..., None]).exp().sum(-1)
 
 
+@pytest.mark.parametrize("dropout_p", [0.0, 0.3])
+@pytest.mark.parametrize("kind", MASKS)
+def test_masks_and_dropout(kind, dropout_p):
+    """Output and gradients of every broadcast, against float64 and the CPU's bits of dropout."""
+    for dtype, shape in zip(2 * HALF, MASKED_SHAPES, strict=True):
+        call = WarpgroupCall(shape, dtype, kind, dropout_p)
+        call.check(wide=None)
+        assert call.taken
+
+
+@pytest.mark.parametrize("n", [64, 128])
+def test_dropout_keeps_what_it_keeps_elsewhere(n):
+    """Forward and backward, bit by bit: equal weights show in columns of their own."""
+    call = WarpgroupCall((2, 2, 1, n, n, n, n), torch.bfloat16, dropout_p=0.4)
+    call.q.zero_()
+    call.v.copy_(torch.eye(n))
+    call.grad.copy_(torch.eye(n))
+    kept = torch.ops.pyops.attention_dropout(call.seed, call.p, (2, 2, n, n))
+    out, _, _, grad_v = call.run()
+    assert torch.equal(out != 0, kept)
+    assert torch.equal(grad_v != 0, kept.any(1, keepdim=True).mT)
+
+
+def test_dropout_of_everything():
+    call = WarpgroupCall((1, 1, 1, 70, 70, 64, 64), torch.float16, "causal", dropout_p=1.0)
+    assert not any(t.any() for t in call.run())
+
+
+def test_rows_without_keys_are_zero():
+    call = WarpgroupCall((1, 2, 2, 5, 70, 64, 64), torch.bfloat16, "bool")
+    out, grad_q, *_ = call.run()
+    assert not out[:, :, 2].any() and not grad_q[:, :, 2].any()
+    assert not call.row_scale[:, :, 2].any() and call.row_max.isfinite().all()
+
+
+def test_nan_in_a_mask_stays_in_its_row():
+    call = WarpgroupCall((1, 1, 1, 70, 65, 64, 64), torch.bfloat16, "head")
+    call.mask[0, 0, 69, 64] = torch.nan
+    out, grad_q, *_ = call.run()
+    for rows_ in (out, grad_q):
+        assert rows_[:, :, 69].isnan().all() and rows_[:, :, :69].isfinite().all()
+
+
 @pytest.mark.parametrize("dtype", HALF, ids=str)
 @pytest.mark.parametrize("kind", ["none", "causal"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -88,7 +156,7 @@ def test_small_integers_are_exact(kind):
     assert torch.equal(grad_v, expected)
 
 
-@pytest.mark.parametrize("kind", ["none", "causal"])
+@pytest.mark.parametrize("kind", ["none", "causal", "row"])
 @pytest.mark.parametrize("level", [-90, 90, -3000, 3000])
 def test_scores_beyond_the_range_of_exp(kind, level):
     """All of a row's scores near `level`: the keys that only fill a tile weigh nothing.
@@ -125,10 +193,10 @@ def test_scores_of_minus_infinity_are_no_keys():
 
 
 def test_what_tma_cannot_load_is_refused():
-    for change in ("odd stride", "offset", "mask", "scale", "dropout", "expanded", "columns"):
+    for change in ("odd stride", "offset", "mask", "scale", "expanded", "columns"):
         sizes = (1, 2, 2, 8, 8, 64, 64) if change != "columns" else (1, 2, 2, 8, 8, 60, 64)
-        kind, p = "bool" if change == "mask" else "none", 0.5 if change == "dropout" else 0.0
-        call = WarpgroupCall(sizes, torch.bfloat16, kind, dropout_p=p)
+        kind = "float32" if change == "mask" else "none"
+        call = WarpgroupCall(sizes, torch.bfloat16, kind)
         if change == "odd stride":
             call.q = torch.randn(1, 2, 8, 65).bfloat16()[..., :64]
         elif change == "offset":
@@ -149,9 +217,9 @@ def test_a_dimension_of_one_has_no_stride():
 
 
 def test_every_pair_of_lengths_near_a_tile():
-    """Causal or not: which tiles are visited, and which of their scores count."""
+    """Causal, masked or not: which tiles are visited, and which of their scores count."""
     lengths = (1, 63, 64, 65, 128, 129)
-    for n, s, kind in product(lengths, lengths, ("none", "causal")):
+    for n, s, kind in product(lengths, lengths, ("none", "causal", "bool")):
         WarpgroupCall((1, 1, 1, n, s, 64, 64), torch.float16, kind).check(wide=None)
 
 

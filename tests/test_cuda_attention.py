@@ -70,8 +70,8 @@ def test_attention_is_the_scalar_kernels(d, kind, dtype):
     is_half = dtype in (torch.bfloat16, torch.float16)
     way = {torch.float64: "cuda", torch.float32: "3xtf32_cuda"}.get(dtype, "tensorop_cuda")
     ways = (way, way) if d == 40 else ("cuda", "cuda")
-    if HOPPER and is_half and d != 130 and kind in ("none", "causal"):
-        ways = "sm90", "sm90"
+    if HOPPER and is_half and d != 130:
+        ways = "sm90", ways[1] if kind in ("float", "row") else "sm90"  # gradients of masks
     assert [c.kernel for c in log.calls] == [
         f"attention_forward_{ways[0]}",
         f"attention_backward_{ways[1]}",
@@ -149,6 +149,42 @@ def test_attention_by_warpgroups(lengths, d, is_causal, dtype):
     for ours, theirs in zip(mine, right, strict=True):
         # A query that sees one key has no gradient, but for what float32 rounds off.
         assert (ours.double() - theirs).norm() <= 0.02 * theirs.norm() + 1e-3
+
+
+@pytest.mark.skipif(not HOPPER, reason="no Hopper GPU")
+@pytest.mark.parametrize("dropout_p", [0.0, 0.2])
+@pytest.mark.parametrize("kind", ["none", "padding", "bias", "odd bias"])
+@pytest.mark.parametrize("d", [64, 128])
+@pytest.mark.parametrize("lengths", [(449, 64), (300, 3001), (3000, 700)])
+def test_masks_by_warpgroups(lengths, d, kind, dropout_p):
+    """Against the general kernels, dropout by the same seed."""
+    torch.manual_seed(0)
+    (n, s), options = lengths, dict(device="cuda", dtype=torch.bfloat16)
+    q, grad = (torch.randn(2, 6, n, d, **options) for _ in "qg")
+    k, v = (torch.randn(2, 2, s, d, **options) for _ in "kv")
+    mask = {
+        "none": None,
+        "padding": torch.rand(2, 1, 1, s, device="cuda") < 0.7,
+        "bias": torch.randn(1, 6, n, s, **options),
+        "odd bias": torch.randn(2, 1, n, s + 1, **options)[..., 1:],
+    }[kind]
+    seed = torch.tensor(7, device="cuda") if dropout_p else None
+    rest = dropout_p, False, None
+
+    def run():
+        inputs, wanted = (q, k, v, mask, seed), [True, True, True, False]
+        results = torch.ops.pyops.attention_forward(*inputs, *rest, False)
+        grads = torch.ops.pyops.attention_backward(grad, *inputs, *results, *rest, wanted)
+        return *results, *grads[:3]
+
+    with pyops.explain() as log:
+        mine = run()
+    kernels = [f"attention_{direction}_sm90" for direction in ("forward", "backward")]
+    assert [c.kernel for c in log.calls] == kernels
+    with pyops.isa_cap("sm_80"):
+        right = run()
+    for ours, theirs in zip(mine, right, strict=True):
+        assert (ours.double() - theirs.double()).norm() <= 0.02 * theirs.double().norm() + 1e-3
 
 
 def test_attention_dropout_is_the_cpus():

@@ -95,10 +95,12 @@ int tiles_agree() {
   return agrees<BFloat16, 64, 64>(64) && agrees<BFloat16, 64, 128>(64) &&
          agrees<Float16, 128, 64>(64) && agrees<Float16, 128, 128>(64) &&
          agrees<BFloat16, 128, 64>(128) && agrees<BFloat16, 128, 128>(128) &&
+         agrees<BFloat16, 32, 128>(32) && agrees<BFloat16, 64, 128>(32) &&
          shifted_tiles_agree<BFloat16, 64>() && shifted_tiles_agree<Float16, 32>();
 }
 
 int registers_agree() {
-  return accumulators_agree<64>() && accumulators_agree<128>() && operands_agree();
+  return accumulators_agree<32>() && accumulators_agree<64>() && accumulators_agree<128>() &&
+         operands_agree();
 }
 }

@@ -33,7 +33,7 @@ constexpr Candidate<AttentionParams> kForward[] = {
 constexpr Candidate<AttentionBackwardParams> kBackward[] = {
 #ifdef PYOPS_CUDA
     {"attention_backward_sm90", Arch::kSm90, kHalfTypes, attention_backward_sm90,
-     suits_attention_sm90, kSuitsAttentionSm90},
+     suits_attention_sm90, kSuitsAttentionBackwardSm90},
     {"attention_backward_tensorop_cuda", Arch::kSm80, kHalfTypes, attention_backward_tensorop_cuda,
      suits_attention_tensorop, kSuitsAttentionBackwardTensorop},
     {"attention_backward_tf32_cuda", Arch::kSm80, kFloat32, attention_backward_tf32_cuda,

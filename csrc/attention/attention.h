@@ -72,10 +72,10 @@ struct AttentionBackwardParams : AttentionShape {
   void* row_sums;  // attention_row_sums() of type acc_t for a kernel's own use; null on the CPU
 };
 
-// Two a query, of L rounded up to whole tiles.
+// Three a query, of L rounded up to whole tiles.
 inline constexpr int64_t kRowSumsTile = 128;
 constexpr int64_t attention_row_sums(int64_t batch, int64_t heads, int64_t queries) {
-  return 2 * batch * heads * ((queries + kRowSumsTile - 1) / kRowSumsTile * kRowSumsTile);
+  return 3 * batch * heads * ((queries + kRowSumsTile - 1) / kRowSumsTile * kRowSumsTile);
 }
 
 void attention_forward_scalar(const AttentionParams& params);

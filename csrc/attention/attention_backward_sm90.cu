@@ -1,5 +1,5 @@
 // The gradients in half precision on Hopper: attention_backward_warpgroup.h with tiles of 128
-// owners and 64 or 128 others, loaded by TMA and multiplied by WGMMA. A warpgroup's
+// owners and 32 to 128 others, loaded by TMA and multiplied by WGMMA. A warpgroup's
 // products overlap its weights, and both the other's.
 #include "attention/attention_backward_warpgroup.h"
 #include "attention/attention_half.cuh"
@@ -26,11 +26,13 @@ struct alignas(1024) BackwardShared {
     T first[Algorithm::kOthers * kD];   // q or k
     T second[Algorithm::kOthers * kD];  // grad_out or v
   } others[kBuffers];
-  struct Statistics {  // of queries
-    float exponents[Algorithm::kOthers], dots[Algorithm::kOthers];
+  // Of queries: exponents, dots and, where scores are masked, maxima.
+  struct Statistics {
+    float of[Algorithm::kMasked ? 3 : 2][Algorithm::kOthers];
   } statistics[kBuffers];
   Ring<1> owner_ring;
   Ring<kBuffers> other_ring;
+  uint32_t words[Algorithm::kConsumers][2][kWarpgroup];  // that a warpgroup's threads share
 
   __device__ void init_rings() {
     owner_ring.init(Algorithm::kConsumers);
@@ -76,10 +78,11 @@ struct BackwardLoader {
                   b, h, row, to.first, to.second, full);
     if constexpr (kKeysOwn) {
       const AttentionRowStatistics<T> from(arguments.params);
-      const int64_t at = from.row(b, h, row);
-      cute::SM90_BULK_COPY_G2S::copy(from.exponents + at, full, statistics.exponents,
-                                     sizeof statistics.exponents);
-      cute::SM90_BULK_COPY_G2S::copy(from.dots + at, full, statistics.dots, sizeof statistics.dots);
+      const float* const all[] = {from.exponents, from.dots, from.maxima};
+      PYOPS_UNROLL for (int i = 0; i < (Algorithm::kMasked ? 3 : 2); ++i) {
+        cute::SM90_BULK_COPY_G2S::copy(all[i] + from.row(b, h, row), full, statistics.of[i],
+                                       sizeof statistics.of[i]);
+      }
     }
     other.advance();
   }
@@ -88,8 +91,8 @@ struct BackwardLoader {
   template <int kRows>
   PYOPS_DEVICE static void load(const CUtensorMap& first, const CUtensorMap& second, int64_t b,
                                 int64_t h, int64_t row, T* to_first, T* to_second, uint64_t* full) {
-    load_boxes<T, kRows, kD, kWarpgroupRows>(first, b, h, row, to_first, full);
-    load_boxes<T, kRows, kD, kWarpgroupRows>(second, b, h, row, to_second, full);
+    load_boxes<T, kRows, kD, Algorithm::kBoxRows>(first, b, h, row, to_first, full);
+    load_boxes<T, kRows, kD, Algorithm::kBoxRows>(second, b, h, row, to_second, full);
   }
 };
 
@@ -97,19 +100,31 @@ template <class Algorithm>
 struct BackwardTeam : WarpgroupTeam<Algorithm> {
   using T = typename Algorithm::T;
   using Shared = BackwardShared<Algorithm>;
-  using WarpgroupTeam<Algorithm>::state;
+  using WarpgroupTeam<Algorithm>::state, WarpgroupTeam<Algorithm>::thread;
   static constexpr int kD = Algorithm::kD, kOthers = Algorithm::kOthers;
 
   Shared& shared;
-  int consumer;
+  int consumer, side = 0;
   Ring<1>::Place owner{};
   typename Ring<Algorithm::kBuffers>::Place other{};
 
   __device__ BackwardTeam(Shared& shared_, int consumer_) : shared(shared_), consumer(consumer_) {}
   PYOPS_DEVICE void leave() {}
 
-  PYOPS_DEVICE const float* exponents() const { return shared.statistics[other.buffer].exponents; }
-  PYOPS_DEVICE const float* dots() const { return shared.statistics[other.buffer].dots; }
+  PYOPS_DEVICE const float* exponents() const { return shared.statistics[other.buffer].of[0]; }
+  PYOPS_DEVICE const float* dots() const { return shared.statistics[other.buffer].of[1]; }
+  PYOPS_DEVICE const float* maxima() const { return shared.statistics[other.buffer].of[2]; }
+
+  // Two sides: whoever writes to one has met the others since they read it.
+  template <class F>
+  PYOPS_DEVICE void share(const F& word) {
+    side ^= 1;
+    shared.words[consumer][side][thread] = word(state);
+    cutlass::arch::NamedBarrier::sync(kWarpgroup, static_cast<uint32_t>(consumer));
+  }
+  PYOPS_DEVICE uint32_t shared_by(int other_thread) const {
+    return shared.words[consumer][side][other_thread];
+  }
 
   PYOPS_DEVICE void await_owners() { shared.owner_ring.await(owner); }
   PYOPS_DEVICE void release_owners() { shared.owner_ring.release(owner); }
@@ -169,14 +184,14 @@ __global__ void __launch_bounds__((1 + Algorithm::kConsumers) * kWarpgroup, 1)
       arguments, *reinterpret_cast<BackwardShared<Algorithm>*>(storage));
 }
 
-template <class T, int kD, bool kKeysOwn>
+template <class Algorithm>
 cudaError_t run(const BackwardArguments& arguments, cudaStream_t stream) {
-  using Algorithm = AttentionWarpgroupBackward<T, kD, kKeysOwn>;
   return launch_attention<Algorithm, BackwardShared<Algorithm>>(
       attention_backward_sm90_kernel<Algorithm>, arguments, stream);
 }
 
-cudaError_t map_tensors(const AttentionBackwardParams& p, BackwardArguments* arguments) {
+cudaError_t map_tensors(const AttentionBackwardParams& p, int box_rows,
+                        BackwardArguments* arguments) {
   struct {
     const ConstRows& t;
     int64_t heads, rows, columns;
@@ -186,31 +201,39 @@ cudaError_t map_tensors(const AttentionBackwardParams& p, BackwardArguments* arg
                    {p.v, p.kv_heads, p.keys, p.value_dim, &arguments->v},
                    {p.grad_out, p.heads, p.queries, p.value_dim, &arguments->grad_out}};
   for (const auto& x : all) {
-    const cudaError_t status = map_rows(p, x.t, x.heads, x.rows, x.columns, kWarpgroupRows, x.map);
+    const cudaError_t status = map_rows(p, x.t, x.heads, x.rows, x.columns, box_rows, x.map);
     if (status != cudaSuccess) return status;
   }
   return cudaSuccess;
 }
 
-template <class T, int kD>
+template <class T, int kD, bool kMasked>
 cudaError_t run(const AttentionBackwardParams& p, cudaStream_t stream) {
+  using OfQueries = AttentionWarpgroupBackward<T, kD, /*kKeysOwn=*/false, kMasked>;
+  using OfKeys = AttentionWarpgroupBackward<T, kD, /*kKeysOwn=*/true, kMasked>;
   BackwardArguments arguments{p, {}, {}, {}, {}};
-  cudaError_t status = map_tensors(p, &arguments);
+  cudaError_t status = map_tensors(p, OfQueries::kBoxRows, &arguments);
   if (status != cudaSuccess) return status;
   const AttentionRowStatistics<T> statistics(p);
   status =
       launch(attention_backward_rows_kernel<T>, statistics.rows() * statistics.kThreads, stream, p);
   if (status != cudaSuccess) return status;
-  if (p.grad_q.data != nullptr) status = run<T, kD, /*kKeysOwn=*/false>(arguments, stream);
+  if (p.grad_q.data != nullptr) status = run<OfQueries>(arguments, stream);
   if (status != cudaSuccess) return status;
   if (p.grad_k.data == nullptr && p.grad_v.data == nullptr) return cudaSuccess;
-  return run<T, kD, /*kKeysOwn=*/true>(arguments, stream);
+  if constexpr (OfKeys::kBoxRows != OfQueries::kBoxRows) {
+    status = map_tensors(p, OfKeys::kBoxRows, &arguments);
+    if (status != cudaSuccess) return status;
+  }
+  return run<OfKeys>(arguments, stream);
 }
 
 }  // namespace
 
 cudaError_t attention_backward_sm90(const AttentionBackwardParams& p, cudaStream_t stream) {
-  return with_half_width(p, [&]<class T, int kD>() { return run<T, kD>(p, stream); });
+  return with_half_width(p, [&]<class T, int kD>() {
+    return is_masked(p, p.mask) ? run<T, kD, true>(p, stream) : run<T, kD, false>(p, stream);
+  });
 }
 
 }  // namespace pyops

@@ -7,25 +7,29 @@
 // Rows that a warpgroup has are called owners, those it walks over others (attention_block.h).
 #pragma once
 
-#include "attention/attention_warpgroup.h"
+#include <type_traits>
+
+#include "attention/attention_masked_warpgroup.h"
 
 namespace pyops {
 
-// Of each query what its weights need: exp(x - row_max)·row_scale = 2^(x·factor - exponent), and
-// rowsum(grad_out ∘ out). Queries that only fill a tile have the exponent inf: no weights.
+// Of each query what its weights need, exp(x - row_max)·row_scale = 2^(product·factor - exponent),
+// or of masked scores 2^((x - maximum)·log2(e) - exponent); and rowsum(grad_out ∘ out). Queries
+// that only fill a tile have the exponent inf: no weights.
 template <class T>
 struct AttentionRowStatistics {
   static constexpr int kThreads = 8;  // of a row
 
   const AttentionBackwardParams& p;
   int64_t padded;  // queries of a head
-  float *exponents, *dots;
+  float *exponents, *dots, *maxima;
 
   PYOPS_HOST_DEVICE explicit AttentionRowStatistics(const AttentionBackwardParams& params)
       : p(params),
-        padded(attention_row_sums(1, 1, p.queries) / 2),
+        padded(attention_row_sums(1, 1, p.queries) / 3),
         exponents(static_cast<float*>(p.row_sums)),
-        dots(exponents + p.batch * p.heads * padded) {}
+        dots(exponents + rows()),
+        maxima(dots + rows()) {}
 
   PYOPS_HOST_DEVICE int64_t rows() const { return p.batch * p.heads * padded; }
   PYOPS_HOST_DEVICE int64_t row(int64_t b, int64_t h, int64_t l) const {
@@ -53,29 +57,39 @@ struct AttentionRowStatistics {
     const int64_t l = row % padded, at = row / padded * p.queries + l;
     dots[row] = dot;
     exponents[row] = INFINITY;
+    maxima[row] = 0;
     if (l >= p.queries) return;
     const float max = static_cast<const float*>(p.row_max)[at];
     const float scale = static_cast<const float*>(p.row_scale)[at];
-    exponents[row] = baseline::ScaledExponents::offset(max) - std::log2(scale);
+    const float offset = is_masked(p, p.mask) ? 0 : baseline::ScaledExponents::offset(max);
+    exponents[row] = offset - std::log2(scale);
+    maxima[row] = max;
   }
 };
 
-// Registers: two sums, of 128 columns, leave room for 64 others; one sum of 64 columns for 128.
-template <class T_, int kD_, bool kKeysOwn_>
+// Registers: two sums, of 128 columns, leave room for 64 others, or for 32 and what masks them; one
+// sum of 64 columns for 128.
+template <class T_, int kD_, bool kKeysOwn_, bool kMasked_>
 struct AttentionWarpgroupBackward {
   using T = T_;
   using Params = AttentionBackwardParams;
-  static constexpr bool kKeysOwn = kKeysOwn_;
+  static constexpr bool kKeysOwn = kKeysOwn_, kMasked = kMasked_;
   static constexpr int kD = kD_, kConsumers = 2, kBuffers = 3;
   static constexpr int kRows = kConsumers * kWarpgroupRows;
-  static constexpr int kOthers = kD == 64 && !kKeysOwn ? 128 : 64;
+  static constexpr int kOthers = kD == 64 && !kKeysOwn              ? 128
+                                 : kD == 128 && kKeysOwn && kMasked ? 32
+                                                                    : 64;
+  static constexpr int kBoxRows = kOthers < kWarpgroupRows ? kOthers : kWarpgroupRows;  // of TMA
   static_assert(kRowSumsTile % kRows == 0 && kRowSumsTile % kOthers == 0);
+  using Masked =
+      std::conditional_t<kMasked, MaskedTile<T, kOthers, kKeysOwn>, UnmaskedTile<T, kOthers>>;
 
   struct State {
     float scores[kOthers / 2], grads[kOthers / 2];  // products; then weights and their gradient
     uint32_t weights[kOthers / 4], grad_scores[kOthers / 4], traded[4];
     float sums[kD / 2], value_sums[kKeysOwn ? kD / 2 : 1];
-    float exponents[2], dots[2];  // of the thread's rows, where queries own
+    float exponents[2], dots[2], maxima[2];  // of the thread's rows, where queries own
+    typename Masked::State masked;
   };
   struct alignas(8) Pair {
     float at[2];
@@ -83,7 +97,8 @@ struct AttentionWarpgroupBackward {
 
   const Params& p;
   WarpgroupTile tile;
-  baseline::ScaledExponents exponents;
+  typename Masked::Exponents exponents;
+  Masked masked;
 
   PYOPS_HOST_DEVICE static int64_t rows(const Params& p) { return kKeysOwn ? p.keys : p.queries; }
   PYOPS_HOST_DEVICE static int64_t heads(const Params& p) {
@@ -95,7 +110,8 @@ struct AttentionWarpgroupBackward {
   PYOPS_HOST_DEVICE AttentionWarpgroupBackward(const Params& params, int64_t block)
       : p(params),
         tile(block, heads(p), rows(p), kRows, /*last_first=*/!kKeysOwn),
-        exponents(p.scale) {}
+        exponents(p.scale),
+        masked(params) {}
 
   template <class Loader>
   PYOPS_DEVICE void load(Loader& loader) const {
@@ -108,7 +124,7 @@ struct AttentionWarpgroupBackward {
     const int64_t row = tile.row + consumer * kWarpgroupRows;
     team.alone([&](int thread, State& state) { start(row, thread, state); });
     team.await_owners();
-    each_tile([&](int64_t, int64_t other) { add_tile(row, other, team); });
+    each_tile([&](int64_t h, int64_t other) { add_tile(row, h, other, team); });
     team.release_owners();
     finish(row, team);
   }
@@ -141,6 +157,7 @@ struct AttentionWarpgroupBackward {
         const int64_t at = statistics.row(tile.b, tile.h, row + row_of(thread) + 8 * r);
         state.exponents[r] = statistics.exponents[at];
         state.dots[r] = statistics.dots[at];
+        if constexpr (kMasked) state.maxima[r] = statistics.maxima[at];
       }
     }
   }
@@ -149,22 +166,26 @@ struct AttentionWarpgroupBackward {
   // more under way from tile to tile the registers would not do; the other warpgroup's products
   // fill the gap.
   template <class Team>
-  PYOPS_DEVICE void add_tile(int64_t row, int64_t other, Team& team) const {
+  PYOPS_DEVICE void add_tile(int64_t row, int64_t h, int64_t other, Team& team) const {
     team.begin_scores();
+    masked.find(tile.b, kKeysOwn ? h : tile.h, row, other, team);
     team.begin_grads();
     team.end_scores();
     weigh(row, other, team);
     if constexpr (kKeysOwn) {
-      team.alone([](int, State& state) { pack_words<T>(state.scores, state.weights); });
+      team.alone(
+          [](int, State& state) { Masked::pack_kept(state.masked, state.scores, state.weights); });
       team.begin_value_sums();
     }
     team.end_grads();
+    const float kept = masked.keep_factor();
     team.alone([&](int thread, State& state) {
       PYOPS_UNROLL for (int n = 0; n < kOthers / 8; ++n) {
         const Pair dots = pair_at(team.dots(), n, thread);
         PYOPS_UNROLL for (int i = 0; i < 4; ++i) {
           const float dot = kKeysOwn ? dots.at[i % 2] : state.dots[i / 2];
           float& grad = state.grads[4 * n + i];
+          grad *= Masked::factor(state.masked, 4 * n + i, kept);
           grad = state.scores[4 * n + i] * (grad - dot);
         }
       }
@@ -179,6 +200,7 @@ struct AttentionWarpgroupBackward {
   PYOPS_DEVICE void weigh(int64_t row, int64_t other, Team& team) const {
     const bool hides = kKeysOwn ? p.is_causal && row + kWarpgroupRows - 1 > other
                                 : hides_keys<kOthers>(p, row, other);
+    team.alone([&](int, State& state) { masked.add(state.masked, state.scores); });
     if (hides) {
       team.alone([&](int thread, State& state) {
         if constexpr (kKeysOwn) {
@@ -197,9 +219,15 @@ struct AttentionWarpgroupBackward {
     team.alone([&](int thread, State& state) {
       PYOPS_UNROLL for (int n = 0; n < kOthers / 8; ++n) {
         const Pair others = pair_at(team.exponents(), n, thread);
+        const Pair maxima = kMasked ? pair_at(team.maxima(), n, thread) : Pair{};
         PYOPS_UNROLL for (int i = 0; i < 4; ++i) {
           float& x = state.scores[4 * n + i];
-          x = exponents.weight(x, kKeysOwn ? others.at[i % 2] : state.exponents[i / 2]);
+          const float exponent = kKeysOwn ? others.at[i % 2] : state.exponents[i / 2];
+          if constexpr (kMasked) {
+            x = exponents.weight(x, kKeysOwn ? maxima.at[i % 2] : state.maxima[i / 2], exponent);
+          } else {
+            x = exponents.weight(x, exponent);
+          }
         }
       }
     });
@@ -213,11 +241,15 @@ struct AttentionWarpgroupBackward {
     return pair;
   }
 
-  // Products were not scaled, and their gradients need it once.
+  // Products were not scaled, and their gradients need it once; as weights that dropout kept.
   template <class Team>
   PYOPS_DEVICE void finish(int64_t row, Team& team) const {
+    const float kept = masked.keep_factor();
     team.alone([&](int, State& state) {
-      PYOPS_UNROLL for (int i = 0; i < kD / 2; ++i) state.sums[i] *= exponents.scale;
+      PYOPS_UNROLL for (int i = 0; i < kD / 2; ++i) {
+        state.sums[i] *= static_cast<float>(p.scale);
+        if constexpr (kKeysOwn) state.value_sums[i] *= kept;
+      }
     });
     const Rows& grad = kKeysOwn ? p.grad_k : p.grad_q;
     if (grad.data != nullptr) {

@@ -1,7 +1,7 @@
 // The forward in half precision on Hopper: attention_forward_warpgroup.h with tiles of 128 or 192
-// queries and 128 keys, loaded by TMA and multiplied by WGMMA. Warpgroups begin their products by
-// turns (the ping-pong of FlashAttention-3, Shah et al. 2024): one's softmax fills the time of
-// another's products.
+// queries and 64 or 128 keys, loaded by TMA and multiplied by WGMMA. Warpgroups begin their
+// products by turns (the ping-pong of FlashAttention-3, Shah et al. 2024): one's softmax fills the
+// time of another's products.
 #include "attention/attention_forward_warpgroup.h"
 #include "attention/attention_half.cuh"
 #include "attention/attention_sm90.cuh"
@@ -119,9 +119,8 @@ __global__ void __launch_bounds__((1 + Algorithm::kConsumers) * kWarpgroup, 1)
       arguments, *reinterpret_cast<ForwardShared<Algorithm>*>(storage));
 }
 
-template <class T, int kD>
+template <class Algorithm>
 cudaError_t run(const AttentionParams& p, cudaStream_t stream) {
-  using Algorithm = AttentionWarpgroupForward<T, kD>;
   ForwardArguments arguments{p, {}, {}, {}};
   cudaError_t status = map_rows(p, p.q, p.heads, p.queries, p.dim, kWarpgroupRows, &arguments.q);
   if (status != cudaSuccess) return status;
@@ -136,7 +135,10 @@ cudaError_t run(const AttentionParams& p, cudaStream_t stream) {
 }  // namespace
 
 cudaError_t attention_forward_sm90(const AttentionParams& p, cudaStream_t stream) {
-  return with_half_width(p, [&]<class T, int kD>() { return run<T, kD>(p, stream); });
+  return with_half_width(p, [&]<class T, int kD>() {
+    return is_masked(p, p.mask) ? run<AttentionWarpgroupForward<T, kD, true>>(p, stream)
+                                : run<AttentionWarpgroupForward<T, kD, false>>(p, stream);
+  });
 }
 
 }  // namespace pyops

@@ -6,36 +6,47 @@
 // The team's members also take_turn(), reduce() over the four threads of a row, and trade().
 #pragma once
 
-#include "attention/attention_warpgroup.h"
+#include <type_traits>
+
+#include "attention/attention_masked_warpgroup.h"
 
 namespace pyops {
 
 // Registers: with 64 columns a thread has 32 sums, and three warpgroups fit 160 each; with 128
-// columns two fit 240.
-template <class T_, int kD_>
+// columns, or a mask's numbers besides, two fit 240; with both, of 64 keys.
+template <class T_, int kD_, bool kMasked_>
 struct AttentionWarpgroupForward {
   using T = T_;
   using Params = AttentionParams;
-  static constexpr int kD = kD_, kConsumers = kD == 64 ? 3 : 2, kBuffers = 2;
-  static constexpr int kRows = kConsumers * kWarpgroupRows, kKeys = 128;
+  static constexpr bool kMasked = kMasked_;
+  static constexpr int kD = kD_, kConsumers = kD == 64 && !kMasked ? 3 : 2, kBuffers = 2;
+  static constexpr int kRows = kConsumers * kWarpgroupRows;
+  static constexpr int kKeys = kD == 128 && kMasked ? 64 : 128;
+  using Masked =
+      std::conditional_t<kMasked, MaskedTile<T, kKeys, /*kKeysOwn=*/false>, UnmaskedTile<T, kKeys>>;
 
   struct State {
     float scores[kKeys / 2], out[kD / 2];
     uint32_t weights[kKeys / 4], traded[4];
     float rows[2];  // of the thread's rows, what is reduced; then what sums shrink by
     baseline::OnlineSoftmax<float> softmax[2];
+    typename Masked::State masked;
   };
 
   const Params& p;
   WarpgroupTile tile;
   int key_tiles;
-  baseline::ScaledExponents exponents;
+  typename Masked::Exponents exponents;
+  Masked masked;
 
   PYOPS_HOST_DEVICE static int64_t blocks(const Params& p) {
     return p.batch * p.heads * WarpgroupTile::tiles(p.queries, kRows);
   }
   PYOPS_HOST_DEVICE AttentionWarpgroupForward(const Params& params, int64_t block)
-      : p(params), tile(block, p.heads, p.queries, kRows, /*last_first=*/true), exponents(p.scale) {
+      : p(params),
+        tile(block, p.heads, p.queries, kRows, /*last_first=*/true),
+        exponents(p.scale),
+        masked(params) {
     const int64_t seen = baseline::visible_keys(p.is_causal, tile.row + kRows - 1, 0, p.keys);
     key_tiles = static_cast<int>(WarpgroupTile::tiles(seen, kKeys));
   }
@@ -62,6 +73,7 @@ struct AttentionWarpgroupForward {
     });
     team.await_queries();
     team.begin_scores();
+    masked.find(tile.b, tile.h, l0, 0, team);
     team.template end_scores</*kPending=*/0>();
     soften(l0, 0, team);
     team.alone([&](int, State& state) { pack_words<T>(state.scores, state.weights); });
@@ -70,6 +82,7 @@ struct AttentionWarpgroupForward {
       team.begin_scores();
       team.begin_sum();
       team.pass_turn();
+      masked.find(tile.b, tile.h, l0, int64_t{i} * kKeys, team);
       team.template end_scores</*kPending=*/1>();
       soften(l0, i, team);
       team.end_sum();
@@ -97,6 +110,7 @@ struct AttentionWarpgroupForward {
   template <class Team>
   PYOPS_DEVICE void soften(int64_t l0, int i, Team& team) const {
     const int64_t s0 = int64_t{i} * kKeys;
+    team.alone([&](int, State& state) { masked.add(state.masked, state.scores); });
     if (hides_keys<kKeys>(p, l0, s0)) {
       team.alone(
           [&](int thread, State& state) { hide_keys<kKeys>(p, l0, s0, thread, state.scores); });
@@ -133,6 +147,16 @@ struct AttentionWarpgroupForward {
         }
       }
     });
+    if (masked.drops()) drop(team);
+  }
+  // What is kept grows by 1/(1 - p) in the end: 16 bits might not hold it here.
+  template <class Team>
+  PYOPS_DEVICE void drop(Team& team) const {
+    team.alone([](int, State& state) {
+      PYOPS_UNROLL for (int x = 0; x < kKeys / 2; ++x) {
+        state.scores[x] *= Masked::factor(state.masked, x, 1);
+      }
+    });
   }
 
   template <class Team>
@@ -141,12 +165,13 @@ struct AttentionWarpgroupForward {
       PYOPS_UNROLL for (int r = 0; r < 2; ++r) state.rows[r] = state.softmax[r].sum;
     });
     team.reduce([](float x, float y) { return x + y; });
+    const float kept = masked.keep_factor();
     team.alone([&](int thread, State& state) {
       PYOPS_UNROLL for (int r = 0; r < 2; ++r) {
         auto& softmax = state.softmax[r];
         softmax.sum = state.rows[r];
         const float scale = softmax.row_scale();
-        scale_row(r, scale, state);
+        scale_row(r, scale * kept, state);
         const int64_t l = l0 + row_of(thread) + 8 * r;
         if (thread % 4 != 0 || l >= p.queries) continue;
         const int64_t row = (tile.b * p.heads + tile.h) * p.queries + l;

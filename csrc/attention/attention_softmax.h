@@ -52,6 +52,8 @@ PYOPS_HOST_DEVICE inline float power_of_two(float x) {
 #endif
 }
 
+inline constexpr double kLog2OfE = 1.4426950408889634;
+
 // The same softmax by powers of two, for scores that are products times a positive scale:
 // exp(scale·product - max) = 2^(product·factor - offset), one multiply-add and one instruction.
 // Forward and backward find the offset from the same maximum: its rounding cancels.
@@ -77,9 +79,26 @@ struct ScaledExponents {
     softmax.sum *= shrink;
     return shrink;
   }
+};
 
- private:
-  static constexpr double kLog2OfE = 1.4426950408889634;
+// The same for scores that a mask was added to. It may bring a whole row to finfo.min, whose power
+// of two overflows: the maximum is subtracted first.
+struct MaskedExponents {
+  PYOPS_HOST_DEVICE explicit MaskedExponents(double) {}
+
+  PYOPS_HOST_DEVICE static float offset(float max) { return max; }
+  // exp(score - offset)·2^-exponent
+  PYOPS_HOST_DEVICE static float weight(float score, float offset, float exponent = 0) {
+    return power_of_two(std::fma(score - offset, static_cast<float>(kLog2OfE), -exponent));
+  }
+  // OnlineSoftmax::raise_max without a branch: threads of a warp stay together.
+  PYOPS_HOST_DEVICE static float raise_max(OnlineSoftmax<float>& softmax, float most) {
+    const float before = softmax.max;
+    softmax.max = most > before ? most : before;
+    const float shrink = weight(before, softmax.max);
+    softmax.sum *= shrink;
+    return shrink;
+  }
 };
 
 // How many of the keys s0, s0 + 1, …, s0 + keys - 1 query `l` may see (top-left alignment).
@@ -161,6 +180,27 @@ struct Dropout {
                             : word == 2 ? counter[2][0]
                                         : counter[3][0];
       out[i] = bits < drop_below ? Acc(0) : static_cast<Acc>(keep_factor);
+    }
+  }
+
+  // Which of the keys key, key + 16, key + 32 and key + 48, of one counter, each row keeps: bits 0,
+  // 8, 16 and 24.
+  template <int kRows>
+  PYOPS_HOST_DEVICE void keep(const int64_t (&rows)[kRows], int64_t key,
+                              uint32_t (&kept)[kRows]) const {
+    uint32_t counter[4][kRows];
+    PYOPS_UNROLL for (int i = 0; i < kRows; ++i) {
+      counter[0][i] = static_cast<uint32_t>(key / kKeys * kLanes + key % kLanes);
+      counter[1][i] = 0;
+      counter[2][i] = static_cast<uint32_t>(rows[i]);
+      counter[3][i] = static_cast<uint32_t>(static_cast<uint64_t>(rows[i]) >> 32);
+    }
+    philox(seed, counter);
+    PYOPS_UNROLL for (int i = 0; i < kRows; ++i) {
+      kept[i] = 0;
+      PYOPS_UNROLL for (int word = 0; word < 4; ++word) {
+        kept[i] |= uint32_t{counter[word][i] >= drop_below} << 8 * word;
+      }
     }
   }
 };
