@@ -41,8 +41,8 @@ emulate: build
 # loops and those of Hopper are absent. Of files with many tests every seventh, or `THIN=1` for all.
 THIN ?= 7
 GPU_TESTS ?= $(addprefix tests/test_,attention.py attention_dropout.py attention_operators.py \
-  attention_paths.py conv2d.py conv2d_exact.py cuda.py cuda_attention.py cuda_kernels.py cuda_rnn.py \
-  emulated_gpu.py linear_relu.py max_pool2d.py opinfo.py rnn.py)
+  attention_paths.py conv2d.py conv2d_exact.py cuda.py cuda_attention.py cuda_kernels.py emulated_gpu.py \
+  linear_relu.py max_pool2d.py opinfo.py rnn.py)
 emulate-gpu: build
 	$(BIN)/python setup.py --quiet build_py --build-lib build/emulated_gpu
 	$(BIN)/cmake --build $$(ls -td build/cpython-*-torch* | head -n 1) --target emulated_gpu
