@@ -9,5 +9,6 @@
 #include "attention/attention_softmax.h"
 #include "core/dtype.h"
 #include "core/host_device.h"
+#include "gemm/warp_step.h"
 
 #define __CUDA_ARCH__ 800
