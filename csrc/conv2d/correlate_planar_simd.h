@@ -35,7 +35,6 @@ class PlanarCorrelation {
   explicit PlanarCorrelation(const Correlation<T>& c)
       : c_(c),
         taps_(c.images.taps()),
-        bands_(plane_bands(c)),
         panels_(ceil_div(c.channels, kRows)),
         weight_(panels_ * kRows * taps_) {}
 
@@ -43,47 +42,29 @@ class PlanarCorrelation {
     for (int64_t k = 0; k < panels_; ++k) {
       pack_taps<kRows>(c_, first(k), nullptr, weight_.get() + k * kRows * taps_);
     }
-    parallel_for(0, c_.batch * bands_.count, 1, [&](int64_t begin, int64_t end) {
-      Worker worker(*this);
-      for (int64_t unit = begin; unit < end; ++unit) {
-        worker.run(unit / bands_.count, unit % bands_.count * bands_.rows);
-      }
-    });
+    for_bands<kMasked>(c_, [&] { return Worker(*this); });
   }
 
  private:
   using V = Vec<float>;
   static constexpr int kRows = PlanarTile::kRows, kCols = PlanarTile::kCols;
-  static constexpr int64_t kStretch = 112;  // as in correlate_simd.h
 
   int64_t first(int64_t panel) const { return c_.channels * panel / panels_; }
 
   class Worker {
    public:
     explicit Worker(const PlanarCorrelation& job)
-        : job_(job),
-          length_(ceil_div(job.taps_, ceil_div(job.taps_, kStretch))),
-          offsets_(job.taps_),
-          sums_(kRows * sums_stride()),
-          sink_(job.c_) {}
+        : job_(job), length_(tap_stretch(job.taps_)), sums_(kRows * sums_stride()), sink_(job.c_) {}
 
-    void run(int64_t n, int64_t row) {
-      const Images<T>& images = job_.c_.images;
-      const Images<T> band =
-          row_band(images, row, std::min(job_.bands_.rows, images.y.positions - row));
-      const PaddedGrid grid(band.y, band.x);
-      tap_offsets(band, grid, /*channels_last=*/false, offsets_.get());
-      GridPlanes<kMasked, T> planes(band, grid, job_.c_.channels_last, band.channels);
-      const float* image = planes.fill(n, 0, band.channels);
+    void operator()(const GridBand& band) {
       for (int64_t k = 0; k < job_.panels_; ++k) {
         const int64_t first = job_.first(k);
-        with_height(job_.first(k + 1) - first,
-                    [&]<int kHeight>(std::integral_constant<int, kHeight>) {
-                      for (int64_t y = 0; y < band.y.positions; ++y) {
-                        multiply_row<kHeight>(image + y * grid.pitch(), k,
-                                              sink_.plane_lines(first, n, row + y));
-                      }
-                    });
+        with_height(
+            job_.first(k + 1) - first, [&]<int kHeight>(std::integral_constant<int, kHeight>) {
+              for (int64_t y = 0; y < band.rows; ++y) {
+                multiply_row<kHeight>(band, y, k, sink_.plane_lines(first, band.n, band.row + y));
+              }
+            });
       }
     }
 
@@ -91,13 +72,14 @@ class PlanarCorrelation {
     int64_t cols() const { return job_.c_.images.x.positions; }
     int64_t sums_stride() const { return ceil_div(cols(), kCols) * kCols; }
 
-    // A row of the channels of panel k.
+    // Row y of the channels of panel k.
     template <int kHeight>
-    void multiply_row(const float* from, int64_t k, const Lines<T>& lines) {
+    void multiply_row(const GridBand& band, int64_t y, int64_t k, const Lines<T>& lines) {
+      const float* from = band.image + y * band.grid.pitch();
       for (int64_t t = 0; t < job_.taps_; t += length_) {
         const float* panel = job_.weight_.get() + (k * job_.taps_ + t) * kRows;
         for (int64_t x = 0; x < cols(); x += kCols) {
-          multiply_tile<kHeight>(t, panel, from + x, x, lines);
+          multiply_tile<kHeight>(t, panel, from + x, band.offsets + t, x, lines);
         }
       }
     }
@@ -114,10 +96,9 @@ class PlanarCorrelation {
 
     // Taps from t on at positions from x on.
     template <int kHeight>
-    void multiply_tile(int64_t t, const float* panel, const float* from, int64_t x,
-                       const Lines<T>& lines) {
+    void multiply_tile(int64_t t, const float* panel, const float* from, const int64_t* offsets,
+                       int64_t x, const Lines<T>& lines) {
       const int64_t depth = std::min(length_, job_.taps_ - t), rest = cols() - x;
-      const int64_t* offsets = offsets_.get() + t;
       const Tile<float> tile{sums_.get() + x, sums_stride(), t > 0};
       if (t + depth < job_.taps_) {
         return multiply_planes<kHeight, 2>(depth, panel, from, offsets, tile);
@@ -133,14 +114,12 @@ class PlanarCorrelation {
 
     const PlanarCorrelation& job_;
     const int64_t length_;
-    Scratch<int64_t> offsets_;
     Scratch<float> sums_;
     const GridSink<T> sink_;
   };
 
   const Correlation<T>& c_;
   const int64_t taps_;
-  const RowBands bands_;
   const int64_t panels_;
   const Scratch<float> weight_;
 };

@@ -117,13 +117,41 @@ Numbering numbering(const Correlation<T>& c, const Axis& y, const Axis& x) {
   return dense ? Numbering{x.positions, y.positions * x.positions} : PaddedGrid(y, x).flat();
 }
 
-// Whose planes stay in L2.
-template <class T>
-RowBands plane_bands(const Correlation<T>& c) {
+// Taps whose products are one running sum: as VectorEngine's, for the same digits.
+inline int64_t tap_stretch(int64_t taps) {
+  constexpr int64_t kStretch = 112;
+  return ceil_div(taps, ceil_div(taps, kStretch));
+}
+
+// A band of rows of image n, from row `row` on, on its grid.
+struct GridBand {
+  int64_t n, row, rows;
+  const PaddedGrid& grid;
+  const float* image;
+  const int64_t* offsets;  // of the taps, in the order (channel, ky, kx)
+};
+
+// worker(band) for every band of rows, with a worker = make_worker() for each thread. Its planes
+// stay in L2.
+template <bool kMasked, class T, class MakeWorker>
+void for_bands(const Correlation<T>& c, const MakeWorker& make_worker) {
   constexpr int64_t kPlaneBytes = 512 << 10;  // half an L2 of 1 MiB
-  return cut_rows(c.images.y.positions, c.batch, kPlaneBytes, [&](int64_t rows) {
-    return band_grid(c.images, rows).part_elements(c.images.channels) *
+  const Images<T>& images = c.images;
+  const RowBands bands = cut_rows(images.y.positions, c.batch, kPlaneBytes, [&](int64_t rows) {
+    return band_grid(images, rows).part_elements(images.channels) *
            static_cast<int64_t>(sizeof(float));
+  });
+  parallel_for(0, c.batch * bands.count, 1, [&](int64_t begin, int64_t end) {
+    auto worker = make_worker();
+    Scratch<int64_t> offsets(images.taps());
+    for (int64_t unit = begin; unit < end; ++unit) {
+      const int64_t n = unit / bands.count, row = unit % bands.count * bands.rows;
+      const Images<T> band = row_band(images, row, std::min(bands.rows, images.y.positions - row));
+      const PaddedGrid grid(band.y, band.x);
+      tap_offsets(band, grid, /*channels_last=*/false, offsets.get());
+      GridPlanes<kMasked, T> planes(band, grid, c.channels_last, band.channels);
+      worker({n, row, band.y.positions, grid, planes.fill(n, 0, band.channels), offsets.get()});
+    }
   });
 }
 
@@ -133,17 +161,11 @@ class VectorCorrelation {
   explicit VectorCorrelation(const Correlation<T>& c)
       : c_(c),
         taps_(c.images.taps()),
-        bands_(plane_bands(c)),
         weight_(ceil_div(c.channels, V::kWidth) * V::kWidth * taps_) {}
 
   void run() {
     pack_weight();
-    parallel_for(0, c_.batch * bands_.count, 1, [&](int64_t begin, int64_t end) {
-      Worker worker(*this);
-      for (int64_t unit = begin; unit < end; ++unit) {
-        worker.run(unit / bands_.count, unit % bands_.count * bands_.rows);
-      }
-    });
+    for_bands<kMasked>(c_, [&] { return Worker(*this); });
   }
 
  private:
@@ -151,7 +173,6 @@ class VectorCorrelation {
   static constexpr int kCols = TapTile::kCols, kPositions = TapTile::kPositions;
   static_assert(kPositions <= GridSink<T>::kMaxPositions);
   static constexpr int64_t kRange = 2 * kPositions;  // whose sums share L1 with the weights
-  static constexpr int64_t kStretch = 112;           // as VectorEngine's, for the same digits
 
   // Panels of kCols channels, the last one of one vector where that is enough; the depth in the
   // order (channel, ky, kx), in which a stretch meets few planes.
@@ -169,22 +190,16 @@ class VectorCorrelation {
   class Worker {
    public:
     explicit Worker(const VectorCorrelation& job)
-        : job_(job), offsets_(job.taps_), sums_(kRange * kCols), sink_(job.c_) {}
+        : job_(job), sums_(kRange * kCols), sink_(job.c_) {}
 
-    void run(int64_t n, int64_t row) {
-      const Images<T>& images = job_.c_.images;
-      const Images<T> band =
-          row_band(images, row, std::min(job_.bands_.rows, images.y.positions - row));
-      const PaddedGrid grid(band.y, band.x);
-      tap_offsets(band, grid, /*channels_last=*/false, offsets_.get());
-      GridPlanes<kMasked, T> planes(band, grid, job_.c_.channels_last, band.channels);
-      const float* image = planes.fill(n, 0, band.channels);
-      const Numbering all = numbering(job_.c_, band.y, band.x);
+    void operator()(const GridBand& band) {
+      const Axis x = job_.c_.images.x, y = row_band(job_.c_.images, band.row, band.rows).y;
+      const Numbering all = numbering(job_.c_, y, x);
       for (int64_t p = 0; p < all.span; p += kRange) {
         const GridStretch range(all, p, std::min(kRange, all.span - p));
         for (int64_t i = 0; i < job_.c_.channels; i += kCols) {
           const int64_t channels = std::min<int64_t>(kCols, job_.c_.channels - i);
-          multiply(image, grid, range, {all, i, channels, sink_.rows(n, row)});
+          multiply(band, range, {all, i, channels, sink_.rows(band.n, band.row)});
         }
       }
     }
@@ -198,18 +213,17 @@ class VectorCorrelation {
     };
 
     // The last taps send the sums on while the next ones' products are computed, or at once.
-    void multiply(const float* image, const PaddedGrid& grid, const GridStretch& range,
-                  const Panel& panel) {
-      const int64_t taps = job_.taps_, length = ceil_div(taps, ceil_div(taps, kStretch));
+    void multiply(const GridBand& band, const GridStretch& range, const Panel& panel) {
+      const int64_t taps = job_.taps_, length = tap_stretch(taps), pitch = band.grid.pitch();
       for (int64_t t = 0; t < taps; t += length) {
         const int64_t depth = std::min(length, taps - t);
         for (int64_t q = 0; q < range.count; q += kPositions) {
           const GridStretch at = range.part(panel.all, q, q + kPositions);
-          const Rows from{image + at.y * grid.pitch() + at.x, at.x, panel.all.pitch,
-                          grid.pitch() - panel.all.pitch};
+          const Rows from{band.image + at.y * pitch + at.x, at.x, panel.all.pitch,
+                          pitch - panel.all.pitch};
           const Tile<float> tile{sums_.get() + q * kCols, kCols, t > 0};
           with_vectors(panel.channels, [&]<int kVecs>(std::integral_constant<int, kVecs>) {
-            multiply_block<kVecs>(t, depth, from, at, panel, tile);
+            multiply_block<kVecs>(t, depth, band.offsets + t, from, at, panel, tile);
           });
         }
       }
@@ -217,11 +231,10 @@ class VectorCorrelation {
 
     // Taps from t on of up to kPositions positions.
     template <int kVecs>
-    void multiply_block(int64_t t, int64_t depth, Rows from, GridStretch at, const Panel& panel,
-                        Tile<float> tile) {
+    void multiply_block(int64_t t, int64_t depth, const int64_t* offsets, Rows from, GridStretch at,
+                        const Panel& panel, Tile<float> tile) {
       constexpr int kRows = TapTile::rows(kVecs);
       const bool last = t + depth == job_.taps_;
-      const int64_t* offsets = offsets_.get() + t;
       const float* weight = job_.weight_.get() + panel.i * job_.taps_ + t * kVecs * V::kWidth;
       if constexpr (std::is_same_v<T, float>) {
         const int64_t whole = at.count / kRows * kRows;
@@ -254,14 +267,12 @@ class VectorCorrelation {
     }
 
     const VectorCorrelation& job_;
-    Scratch<int64_t> offsets_;
     Scratch<float> sums_;
     const GridSink<T> sink_;
   };
 
   const Correlation<T>& c_;
   const int64_t taps_;
-  const RowBands bands_;
   const Scratch<float> weight_;
 };
 
