@@ -308,24 +308,24 @@ struct PlanarSink {
   }
 
   void operator()(int64_t i, int64_t j, int rows, int cols, const Acc* tile, int64_t ld) const {
-    const PlanarSink own = *this;  // for all the compiler knows, a store changes the shared one
     for (int q = 0; q < cols;) {
       const int run = static_cast<int>(std::min<int64_t>(cols - q, map.run(j + q)));
-      T* out = y + i * channel_stride + map.offset(j + q);
-      for (int r = 0; r < rows; ++r, out += own.channel_stride) {
-        own.store_run(tile + r * ld + q, run, own.bias(i + r), out);
-      }
+      map.col_stride == 1 ? lines(i, j + q, rows, run).put_tile(tile + q, ld, rows, run)
+                          : put_apart(i, j + q, rows, run, tile + q, ld);
       q += run;
     }
   }
 
  private:
-  [[gnu::always_inline]] void store_run(const Acc* from, int run, Acc bias, T* out) const {
+  void put_apart(int64_t i, int64_t j, int rows, int run, const Acc* tile, int64_t ld) const {
     using V = Vec<Acc>;
-    const V b = V::set1(bias);
-    for (int q = 0; q < run; q += V::kWidth) {
-      const int n = std::min(V::kWidth, run - q);
-      put(V::load(from + q, n) + b, out + q * map.col_stride, n);
+    T* out = y + i * channel_stride + map.offset(j);
+    for (int r = 0; r < rows; ++r, out += channel_stride, tile += ld) {
+      const V b = V::set1(bias(i + r));
+      for (int q = 0; q < run; q += V::kWidth) {
+        const int n = std::min(V::kWidth, run - q);
+        put(V::load(tile + q, n) + b, out + q * map.col_stride, n);
+      }
     }
   }
 };
@@ -360,32 +360,10 @@ struct PixelSink {
   }
 
   void operator()(int64_t i, int64_t j, int rows, int cols, const Acc* tile, int64_t ld) const {
-    const PixelSink own = *this;  // for all the compiler knows, a store changes the shared one
     for (int r = 0; r < rows;) {
       const int run = static_cast<int>(std::min<int64_t>(rows - r, map.run(i + r)));
-      own.store_run(tile + r * ld, ld, run, j, cols, y + map.offset(i + r) + j);
+      lines(i + r, j, run, cols).put_tile(tile + r * ld, ld, run, cols);
       r += run;
-    }
-  }
-
- private:
-  // `run` positions side by side, `cols` channels from j on.
-  [[gnu::always_inline]] void store_run(const Acc* from, int64_t ld, int run, int64_t j, int cols,
-                                        T* out) const {
-    using V = Vec<Acc>;
-    for (int q = 0; q < cols; q += V::kWidth) {
-      const int n = std::min(V::kWidth, cols - q);
-      const V b = bias(j + q, n);
-      T* to = out + q;
-      if (n == V::kWidth) {
-        for (int r = 0; r < run; ++r, to += map.col_stride) {
-          epilogue(V::load(from + r * ld + q) + b).store(to);
-        }
-      } else {
-        for (int r = 0; r < run; ++r, to += map.col_stride) {
-          epilogue(V::load(from + r * ld + q, n) + b).store(to, n);
-        }
-      }
     }
   }
 };
