@@ -122,6 +122,14 @@ def test_a_figure_above_the_limit_fails(monkeypatch):
         assert "above the compute limit" in r.failure
 
 
+def test_an_algorithm_of_fewer_operations_may_pass_the_direct_one(monkeypatch):
+    low = peaks(flops=1.0)
+    monkeypatch.setattr("pyops.bench.harness.measure", lambda device: low)
+    for r in results(dataclasses.replace(LINEAR, fewest=lambda s: 0.0), limits=low):
+        assert r.limit > 1
+        assert not r.failure
+
+
 def test_a_matmul_is_no_limit():
     for r in results(limits=peaks(flops=1.0, exact=False)):
         assert r.limit > 1
