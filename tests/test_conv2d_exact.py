@@ -47,6 +47,13 @@ def test_tails(place, memory_format, hw, c, o):
         ((2, 20, 12, 24), (48, 20, 3, 3), {"padding": 1}),
         ((2, 12, 40, 5), (32, 12, 3, 3), {"padding": (0, 7), "dilation": (1, 7)}),
         ((2, 20, 23, 19), (48, 20, 3, 3), {"padding": (2, 1), "dilation": (3, 2), "stride": 2}),
+        ((2, 20, 14, 50), (1, 20, 3, 3), {"padding": 1}),
+        ((3, 1, 13, 33), (2, 1, 5, 5), {"padding": 2}),
+        ((2, 37, 12, 41), (3, 37, 3, 3), {"padding": (1, 0)}),
+        ((2, 4, 40, 71), (4, 4, 7, 5), {"padding": (3, 2), "stride": 2}),
+        ((2, 14, 20, 29), (10, 7, 3, 3), {"padding": 1, "groups": 2}),
+        ((1, 2, 31, 64), (6, 2, 3, 3), {"padding": 1, "dilation": 2}),
+        ((2, 130, 12, 16), (7, 130, 3, 3), {"padding": 1}),
     ],
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -175,20 +175,21 @@ bool backward_weight_on_grid(const Conv2dBackwardParams& p, int64_t pass, T* gra
         TileGrid(x.y, x.x, p.n).count >= kFewTiles && points * num_threads() <= kManySums) {
       if (WinogradWeightGradient<kMasked, T>(x, g, p.n, p.channels_last).run(grad)) return true;
     }
-    if (weights > many_weights || weights * num_threads() > kManySums) return false;
-    if (p.group_o() < 8 || x.taps() < 8) return false;
+    if (weights > many_weights || weights * num_threads() > kManySums || x.taps() < 8) return false;
+    const auto run = [&]<class Lanes>(Lanes) {
+      VectorWeightGradient<Lanes, kMasked, T>(x, g, p.n, p.channels_last).run(grad);
+      return true;
+    };
+    if (vectors_pay<T>(p.precision) && p.group_o() <= LineLanes::kOuts) return run(LineLanes{});
 #if defined(__AMX_TILE__)
+    if (p.group_o() < 8) return false;
     return with_parts<T>(p.precision, [&](auto parts) {
       constexpr int kParts = decltype(parts)::value;
       if (kParts > 1 && !splitting_pays(x)) return false;
       return SplitWeightGradient<kParts, kMasked, T>(x, g, p.n, p.channels_last).run(grad);
     });
 #else
-    const auto run = [&]<int kVecs>(std::integral_constant<int, kVecs>) {
-      VectorWeightGradient<kVecs, kMasked, T>(x, g, p.n, p.channels_last).run(grad);
-    };
-    with_vectors(p.group_o(), run);
-    return true;
+    return p.group_o() > Vec<float>::kWidth ? run(OutLanes<2>{}) : run(OutLanes<1>{});
 #endif
   }
   return false;

@@ -1,22 +1,25 @@
-// Correlation of planar images to planar results: a tile is channels, broadcast from the weights,
-// times vectors of positions of one row, read from the planes of the grid (grid_simd.h) at a tap's
-// offset. Its lines leave from the registers, where tiles of positions times channels
-// (correlate_simd.h) would be transposed; in return they end with their rows.
+// Correlation of planes to lines of positions: a tile is channels, broadcast from the weights, times
+// vectors of positions of one row, read from the planes of the grid (grid_simd.h) at a tap's
+// offset. The lines of a planar result leave from the registers, where tiles of positions times
+// channels (correlate_simd.h) would be transposed; in return they end with their rows. Those of
+// channels too few for a vector are written an element at a time where they are no runs.
 #pragma once
 
 #include "conv2d/correlate_simd.h"
 
 namespace pyops::PYOPS_ISA_NAMESPACE {
 
-// As many channels as registers hold sums of, in panels of about the same height: enough of them
-// to hide the latency of an FMA.
+// As many channels as registers hold sums of, in panels of about the same height; times as many
+// vectors as there are registers for, so that sums of few channels hide the latency of an FMA too.
 struct PlanarTile {
 #if defined(__AVX512F__)
-  static constexpr int kRows = 8;
+  static constexpr int kRows = 8, kRegisters = 32;
 #else
-  static constexpr int kRows = 6;
+  static constexpr int kRows = 6, kRegisters = 16;
 #endif
-  static constexpr int kLeast = kRows / 2 + 1, kCols = 2 * Vec<float>::kWidth;
+  // Beside the sums: the vectors of positions, and a weight.
+  static constexpr int vecs(int rows) { return std::min(4, (kRegisters - 1) / (rows + 1)); }
+  static constexpr int cols(int rows) { return vecs(rows) * Vec<float>::kWidth; }
 };
 
 // put(sums of a panel's first kRows channels at kVecs vectors of positions)
@@ -29,6 +32,24 @@ template <int kRows, int kVecs, class Put>
   multiply_rows<float, kRows, kVecs>(depth, columns, rows, put);
 }
 
+// The sums of a tile, of which `rest` columns are in use: to its memory, or on to their lines.
+template <int kRows, class T>
+void multiply_planar_tile(int64_t depth, const float* panel, const float* from,
+                          const int64_t* offsets, const Tile<float>& tile, const Lines<T>& lines,
+                          int64_t rest) {
+  constexpr int kVecs = PlanarTile::vecs(kRows);
+  if (lines.out == nullptr) return multiply_planes<kRows, kVecs>(depth, panel, from, offsets, tile);
+  const Leaving<T> leaving{tile, lines};
+  if (rest >= PlanarTile::cols(kRows)) {
+    return multiply_planes<kRows, kVecs>(depth, panel, from, offsets, leaving);
+  }
+  const LeavingSome<T> some{leaving, rest};
+  with_constant<kVecs>(ceil_div(rest, Vec<float>::kWidth),
+                       [&]<int kSome>(std::integral_constant<int, kSome>) {
+                         multiply_planes<kRows, kSome>(depth, panel, from, offsets, some);
+                       });
+}
+
 template <bool kMasked, class T>
 class PlanarCorrelation {
  public:
@@ -39,15 +60,15 @@ class PlanarCorrelation {
         weight_(panels_ * kRows * taps_) {}
 
   void run() {
+    Scratch<float> window(kRows * c_.images.channels);
     for (int64_t k = 0; k < panels_; ++k) {
-      pack_taps<kRows>(c_, first(k), nullptr, weight_.get() + k * kRows * taps_);
+      pack_taps<kRows>(c_, first(k), window.get(), weight_.get() + k * kRows * taps_);
     }
     for_bands<kMasked>(c_, [&] { return Worker(*this); });
   }
 
  private:
-  using V = Vec<float>;
-  static constexpr int kRows = PlanarTile::kRows, kCols = PlanarTile::kCols;
+  static constexpr int kRows = PlanarTile::kRows;
 
   int64_t first(int64_t panel) const { return c_.channels * panel / panels_; }
 
@@ -58,58 +79,35 @@ class PlanarCorrelation {
 
     void operator()(const GridBand& band) {
       for (int64_t k = 0; k < job_.panels_; ++k) {
-        const int64_t first = job_.first(k);
-        with_height(
-            job_.first(k + 1) - first, [&]<int kHeight>(std::integral_constant<int, kHeight>) {
-              for (int64_t y = 0; y < band.rows; ++y) {
-                multiply_row<kHeight>(band, y, k, sink_.plane_lines(first, band.n, band.row + y));
-              }
-            });
+        const int64_t height = job_.first(k + 1) - job_.first(k);
+        with_constant<kRows>(height, [&]<int kHeight>(std::integral_constant<int, kHeight>) {
+          for (int64_t y = 0; y < band.rows; ++y) multiply_row<kHeight>(band, y, k);
+        });
       }
     }
 
    private:
     int64_t cols() const { return job_.c_.images.x.positions; }
-    int64_t sums_stride() const { return ceil_div(cols(), kCols) * kCols; }
+    // Tiles compute beyond the row.
+    int64_t sums_stride() const { return cols() + PlanarTile::cols(1); }
 
     // Row y of the channels of panel k.
     template <int kHeight>
-    void multiply_row(const GridBand& band, int64_t y, int64_t k, const Lines<T>& lines) {
-      const float* from = band.image + y * band.grid.pitch();
+    void multiply_row(const GridBand& band, int64_t y, int64_t k) {
+      const int64_t first = job_.first(k), pitch = band.grid.pitch();
+      const bool leaves = sink_.has_plane_lines();
+      const Lines<T> lines = sink_.plane_lines(first, band.n, band.row + y);
       for (int64_t t = 0; t < job_.taps_; t += length_) {
+        const int64_t depth = std::min(length_, job_.taps_ - t);
+        const bool out = leaves && t + depth == job_.taps_;
         const float* panel = job_.weight_.get() + (k * job_.taps_ + t) * kRows;
-        for (int64_t x = 0; x < cols(); x += kCols) {
-          multiply_tile<kHeight>(t, panel, from + x, band.offsets + t, x, lines);
+        for (int64_t x = 0; x < cols(); x += PlanarTile::cols(kHeight)) {
+          multiply_planar_tile<kHeight>(depth, panel, band.image + y * pitch + x, band.offsets + t,
+                                        Tile<float>{sums_.get() + x, sums_stride(), t > 0},
+                                        out ? lines.from(x) : Lines<T>{}, cols() - x);
         }
       }
-    }
-
-    template <class F>
-    static void with_height(int64_t height, const F& f) {
-      [&]<int... kMore>(std::integer_sequence<int, kMore...>) {
-        ((height == PlanarTile::kLeast + kMore
-              ? f(std::integral_constant<int, PlanarTile::kLeast + kMore>{})
-              : void()),
-         ...);
-      }(std::make_integer_sequence<int, kRows - PlanarTile::kLeast + 1>{});
-    }
-
-    // Taps from t on at positions from x on.
-    template <int kHeight>
-    void multiply_tile(int64_t t, const float* panel, const float* from, const int64_t* offsets,
-                       int64_t x, const Lines<T>& lines) {
-      const int64_t depth = std::min(length_, job_.taps_ - t), rest = cols() - x;
-      const Tile<float> tile{sums_.get() + x, sums_stride(), t > 0};
-      if (t + depth < job_.taps_) {
-        return multiply_planes<kHeight, 2>(depth, panel, from, offsets, tile);
-      }
-      const Leaving<T> leaving{tile, lines.from(x)};
-      if (rest >= kCols) {
-        return multiply_planes<kHeight, 2>(depth, panel, from, offsets, leaving);
-      }
-      const LeavingSome<T> some{leaving, rest};
-      rest > V::kWidth ? multiply_planes<kHeight, 2>(depth, panel, from, offsets, some)
-                       : multiply_planes<kHeight, 1>(depth, panel, from, offsets, some);
+      if (!leaves) sink_.store_row(first, kHeight, {sums_.get(), sums_stride()}, lines.out);
     }
 
     const PlanarCorrelation& job_;
@@ -124,14 +122,16 @@ class PlanarCorrelation {
   const Scratch<float> weight_;
 };
 
-// What tiles compute beyond the rows' ends is less than what transposing them would take.
+// For planes, what tiles compute beyond the rows' ends is less than what transposing them would
+// take; or less than the lanes that channels leave empty in the other tiles.
 template <class T>
 bool planar_pays(const Correlation<T>& c) {
   constexpr int64_t kTransposed = 16;  // as many products as a tile's transposition
-  const int64_t cols = c.images.x.positions, taps = c.images.taps();
-  const int64_t tiles = ceil_div(cols, PlanarTile::kCols), more = tiles * PlanarTile::kCols - cols;
-  return !c.channels_last && c.channels > PlanarTile::kRows + 1 && c.map.col_stride == 1 &&
-         more * taps <= kTransposed * cols;
+  constexpr int64_t kFew = 8, kWidth = Vec<float>::kWidth;
+  const int64_t cols = c.images.x.positions, computed = ceil_div(cols, kWidth) * kWidth;
+  if (c.channels < kFew) return c.channels * computed < kFew * cols;
+  return !c.channels_last && c.map.col_stride == 1 &&
+         (computed - cols) * c.images.taps() <= kTransposed * cols;
 }
 
 }  // namespace pyops::PYOPS_ISA_NAMESPACE

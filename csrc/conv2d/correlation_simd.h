@@ -90,11 +90,11 @@ template <bool kMasked, class T>
 void correlate_directly(const Correlation<T>& c) {
   if constexpr (std::is_same_v<acc_t<T>, float>) {
     const Correlation<T> all = uncut(c);
-    if (vectors_pay<T>(c.precision) && grid_pays(all) && (c.channels >= 8 || c.channels_last)) {
+    if (vectors_pay<T>(c.precision) && grid_pays(all)) {
       if constexpr (std::is_same_v<T, float>) {
         if (planar_pays(all)) return PlanarCorrelation<kMasked, T>(c).run();
       }
-      return VectorCorrelation<kMasked, T>(c).run();
+      if (c.channels >= 8 || c.channels_last) return VectorCorrelation<kMasked, T>(c).run();
     }
   }
 #if defined(__AMX_TILE__)

@@ -65,7 +65,10 @@ class GridSink {
             .floor = Lines<T>::relu_floor(c_.epilogue.relu)};
   }
 
-  // Row `row` of image n, of channels from i on: of planes that are lines.
+  // Whether a row of a channel is a run of memory.
+  bool has_plane_lines() const { return !c_.channels_last && map_.col_stride == 1; }
+
+  // Row `row` of image n, of channels from i on: of planes that have such lines.
   Lines<T> plane_lines(int64_t i, int64_t n, int64_t row) const {
     return {.out = channel(rows(n, row), i),
             .stride = c_.channel_stride,
@@ -117,6 +120,11 @@ class GridSink {
         }
       }
     });
+  }
+
+  // A row of channels from i on, a line of positions for each; the first goes to `out`.
+  void store_row(int64_t i, int channels, GridSums sums, T* out) const {
+    store_lines(i, channels, map_.cols, sums, out);
   }
 
   // Up to kMaxPositions positions, for each a line of up to two vectors of channels from i on.
@@ -188,19 +196,22 @@ class GridSink {
   void store_planes(const Numbering& all, const GridStretch& at, int64_t i, int channels,
                     GridSums lines, T* out) const {
     for_rows(all, at, [&](int64_t q, int64_t run, int64_t offset) {
-      const float* line = lines.data + q;
-      T* plane = out + offset;
-      for (int k = 0; k < channels; ++k, line += lines.stride, plane += c_.channel_stride) {
-        const T* bias = c_.epilogue.bias;
-        const V b = V::set1(bias != nullptr ? static_cast<float>(bias[i + k]) : 0.0f);
-        for (int64_t v = 0; v < run; v += V::kWidth) {
-          const int n = static_cast<int>(std::min<int64_t>(V::kWidth, run - v));
-          const V x = finish(V::load(line + v) + b);
-          T* to = plane + v * map_.col_stride;
-          map_.col_stride == 1 ? store(x, to, n) : store_apart(x, to, n);
-        }
-      }
+      store_lines(i, channels, run, {lines.data + q, lines.stride}, out + offset);
     });
+  }
+
+  // A line of `run` positions for each channel.
+  void store_lines(int64_t i, int channels, int64_t run, GridSums lines, T* out) const {
+    for (int k = 0; k < channels; ++k, lines.data += lines.stride, out = channel(out, 1)) {
+      const T* bias = c_.epilogue.bias;
+      const V b = V::set1(bias != nullptr ? static_cast<float>(bias[i + k]) : 0.0f);
+      for (int64_t v = 0; v < run; v += V::kWidth) {
+        const int n = static_cast<int>(std::min<int64_t>(V::kWidth, run - v));
+        const V x = finish(V::load(lines.data + v) + b);
+        T* to = out + v * map_.col_stride;
+        map_.col_stride == 1 ? store(x, to, n) : store_apart(x, to, n);
+      }
+    }
   }
 
   void store_apart(V x, T* to, int n) const {

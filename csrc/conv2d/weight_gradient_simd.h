@@ -1,5 +1,6 @@
-// The weight gradient with vector registers: elements of x along a line of taps, broadcast, times
-// vectors of output channels of grad_y, summed over positions.
+// The weight gradient with vector registers: elements of x along a line of taps times output
+// channels of grad_y, summed over positions; vectors of the channels, or of the elements where
+// channels are few, and the others broadcast.
 //
 // A band of x is written once as float32 pixels with their padding, a block of grad_y once as
 // panels of channels; every tap is then an offset, and nothing is packed for it. A thread takes a
@@ -10,7 +11,34 @@
 
 namespace pyops::PYOPS_ISA_NAMESPACE {
 
-template <int kVecs, bool kMasked, class T>
+// A tile of kLine elements of a line and kOuts output channels, of which kVecs vectors.
+template <int kVecs>
+struct OutLanes {
+  static constexpr int kLine = TapTile::kSums / kVecs, kOuts = kVecs * Vec<float>::kWidth;
+  static constexpr int64_t sum_of(int64_t element, int64_t o) { return element * kOuts + o; }
+
+  static void multiply(int64_t count, const float* from, const int64_t* offsets, const float* panel,
+                       int64_t /*outs*/, float* sums, bool add) {
+    multiply_at<kLine, kVecs>(count, from, offsets, panel, Tile<float>{sums, kOuts, add});
+  }
+};
+
+// The same with vectors of elements, for up to kOuts channels.
+struct LineLanes {
+  static constexpr int kVecs = 3, kLine = kVecs * Vec<float>::kWidth, kOuts = 4;
+  static constexpr int64_t sum_of(int64_t element, int64_t o) { return o * kLine + element; }
+
+  static void multiply(int64_t count, const float* from, const int64_t* offsets, const float* panel,
+                       int64_t outs, float* sums, bool add) {
+    const auto columns = [=](int64_t p) { return panel + p * kOuts; };
+    const auto rows = [=](int64_t p) { return from + offsets[p]; };
+    with_constant<kOuts>(outs, [&]<int kSome>(std::integral_constant<int, kSome>) {
+      multiply_rows<float, kSome, kVecs>(count, columns, rows, Tile<float>{sums, kLine, add});
+    });
+  }
+};
+
+template <class Lanes, bool kMasked, class T>
 class VectorWeightGradient {
  public:
   // x meets the taps; g, of the same positions, has axes of one tap.
@@ -21,8 +49,8 @@ class VectorWeightGradient {
         width_((x.x.positions - 1) * x.x.stride + (x.x.taps - 1) * x.x.dilation + 1),
         line_(line_of(x)),
         lines_(x.taps() / line_),
-        line_panels_(ceil_div(line_, kRows)),
-        out_panels_(ceil_div(g.channels, kCols)),
+        line_panels_(ceil_div(line_, kLine)),
+        out_panels_(ceil_div(g.channels, kOuts)),
         bands_(cut_rows(
             x.y.positions, batch, kBandBytes,
             [this](int64_t rows) { return pixel_elements(rows) * int64_t{sizeof(float)}; })),
@@ -46,9 +74,8 @@ class VectorWeightGradient {
   }
 
  private:
-  using V = Vec<float>;
-  static constexpr int kRows = TapTile::kSums / kVecs, kCols = kVecs * V::kWidth;
-  static constexpr int64_t kTileSums = kRows * kCols;
+  static constexpr int kLine = Lanes::kLine, kOuts = Lanes::kOuts;
+  static constexpr int64_t kTileSums = kLine * kOuts;
   // The pixels of a band and the sums of many a layer share an L2 of 512 KiB.
   static constexpr int64_t kBandBytes = 256 << 10;
   // Positions of a block: 7 KiB of a panel of grad_y with as much of x in L1. One running sum over
@@ -64,7 +91,7 @@ class VectorWeightGradient {
     return (rows - 1) * x_.y.stride + (x_.y.taps - 1) * x_.y.dilation + 1;
   }
   // Of a band; the last panel of the last line reads on.
-  int64_t pixel_elements(int64_t rows) const { return height(rows) * width_ * x_.channels + kRows; }
+  int64_t pixel_elements(int64_t rows) const { return height(rows) * width_ * x_.channels + kLine; }
   // Of a line's first tap, from a position's first pixel.
   int64_t line_offset(int64_t line) const {
     const int64_t in_row = lines_ / x_.y.taps;
@@ -75,10 +102,11 @@ class VectorWeightGradient {
   void write_tap(const float* sums, int64_t stride, int64_t tap, T* grad) const {
     const int64_t window = x_.y.taps * x_.x.taps, taps = window * x_.channels;
     const int64_t at = channels_last_ ? tap : tap % x_.channels * window + tap / x_.channels;
-    const int64_t panel = tap / line_ * line_panels_ + tap % line_ / kRows;
-    const float* row = sums + panel * out_panels_ * kTileSums + tap % line_ % kRows * kCols;
+    const int64_t panel = tap / line_ * line_panels_ + tap % line_ / kLine;
+    const float* tiles = sums + panel * out_panels_ * kTileSums;
     for (int64_t o = 0; o < g_.channels; ++o) {
-      const float* from = row + o / kCols * kTileSums + o % kCols;
+      const float* from =
+          tiles + o / kOuts * kTileSums + Lanes::sum_of(tap % line_ % kLine, o % kOuts);
       float sum = from[0];
       for (int64_t s = 1; s < slices_; ++s) sum += from[s * stride];
       grad[o * taps + at] = static_cast<T>(sum);
@@ -91,7 +119,7 @@ class VectorWeightGradient {
         : job_(job),
           sums_(sums),
           pixels_(job.pixel_elements(job.bands_.rows)),
-          panels_(job.out_panels_ * kBlock * kCols),
+          panels_(job.out_panels_ * kBlock * kOuts),
           offsets_(job.bands_.rows * job.x_.x.positions) {
       const Axis &y = job.x_.y, &x = job.x_.x;
       for (int64_t p = 0; p < job.bands_.rows * x.positions; ++p) {
@@ -150,11 +178,11 @@ class VectorWeightGradient {
       const Images<T>& g = job_.g_;
       const int64_t plane = g.y.size * g.x.size, image = n * g.total_channels * plane;
       for (int64_t k = 0; k < job_.out_panels_; ++k) {
-        const int64_t o = k * kCols, pixel = job_.channels_last_ ? g.total_channels : 1;
+        const int64_t o = k * kOuts, pixel = job_.channels_last_ ? g.total_channels : 1;
         copy_pixels<kMasked>(g, job_.channels_last_,
                              image + channel_offset(job_.channels_last_, o, plane) + first * pixel,
-                             count, std::min<int64_t>(kCols, g.channels - o),
-                             panels_.get() + k * kBlock * kCols, kCols, kCols);
+                             count, std::min<int64_t>(kOuts, g.channels - o),
+                             panels_.get() + k * kBlock * kOuts, kOuts, kOuts);
       }
     }
 
@@ -163,10 +191,10 @@ class VectorWeightGradient {
       const int64_t* offsets = offsets_.get() + p;
       for (int64_t line = 0; line < job_.lines_; ++line) {
         for (int64_t j = 0; j < job_.line_panels_; ++j) {
-          const float* from = pixels_.get() + job_.line_offset(line) + j * kRows;
+          const float* from = pixels_.get() + job_.line_offset(line) + j * kLine;
           for (int64_t k = 0; k < job_.out_panels_; ++k, tile += kTileSums) {
-            const float* panel = panels_.get() + k * kBlock * kCols;
-            multiply_at<kRows, kVecs>(count, from, offsets, panel, Tile<float>{tile, kCols, add});
+            const float* panel = panels_.get() + k * kBlock * kOuts;
+            Lanes::multiply(count, from, offsets, panel, job_.g_.channels, tile, add);
           }
         }
       }
