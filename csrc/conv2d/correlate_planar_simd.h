@@ -1,5 +1,5 @@
-// Correlation of planes to lines of positions: a tile is channels, broadcast from the weights, times
-// vectors of positions of one row, read from the planes of the grid (grid_simd.h) at a tap's
+// Correlation of planes to lines of positions: a tile is channels, broadcast from the weights,
+// times vectors of positions of one row, read from the planes of the grid (grid_simd.h) at a tap's
 // offset. The lines of a planar result leave from the registers, where tiles of positions times
 // channels (correlate_simd.h) would be transposed; in return they end with their rows. Those of
 // channels too few for a vector are written an element at a time where they are no runs.
