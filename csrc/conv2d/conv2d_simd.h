@@ -189,6 +189,10 @@ bool backward_weight_on_grid(const Conv2dBackwardParams& p, int64_t pass, T* gra
       return SplitWeightGradient<kParts, kMasked, T>(x, g, p.n, p.channels_last).run(grad);
     });
 #else
+    // Without patches it is a product of matrices, which gemm() blocks for the caches.
+    constexpr int64_t kManyChannels = 128;
+    const bool is_product = x.x.is_identity() && x.y.is_identity();
+    if (is_product && (x.channels >= kManyChannels || x.channels > p.group_o())) return false;
     return p.group_o() > Vec<float>::kWidth ? run(OutLanes<2>{}) : run(OutLanes<1>{});
 #endif
   }

@@ -32,14 +32,6 @@ auto with_vectors(int64_t channels, const F& f) {
                                        : f(std::integral_constant<int, 1>{});
 }
 
-// f(integral_constant of n), 1 <= n <= kMost.
-template <int kMost, class F>
-void with_constant(int64_t n, const F& f) {
-  [&]<int... k>(std::integer_sequence<int, k...>) {
-    ((n == k + 1 ? f(std::integral_constant<int, k + 1>{}) : void()), ...);
-  }(std::make_integer_sequence<int, kMost>{});
-}
-
 // put(Σ_p from[offsets[p] + row] · panel[p, column]) for kRows × kVecs vectors
 template <int kRows, int kVecs, class Put>
 [[gnu::always_inline]] inline void multiply_at(int64_t depth, const float* from,

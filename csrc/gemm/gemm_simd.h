@@ -76,6 +76,13 @@ class Panels {
   void fill(int64_t at, const Pack& pack) {
     regular_[at] = pack(data(at));
   }
+  // pack(data, distance from each to the next) writes `count` panels from `at` on, or says no.
+  template <class Pack>
+  bool fill_group(int64_t at, int64_t count, const Pack& pack) {
+    if (!pack(data(at), elements_)) return false;
+    std::fill_n(&regular_[at], count, true);
+    return true;
+  }
   Element* data(int64_t at) const { return data_.get() + at * elements_; }
   bool regular(int64_t at) const { return regular_[at]; }
 
@@ -105,13 +112,14 @@ class Gemm {
     Panels<Element> a(a_once_ ? a_panels * blocking_.depth_blocks : 0, a_panel_elements());
     Panels<Element> b(b_once_ ? b_panels * blocking_.depth_blocks : 0, b_panel_elements());
     if (a_once_) {
-      pack_all(a_panels, [&](Engine& engine, int64_t panel, int64_t block) {
-        pack_a(engine, panel * kRows, block, a, place(panel, block));
+      pack_all(ceil_div(a_panels, kGroup), [&](Engine& engine, int64_t group, int64_t block) {
+        const int64_t first = group * kGroup, count = std::min<int64_t>(kGroup, a_panels - first);
+        pack_a(engine, first * kRows, count, block, a, block * a_panels + first);
       });
     }
     if (b_once_) {
       pack_all(b_panels, [&](Engine& engine, int64_t panel, int64_t block) {
-        pack_b(engine, panel * kCols, block, b, place(panel, block));
+        pack_b(engine, panel * kCols, block, b, block * b_panels + panel);
       });
     }
     run_tasks(a, b);
@@ -137,10 +145,11 @@ class Gemm {
     return times > 1 && bytes <= (Source::kPackOnce ? most : kManyBytes);
   }
 
-  // Where a panel's block of depth lies among all.
-  int64_t place(int64_t panel, int64_t block) const {
-    return panel * blocking_.depth_blocks + block;
-  }
+  // Panels of A that are packed at a time.
+  static constexpr int64_t kGroup = [] {
+    if constexpr (requires { Engine::kGroup; }) return Engine::kGroup;
+    return 1;
+  }();
 
   template <class Pack>
   void pack_all(int64_t panels, const Pack& pack) {
@@ -152,10 +161,19 @@ class Gemm {
     });
   }
 
-  void pack_a(Engine& engine, int64_t i, int64_t block, Panels<Element>& panels, int64_t at) const {
-    panels.fill(at, [&](Element* data) {
-      return engine.pack_a(a_, i, block * blocking_.depth, depth_at(block), data);
-    });
+  // `count` panels from row i on.
+  void pack_a(Engine& engine, int64_t i, int64_t count, int64_t block, Panels<Element>& panels,
+              int64_t at) const {
+    const int64_t p = block * blocking_.depth, depth = depth_at(block);
+    if constexpr (kGroup > 1) {
+      const auto pack = [&](Element* data, int64_t apart) {
+        return engine.pack_group(a_, i, count, p, depth, data, apart);
+      };
+      if (panels.fill_group(at, count, pack)) return;
+    }
+    for (int64_t end = at + count; at < end; ++at, i += kRows) {
+      panels.fill(at, [&](Element* data) { return engine.pack_a(a_, i, p, depth, data); });
+    }
   }
   void pack_b(Engine& engine, int64_t j, int64_t block, Panels<Element>& panels, int64_t at) const {
     panels.fill(at, [&](Element* data) {
@@ -190,14 +208,17 @@ class Gemm {
     const int64_t ldc = one_pass() ? kCols : blocking_.range_cols;
     for (int64_t block = 0; block < blocking_.depth_blocks; ++block) {
       if (!a_once_) {
-        for (int64_t i = i0; i < i1; i += kRows) pack_a(engine, i, block, a, (i - i0) / kRows);
+        const int64_t panels = ceil_div(i1 - i0, kRows);
+        for (int64_t k = 0; k < panels; k += kGroup) {
+          pack_a(engine, i0 + k * kRows, std::min(kGroup, panels - k), block, a, k);
+        }
       }
       for (int64_t j = j0; j < j1; j += kCols) {
         if (!b_once_) pack_b(engine, j, block, b, 0);
-        const int64_t b_at = b_once_ ? place(j / kCols, block) : 0;
+        const int64_t b_at = b_once_ ? block * ceil_div(n_, kCols) + j / kCols : 0;
         const int cols = static_cast<int>(std::min<int64_t>(kCols, j1 - j));
         for (int64_t i = i0; i < i1; i += kRows) {
-          const int64_t a_at = a_once_ ? place(i / kRows, block) : (i - i0) / kRows;
+          const int64_t a_at = a_once_ ? block * ceil_div(m_, kRows) + i / kRows : (i - i0) / kRows;
           const int rows = static_cast<int>(std::min<int64_t>(kRows, i1 - i));
           const Part part{i, j, rows, cols, block, block + 1 == blocking_.depth_blocks};
           Acc* tile = one_pass() ? c_block : c_block + (i - i0) * ldc + (j - j0);

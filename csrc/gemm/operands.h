@@ -67,6 +67,28 @@ struct StridedOperand {
     return n >= Vec<Acc>::kWidth ? load(offset) : load(offset, n);
   }
 
+  // Whether panels side by side are cut from the same lines of memory.
+  bool shares_lines(int width) const { return i_stride == 1 && width % (64 / sizeof(T)) != 0; }
+
+  // `count` panels from i0 on, `apart` from each other, where all of them and a vector more lie
+  // within the extent: from rows read once, since where these lie a power of two apart, no cache
+  // would hold their lines until the next panel.
+  template <int kWidth>
+  void pack_beside(int64_t i0, int count, int64_t p0, int64_t depth, Acc* panels,
+                   int64_t apart) const {
+    constexpr int kV = Vec<Acc>::kWidth, kAhead = 4;
+    for (int64_t p = 0; p < depth; ++p, panels += kWidth) {
+      const int64_t base = i0 + (p0 + p) * p_stride;
+      Acc* panel = panels;
+      for (int k = 0; k < count; ++k, panel += apart) {
+        if (p + kAhead < depth) prefetch(base + k * kWidth + kAhead * p_stride);
+        for (int c = 0; c < kWidth; c += kV) {
+          load(base + k * kWidth + c).store(panel + c, std::min(kV, kWidth - c));
+        }
+      }
+    }
+  }
+
   // panel[p * kWidth + i] for i < kWidth, p < depth; zero where i0 + i passes the extent.
   template <int kWidth>
   void pack(int64_t i0, int64_t p0, int64_t depth, Acc* panel) const {
@@ -156,6 +178,10 @@ struct StridedOperand {
     }
   }
 };
+
+// A source whose panels may be packed several at a time: see StridedOperand::pack_beside.
+template <class Source>
+concept SharesLines = requires(const Source& s) { s.shares_lines(0); };
 
 template <int kWidth, class Acc, class Source>
 void pack_whole(const Source& source, int64_t extent, int64_t depth, Acc* packed) {

@@ -78,6 +78,14 @@ struct LeavingSome {
   }
 };
 
+// f(integral_constant of n), 1 <= n <= kMost.
+template <int kMost, class F>
+void with_constant(int64_t n, const F& f) {
+  [&]<int... k>(std::integer_sequence<int, k...>) {
+    ((n == k + 1 ? f(std::integral_constant<int, k + 1>{}) : void()), ...);
+  }(std::make_integer_sequence<int, kMost>{});
+}
+
 // put(Σ_p a(p)[row] · b(p)[columns], row, column) for kRows × kVecs vectors
 template <class Acc, int kRows, int kVecs, class ColumnsOfA, class RowsOfB, class Put>
 [[gnu::always_inline]] inline void multiply_rows(int64_t depth, const ColumnsOfA& a,
@@ -153,8 +161,9 @@ MultiplyPanels<Acc> multiply_panels_for(int rows, int cols) {
   return cols <= Vec<Acc>::kWidth ? kHalf[rows - 1] : kFull[rows - 1];
 }
 
-// How gemm() packs and multiplies with vector registers.
-template <class T>
+// How gemm() packs and multiplies with vector registers, in stretches of the depth: one running sum
+// over all of it would lose more digits than float32 results may.
+template <class T, int64_t kStretch = 160>
 struct VectorEngine {
   using Acc = T;
   using Element = T;  // of a packed panel
@@ -171,13 +180,25 @@ struct VectorEngine {
     a.template pack<kRows>(i0, p0, depth, panel);
     return true;
   }
+  // Up to kGroup of them, from row i0 on, `apart` from each other. Whether they were.
+  static constexpr int kGroup = 8;
+  template <class Source>
+  bool pack_group(const Source& a, int64_t i0, int64_t count, int64_t p0, int64_t depth, T* panels,
+                  int64_t apart) {
+    if constexpr (SharesLines<Source>) {
+      const int64_t read =
+          i0 + (count - 1) * kRows + ceil_div(kRows, Vec<T>::kWidth) * Vec<T>::kWidth;
+      if (count < 2 || !a.shares_lines(kRows) || read > a.extent) return false;
+      a.template pack_beside<kRows>(i0, static_cast<int>(count), p0, depth, panels, apart);
+      return true;
+    }
+    return false;
+  }
   template <class Source>
   bool pack_b(const Source& b, int64_t j0, int64_t p0, int64_t depth, T* panel) {
     b.template pack<kCols>(j0, p0, depth, panel);
     return true;
   }
-  // In stretches: one running sum over the whole depth would lose more digits than float32 results
-  // may.
   void multiply(int rows, int cols, int64_t depth, const T* a, const T* b, T* c, int64_t ldc,
                 bool add) {
     const auto multiply_stretch = multiply_panels_for<T>(rows, cols);
@@ -209,7 +230,6 @@ struct VectorEngine {
   // f(first, number, whether they are the last)
   template <class F>
   static void in_stretches(int64_t depth, const F& f) {
-    constexpr int64_t kStretch = 160;
     const int64_t some = std::max<int64_t>(depth, 1),
                   length = ceil_div(some, ceil_div(some, kStretch));
     for (int64_t p = 0; p == 0 || p < depth; p += length) {

@@ -2,6 +2,7 @@
 // applied while g is packed.
 #pragma once
 
+#include "gemm/column_sums_simd.h"
 #include "gemm/gemm_simd.h"
 #include "linear_relu/linear_relu.h"
 
@@ -14,31 +15,6 @@ void linear_forward(const LinearParams& p) {
   gemm(p.m, p.n, p.k, x, w,
        MatrixSink<T>{static_cast<T*>(p.y), p.n, static_cast<const T*>(p.bias), p.relu},
        p.precision);
-}
-
-// Sum of rows [begin, end) of n columns at g[at], in halves: the error grows with the logarithm.
-template <class T, bool kMasked>
-Vec<acc_t<T>> sum_rows(const StridedOperand<T, kMasked>& g, int64_t begin, int64_t end, int64_t at,
-                       int n) {
-  using V = Vec<acc_t<T>>;
-  if (end - begin > 32) {
-    const int64_t middle = begin + (end - begin) / 2;
-    return sum_rows(g, begin, middle, at, n) + sum_rows(g, middle, end, at, n);
-  }
-  V sum = V::zero();
-  for (int64_t i = begin; i < end; ++i) sum = sum + g.load(i * g.i_stride + at, n);
-  return sum;
-}
-
-template <class T, bool kMasked>
-void column_sums(const StridedOperand<T, kMasked>& g, int64_t cols, T* sums) {
-  constexpr int64_t kWidth = Vec<acc_t<T>>::kWidth;
-  parallel_for(0, ceil_div(cols, kWidth), 16, [&](int64_t begin, int64_t end) {
-    for (int64_t j = begin * kWidth; j < std::min(cols, end * kWidth); j += kWidth) {
-      const int n = static_cast<int>(std::min(kWidth, cols - j));
-      sum_rows(g, 0, g.extent, j, n).store(sums + j, n);
-    }
-  });
 }
 
 template <class T, bool kMasked>

@@ -1,6 +1,7 @@
 // Backward of the sequence driver: see rnn_simd.h.
 #pragma once
 
+#include "gemm/column_sums_simd.h"
 #include "rnn/rnn_simd.h"
 
 namespace pyops::PYOPS_ISA_NAMESPACE {
@@ -31,32 +32,6 @@ struct PreviousStates {
   }
 };
 
-// sums[j] = Σ_i rows[i, j], in blocks of rows: the error grows with the length of each sum.
-template <class T>
-void column_sums(const acc_t<T>* rows, int64_t count, int64_t columns, void* sums) {
-  using V = Vec<acc_t<T>>;
-  constexpr int64_t kBlock = 32;
-  if (sums == nullptr) return;
-  const auto sum_columns = [&](int64_t j, auto n) {
-    V total = V::zero();
-    for (int64_t i0 = 0; i0 < count; i0 += kBlock) {
-      V sum = V::zero();
-      for (int64_t i = i0; i < std::min(count, i0 + kBlock); ++i) {
-        sum = sum + load(rows + i * columns + j, n);
-      }
-      total = total + sum;
-    }
-    store(total, static_cast<T*>(sums) + j, n);
-  };
-  const int64_t vectors = ceil_div(columns, V::kWidth);
-  parallel_for(0, vectors, fork_grain(count * V::kWidth), [&](int64_t begin, int64_t end) {
-    for (int64_t v = begin; v < end; ++v) {
-      const int64_t j = v * V::kWidth;
-      sum_columns(j, static_cast<int>(std::min<int64_t>(V::kWidth, columns - j)));
-    }
-  });
-}
-
 template <class Cell, class T>
 class RnnBackward {
  public:
@@ -73,8 +48,7 @@ class RnnBackward {
     if (Cell::kHasCell) narrow<T>(grad_c_.get(), p_.batch * p_.hidden, p_.grad_c0);
     inputs();
     weights();
-    column_sums<T>(from_x_.get(), p_.rows(), gates_, p_.grad_b_ih);
-    column_sums<T>(from_h(), p_.rows(), gates_, p_.grad_b_hh);
+    biases();
   }
 
  private:
@@ -187,6 +161,16 @@ class RnnBackward {
   }
 
   // Gradients of what came through W_hh; an LSTM's are those of what came through W_ih.
+  void biases() const {
+    auto *of_x = static_cast<T*>(p_.grad_b_ih), *of_h = static_cast<T*>(p_.grad_b_hh);
+    const auto sum = [&](const Acc* grad, T* sums) {
+      column_sums(StridedOperand<Acc>{grad, p_.rows(), gates_, 1}, gates_, sums);
+    };
+    if (of_x != nullptr) sum(from_x_.get(), of_x);
+    if (of_h == nullptr) return;
+    Cell::kHasCell&& of_x != nullptr ? void(std::copy_n(of_x, gates_, of_h)) : sum(from_h(), of_h);
+  }
+
   const Acc* from_h() const { return Cell::kHasCell ? from_x_.get() : from_h_.get(); }
 
   const RnnBackwardParams& p_;

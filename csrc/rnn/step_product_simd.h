@@ -87,21 +87,6 @@ void multiply_rows(int64_t depth, const Acc* a, const StridedOperand<T>& w, Colu
   }
 }
 
-// f(std::integral_constant<int, rows>) for 1 to kFewRows rows.
-template <class F>
-void with_rows(int64_t rows, F&& f) {
-  switch (rows) {
-    case 1:
-      return f(std::integral_constant<int, 1>{});
-    case 2:
-      return f(std::integral_constant<int, 2>{});
-    case 3:
-      return f(std::integral_constant<int, 3>{});
-    default:
-      return f(std::integral_constant<int, 4>{});
-  }
-}
-
 // Few rows of a times W; panel(j) is W from column j on.
 template <class X, class PanelAt, class Sink>
 void multiply_few_rows(int64_t m, int64_t n, int64_t k, const X* a, const PanelAt& panel,
@@ -111,7 +96,7 @@ void multiply_few_rows(int64_t m, int64_t n, int64_t k, const X* a, const PanelA
   constexpr std::integral_constant<int, kCols> kFull;
   Scratch<Acc> wide(m * k);
   widen<X>(a, m * k, wide.get());
-  with_rows(m, [&](auto rows) {
+  with_constant<kFewRows>(m, [&](auto rows) {
     parallel_for(0, ceil_div(n, kCols), fork_grain(m * k * kCols), [&](int64_t p0, int64_t p1) {
       alignas(64) Acc tile[kFewRows * kCols];
       for (int64_t j = p0 * kCols; j < std::min(n, p1 * kCols); j += kCols) {
