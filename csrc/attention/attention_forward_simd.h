@@ -158,28 +158,42 @@ class ForwardWorker {
     add_values(x, by_rows<T>(p_.v, b, kv_head, s0, visible), sums);
   }
 
-  // sums += weights·values, four vectors of columns at a time.
+  // sums += weights·values, so many vectors of columns at a time that sums hide an FMA's latency.
   void add_values(const Acc* weights, const StridedOperand<T>& values, Acc* sums) const {
-    constexpr int kVecs = 4;
-    for (int64_t e0 = 0; e0 < p_.value_dim; e0 += kVecs * V::kWidth) {
-      int columns[kVecs];
-      V sum[kVecs];
-      for (int v = 0; v < kVecs; ++v) {
-        const int64_t left = p_.value_dim - e0 - v * V::kWidth;
-        columns[v] = static_cast<int>(std::clamp<int64_t>(left, 0, V::kWidth));
-        sum[v] = V::zero();
-      }
-      for (int64_t s = 0; s < values.extent; ++s) {
-        const V weight = V::set1(weights[s]);
-        for (int v = 0; v < kVecs; ++v) {
-          sum[v] = V::fma(weight, values.load_row(s, e0 + v * V::kWidth, columns[v]), sum[v]);
-        }
-      }
-      for (int v = 0; v < kVecs && columns[v] > 0; ++v) {
-        Acc* to = sums + e0 + v * V::kWidth;
-        (sum[v] + V::load(to)).store(to);
+    for (int64_t e = 0; e < p_.value_dim;) {
+      const int64_t left = p_.value_dim - e;
+      if (left >= 8 * V::kWidth) {
+        e += add_columns<8>(weights, values, e, V::kWidth, sums);
+      } else if (left >= 4 * V::kWidth) {
+        e += add_columns<4>(weights, values, e, V::kWidth, sums);
+      } else {
+        const int64_t last = std::min<int64_t>(V::kWidth, left);
+        e += add_columns<1>(weights, values, e, static_cast<int>(last), sums);
       }
     }
+  }
+
+  // Of kVecs vectors of columns from e on, the last of which has `last`; their number.
+  template <int kVecs>
+  int64_t add_columns(const Acc* weights, const StridedOperand<T>& values, int64_t e, int last,
+                      Acc* sums) const {
+    V sum[kVecs];
+    for (V& v : sum) v = V::zero();
+    for (int64_t s = 0; s < values.extent; ++s) {
+      const V weight = V::set1(weights[s]);
+      const int64_t row = s * values.i_stride + e;
+#pragma GCC unroll 8
+      for (int v = 0; v < kVecs; ++v) {
+        const bool whole = v + 1 < kVecs || last == V::kWidth;
+        const V value =
+            whole ? values.load(row + v * V::kWidth) : values.load(row + v * V::kWidth, last);
+        sum[v] = V::fma(weight, value, sum[v]);
+      }
+    }
+    for (int v = 0; v < kVecs; ++v, sums += V::kWidth) {
+      (sum[v] + V::load(sums + e)).store(sums + e);
+    }
+    return (kVecs - 1) * V::kWidth + last;
   }
 
   void soften(Acc* x, OnlineSoftmax<Acc>& softmax, Acc* sums, const Acc* mask, int64_t visible,

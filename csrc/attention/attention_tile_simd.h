@@ -177,13 +177,10 @@ template <class T>
 void multiply_row(const StridedOperand<T>& q, const StridedOperand<T>& k, int64_t keys, int64_t dim,
                   acc_t<T>* x) {
   using V = Vec<acc_t<T>>;
-  for (int64_t s = 0; s < keys; ++s) {
-    V sum = V::zero();
-    for (int64_t d = 0; d < dim; d += V::kWidth) {
-      const int n = static_cast<int>(std::min<int64_t>(V::kWidth, dim - d));
-      sum = V::fma(q.load_row(0, d, n), k.load_row(s, d, n), sum);
-    }
-    x[s] = sum.sum();
+  alignas(64) acc_t<T> tile[V::kWidth];
+  for (int64_t s = 0; s < keys; s += kDotCols) {
+    dot_tile<1>(0, s, dim, q, k, tile);
+    V::load(tile).store(x + s, static_cast<int>(std::min<int64_t>(kDotCols, keys - s)));
   }
 }
 
