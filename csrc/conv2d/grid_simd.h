@@ -131,7 +131,7 @@ class GridPlanes {
 
   // Of pixels of three channels, as the first layer of a network has, whole vectors; their number.
   int64_t fill_colours(int64_t from, int64_t step, int64_t length, int count, float* out) const {
-    using V = Vec<float>;
+    using V = Vec<acc_t<T>>;
     int64_t i = 0;
     if constexpr (std::is_same_v<T, float> && requires(V(&v)[3]) { V::load_thirds(nullptr, v); }) {
       const bool every = step == 3;
