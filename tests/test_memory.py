@@ -1,4 +1,4 @@
-"""Memory that is not there: native's exception, and for which call it was missing."""
+"""What PyTorch itself refuses, memory that is not there above all: its exception, and the call."""
 
 import re
 
@@ -57,6 +57,52 @@ def test_the_exception_names_operator_shape_and_reason(op, device):
     assert type(caught.value) is missing
     words = rf"\({op} of .*\[{', '.join(map(str, shape))}\].* on {device}"
     assert re.search(words, str(caught.value)), caught.value
+
+
+def ints(*sizes):
+    return torch.zeros(sizes, dtype=torch.int32)
+
+
+@pytest.mark.parametrize("inference", [False, True])
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (
+            lambda: f.conv2d(ints(1, 2, 4, 4), torch.zeros(3, 2, 3, 3)),
+            "(conv2d of Int [1, 2, 4, 4], Float [3, 2, 3, 3] on cpu)",
+        ),
+        (
+            lambda: f.conv2d_relu_max_pool2d(torch.zeros(1, 0, 4, 4), torch.zeros(3, 2, 3, 3)),
+            "(conv2d_relu_max_pool2d of Float [1, 0, 4, 4], [3, 2, 3, 3] on cpu)",
+        ),
+        (
+            lambda: f.linear_relu(torch.zeros(2, 3), ints(4, 3), torch.zeros(4)),
+            "(linear_relu of Float [2, 3], Int [4, 3], Float [4] on cpu)",
+        ),
+        (
+            lambda: f.linear(torch.zeros(2, 3), torch.zeros(4, 3), torch.zeros(5)),
+            "(linear of Float [2, 3], [4, 3], [5] on cpu)",
+        ),
+        (
+            lambda: f.max_pool2d(torch.zeros(4, 4, dtype=torch.complex64), 2),
+            "(max_pool2d of ComplexFloat [4, 4] on cpu)",
+        ),
+        (
+            lambda: f.scaled_dot_product_attention(ints(2, 3), *torch.zeros(2, 2, 3)),
+            "(scaled_dot_product_attention of Int [2, 3], Float [2, 3], [2, 3] on cpu)",
+        ),
+        (
+            lambda: f.gru_cell(
+                torch.zeros(2, 3), torch.zeros(2, 4), torch.zeros(12, 3), ints(12, 4)
+            ),
+            "(gru_cell of Float [2, 3], [2, 4], [12, 3], Int [12, 4] on cpu)",
+        ),
+    ],
+)
+def test_what_native_refuses_for_us_is_named_once(call, words, inference):
+    with torch.inference_mode(inference), pytest.raises(RuntimeError) as caught:
+        call()
+    assert str(caught.value).count(words) == 1, caught.value
 
 
 def test_what_names_its_operator_already_is_left_alone():

@@ -61,8 +61,10 @@ template <bool kRelu>
 Tensor conv2d_native(const Tensor& x, const Tensor& w, const OptionalTensor& bias,
                      IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation,
                      int64_t groups) {
-  const Tensor y = at::conv2d(x, w, bias, stride, padding, dilation, groups);
-  return kRelu ? at::relu(y) : y;
+  return named(kName<kRelu>, {x, w, bias}, [&] {
+    const Tensor y = at::conv2d(x, w, bias, stride, padding, dilation, groups);
+    return kRelu ? at::relu(y) : y;
+  });
 }
 
 template <bool kRelu>

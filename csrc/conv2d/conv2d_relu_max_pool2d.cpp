@@ -48,9 +48,11 @@ using Gradients = std::tuple<Tensor, Tensor, Tensor>;
 using Pooled = std::tuple<Tensor, Tensor>;  // the result, and the offsets when wanted
 
 Tensor native(const Tensor& x, const Tensor& w, const OptionalTensor& bias, const Sizes& s) {
-  const Tensor y = at::relu(at::conv2d(x, w, bias, s.stride, s.padding, s.dilation, s.groups));
-  return at::max_pool2d(y, s.kernel_size, s.pool_stride, s.pool_padding, s.pool_dilation,
-                        s.ceil_mode);
+  return named(kPooledName, {x, w, bias}, [&] {
+    const Tensor y = at::relu(at::conv2d(x, w, bias, s.stride, s.padding, s.dilation, s.groups));
+    return at::max_pool2d(y, s.kernel_size, s.pool_stride, s.pool_padding, s.pool_dilation,
+                          s.ceil_mode);
+  });
 }
 
 Pooled forward_kernel(const Tensor& x, const Tensor& w, const OptionalTensor& bias, const Sizes& s,

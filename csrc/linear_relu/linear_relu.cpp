@@ -48,8 +48,10 @@ constexpr Devices kDevices = devices_of(kForward);
 using Gradients = std::tuple<Tensor, Tensor, Tensor>;
 
 Tensor native(const Tensor& x, const Tensor& w, const OptionalTensor& bias, bool relu) {
-  const Tensor y = at::linear(x, w, bias);
-  return relu ? at::relu(y) : y;
+  return named(relu ? "linear_relu" : "linear", {x, w, bias}, [&] {
+    const Tensor y = at::linear(x, w, bias);
+    return relu ? at::relu(y) : y;
+  });
 }
 
 // Sizes are symbolic, or a compiled graph would serve those of one call alone.

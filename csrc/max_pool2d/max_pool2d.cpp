@@ -92,12 +92,14 @@ at::MemoryFormat format_of(bool channels_last) {
 
 TensorPair native(Argmax argmax, const Tensor& x, IntArrayRef kernel, IntArrayRef stride,
                   IntArrayRef padding, IntArrayRef dilation, bool ceil_mode) {
-  if (argmax == Argmax::kNone) {
-    return {at::max_pool2d(x, kernel, stride, padding, dilation, ceil_mode), Tensor()};
-  }
-  TORCH_CHECK_NOT_IMPLEMENTED(argmax == Argmax::kIndex,
+  TORCH_CHECK_NOT_IMPLEMENTED(argmax != Argmax::kTap,
                               "max_pool2d_with_taps: PyTorch has no such operator");
-  return at::max_pool2d_with_indices(x, kernel, stride, padding, dilation, ceil_mode);
+  return named("max_pool2d", {x}, [&]() -> TensorPair {
+    if (argmax == Argmax::kIndex) {
+      return at::max_pool2d_with_indices(x, kernel, stride, padding, dilation, ceil_mode);
+    }
+    return {at::max_pool2d(x, kernel, stride, padding, dilation, ceil_mode), Tensor()};
+  });
 }
 
 const char* name_of(Argmax argmax) {
@@ -308,7 +310,7 @@ TensorPair max_pool2d_with_argmax_autograd(const Tensor& x, IntArrayRef kernel, 
 Tensor max_pool2d_autograd(const Tensor& x, IntArrayRef kernel, IntArrayRef stride,
                            IntArrayRef padding, IntArrayRef dilation, bool ceil_mode) {
   if (goes_native("max_pool2d", {x}, kDevices)) {
-    return at::max_pool2d(x, kernel, stride, padding, dilation, ceil_mode);
+    return std::get<0>(native(Argmax::kNone, x, kernel, stride, padding, dilation, ceil_mode));
   }
   const Windows windows(kernel, stride, padding, dilation);
   check_input(x, windows, ceil_mode);

@@ -1,5 +1,6 @@
 // The layer as a loop of ATen operations: what functorch transforms, forward-mode AD and second
 // derivatives run.
+#include "core/named.h"
 #include "rnn/rnn_layer.h"
 
 namespace pyops {
@@ -48,9 +49,7 @@ struct Padding {
   }
 };
 
-}  // namespace
-
-RnnOutputs rnn_layer_composite(const RnnLayer& layer) {
+RnnOutputs composite(const RnnLayer& layer) {
   const auto dtype = layer.input.scalar_type();
   TORCH_CHECK(!at::isIntegralType(dtype, /*includeBool=*/false), layer.name(),
               ": input must be floating-point or complex, got ", dtype);
@@ -79,6 +78,13 @@ RnnOutputs rnn_layer_composite(const RnnLayer& layer) {
   const Tensor y = layer.one_step() ? outputs[0].clone() : at::stack(outputs);
   return {padding ? padding->pack(y, layer.input.size(0)) : y, state.h, layer.c0 ? state.c : none,
           none.clone()};
+}
+
+}  // namespace
+
+RnnOutputs rnn_layer_composite(const RnnLayer& layer) {
+  return named(layer.name(), {layer.input, layer.h0, layer.w_ih, layer.w_hh},
+               [&] { return composite(layer); });
 }
 
 }  // namespace pyops
