@@ -105,6 +105,10 @@ class TestAttention(OpSuite):
         Reject(
             "key and value must have the query's dtype", key=Randn(1, 2, 4, 4, dtype=torch.float64)
         ),
+        Reject(
+            "key and value must have the query's dtype",
+            key=torch.ones(1, 2, 4, 4, dtype=torch.int32),
+        ),
         Reject(r"key must be \(…, S, D\) with the query's D=4", key=Randn(1, 2, 4, 5)),
         Reject(
             "the batch dimensions .* must broadcast", key=Randn(3, 2, 4, 4), query=Randn(2, 2, 3, 4)

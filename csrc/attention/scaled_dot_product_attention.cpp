@@ -2,7 +2,7 @@
 // or mask, draws the dropout seed as a tensor (so that tracers see it) and calls attention_forward.
 #include <limits>
 
-#include "core/torch.h"
+#include "core/named.h"
 
 namespace pyops {
 namespace {
@@ -18,19 +18,6 @@ struct Inputs {
   Tensor q, k, v;
   OptionalTensor mask;
 };
-
-// Native's fused kernel knows no transforms and no forward mode; the composite behind it does.
-Tensor native(const Inputs& x, double dropout_p, bool is_causal, std::optional<double> scale,
-              bool enable_gqa) {
-  const bool has_composite = x.q.device().is_cpu() && x.q.is_floating_point() &&
-                             !x.q.key_set().has(c10::DispatchKey::Python);
-  if (!has_composite) {
-    return at::scaled_dot_product_attention(x.q, x.k, x.v, x.mask, dropout_p, is_causal, scale,
-                                            enable_gqa);
-  }
-  return std::get<0>(at::_scaled_dot_product_attention_math(
-      x.q, x.k, x.v, x.mask, dropout_p, is_causal, std::nullopt, scale, enable_gqa));
-}
 
 void check_tensors(const Inputs& x) {
   const auto& [q, k, v, mask] = x;
@@ -50,10 +37,28 @@ void check_tensors(const Inputs& x) {
               ": value must be (…, S, E) with the key's S=", k.sym_size(-2), ", got ",
               v.sym_sizes());
   if (!mask) return;
+  TORCH_CHECK(mask->device() == q.device(), kName, ": attn_mask must be on the query's device ",
+              q.device(), ", got ", mask->device());
   const auto type = mask->scalar_type();
   TORCH_CHECK(type == at::kBool || type == at::kFloat || type == q.scalar_type(), kName,
               ": attn_mask must be bool, float or of the query's dtype ", q.scalar_type(), ", got ",
               type);
+}
+
+// Native's fused kernel knows no transforms and no forward mode; the composite behind it does.
+Tensor native(const Inputs& x, double dropout_p, bool is_causal, std::optional<double> scale,
+              bool enable_gqa) {
+  const bool has_composite = x.q.device().is_cpu() && x.q.is_floating_point() &&
+                             !x.q.key_set().has(c10::DispatchKey::Python);
+  if (has_composite) check_tensors(x);  // it would promote dtypes
+  return named(kName, {x.q, x.k, x.v, x.mask}, [&] {
+    if (!has_composite) {
+      return at::scaled_dot_product_attention(x.q, x.k, x.v, x.mask, dropout_p, is_causal, scale,
+                                              enable_gqa);
+    }
+    return std::get<0>(at::_scaled_dot_product_attention_math(
+        x.q, x.k, x.v, x.mask, dropout_p, is_causal, std::nullopt, scale, enable_gqa));
+  });
 }
 
 // At least `rank` dimensions, missing ones in front.
@@ -176,8 +181,10 @@ Tensor attention(const Tensor& query, const Tensor& key, const Tensor& value,
     if (explaining()) {
       record_call(kName, "native", {query, key, value}, {{"every kernel of ours", why}});
     }
-    return at::scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, is_causal,
-                                            scale, enable_gqa);
+    return named(kName, {query, key, value, attn_mask}, [&] {
+      return at::scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, is_causal,
+                                              scale, enable_gqa);
+    });
   };
   // Nothing is computed: for the strides native has there, and for how little it then checks.
   if (query.device().is_meta()) return hand_over("device");
