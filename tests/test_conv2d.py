@@ -102,6 +102,8 @@ CONV_REJECTS = [
     Reject("padding must not be negative", padding=(0, -1)),
     Reject("dilation must be at least 1", dilation=0),
     Reject("covers 3x6, more than the padded input of 4x5", dilation=(1, 5)),
+    Reject(r"padding must be at most 2\^40, got \[9223372036854775807", padding=2**63 - 1),
+    Reject(r"dilation must be at most 2\^40, got", dilation=2**62),
     Reject(r"bias must be \(O\) with O=3, got \[2\]", bias=Randn(2)),
     Reject("weight must have the input's dtype", weight=Randn(3, 2, 3, 2, dtype=torch.float64)),
     Reject("bias must have the input's dtype", bias=Randn(3, dtype=torch.float64)),
@@ -187,6 +189,9 @@ class TestConv2dReLUMaxPool2d(ConvSuite):
         Reject("pool_dilation must be at least 1", pool_dilation=0),
         Reject("pool_padding must be between 0 and half", pool_padding=2),
         Reject("pool_padding must be between 0 and half", pool_padding=-1),
+        Reject("half of kernel_size", kernel_size=2, pool_padding=2, pool_dilation=3),
+        Reject("kernel_size must fit 32 bits", kernel_size=2**31),
+        Reject("pool_stride must fit 32 bits", pool_stride=2**31),
         Reject("kernel_size must fit into .* 2x4", kernel_size=5),
     ]
 

@@ -5,6 +5,9 @@
 namespace pyops {
 namespace {
 
+// Of what is multiplied with sizes and added to them, in 64 bits.
+constexpr int64_t kMost = int64_t{1} << 40;
+
 int64_t output_size(int64_t size, int64_t kernel, int64_t stride, int64_t padding,
                     int64_t dilation) {
   return (size + 2 * padding - dilation * (kernel - 1) - 1) / stride + 1;
@@ -19,6 +22,8 @@ Conv2dArguments conv2d_arguments(const char* op, at::IntArrayRef stride, at::Int
   TORCH_CHECK(a.stride.at_least(1), op, ": stride must be at least 1, got ", stride);
   TORCH_CHECK(a.padding.at_least(0), op, ": padding must not be negative, got ", padding);
   TORCH_CHECK(a.dilation.at_least(1), op, ": dilation must be at least 1, got ", dilation);
+  TORCH_CHECK(a.padding.at_most(kMost), op, ": padding must be at most 2^40, got ", padding);
+  TORCH_CHECK(a.dilation.at_most(kMost), op, ": dilation must be at most 2^40, got ", dilation);
   TORCH_CHECK(groups >= 1, op, ": groups must be at least 1, got ", groups);
   return a;
 }
@@ -37,30 +42,36 @@ at::MemoryFormat conv2d_memory_format(const Tensor& x, const Tensor& w) {
              : at::MemoryFormat::Contiguous;
 }
 
-Conv2dShape conv2d_shape(const char* op, const Tensor& x, const Tensor& w, const Tensor& bias,
-                         const Conv2dArguments& a) {
-  TORCH_CHECK(w.dim() == 4, op, ": weight must be (O, C/groups, kh, kw), got ", w.sizes());
-  TORCH_CHECK(x.dim() == 4, op, ": input must be (N, C, H, W) or (C, H, W), got ", x.sizes());
-  TORCH_CHECK(w.size(1) * a.groups == x.size(1), op,
-              ": weight must be (O, C/groups, kh, kw) with C=", x.size(1), ", groups=", a.groups,
-              ", got ", w.sizes());
-  TORCH_CHECK(w.size(0) >= 1 && w.size(0) % a.groups == 0, op,
+void check_conv2d(const char* op, const Tensor& x, const Tensor& w, const Tensor& bias,
+                  const Conv2dArguments& a) {
+  TORCH_CHECK(w.dim() == 4, op, ": weight must be (O, C/groups, kh, kw), got ", w.sym_sizes());
+  TORCH_CHECK(x.dim() == 4, op, ": input must be (N, C, H, W) or (C, H, W), got ", x.sym_sizes());
+  TORCH_SYM_CHECK((w.sym_size(1) * a.groups).sym_eq(x.sym_size(1)), op,
+                  ": weight must be (O, C/groups, kh, kw) with C=", x.sym_size(1),
+                  ", groups=", a.groups, ", got ", w.sym_sizes());
+  TORCH_CHECK(w.sym_size(0) >= 1 && w.sym_size(0) % a.groups == 0, op,
               ": weight must have a positive multiple of groups=", a.groups,
-              " output channels, got ", w.sizes());
-  TORCH_CHECK(w.size(2) >= 1 && w.size(3) >= 1, op, ": weight must have a kernel of at least 1x1, ",
-              "got ", w.sizes());
+              " output channels, got ", w.sym_sizes());
+  TORCH_CHECK(w.sym_size(2) >= 1 && w.sym_size(3) >= 1, op,
+              ": weight must have a kernel of at least 1x1, got ", w.sym_sizes());
   check_same_kind(op, "weight", w, x);
   if (bias.defined()) {
-    TORCH_CHECK(bias.dim() == 1 && bias.size(0) == w.size(0), op,
-                ": bias must be (O) with O=", w.size(0), ", got ", bias.sizes());
+    TORCH_CHECK(bias.dim() == 1 && bias.sym_size(0) == w.sym_size(0), op,
+                ": bias must be (O) with O=", w.sym_size(0), ", got ", bias.sym_sizes());
     check_same_kind(op, "bias", bias, x);
   }
-  const int64_t extent_h = a.dilation.h * (w.size(2) - 1) + 1;
-  const int64_t extent_w = a.dilation.w * (w.size(3) - 1) + 1;
-  TORCH_CHECK(x.size(2) + 2 * a.padding.h >= extent_h && x.size(3) + 2 * a.padding.w >= extent_w,
-              op, ": weight with dilation covers ", extent_h, "x", extent_w,
-              ", more than the padded input of ", x.size(2) + 2 * a.padding.h, "x",
-              x.size(3) + 2 * a.padding.w);
+  const c10::SymInt extent_h = a.dilation.h * (w.sym_size(2) - 1) + 1;
+  const c10::SymInt extent_w = a.dilation.w * (w.sym_size(3) - 1) + 1;
+  const c10::SymInt padded_h = x.sym_size(2) + 2 * a.padding.h;
+  const c10::SymInt padded_w = x.sym_size(3) + 2 * a.padding.w;
+  TORCH_SYM_CHECK(padded_h.sym_ge(extent_h).sym_and(padded_w.sym_ge(extent_w)), op,
+                  ": weight with dilation covers ", extent_h, "x", extent_w,
+                  ", more than the padded input of ", padded_h, "x", padded_w);
+}
+
+Conv2dShape conv2d_shape(const char* op, const Tensor& x, const Tensor& w, const Tensor& bias,
+                         const Conv2dArguments& a) {
+  check_conv2d(op, x, w, bias, a);
   Conv2dShape shape{.n = x.size(0),
                     .c = x.size(1),
                     .h = x.size(2),

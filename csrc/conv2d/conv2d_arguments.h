@@ -21,6 +21,7 @@ struct Pair {
   }
   Pair(int64_t rows, int64_t cols) : h(rows), w(cols) {}
   bool at_least(int64_t bound) const { return h >= bound && w >= bound; }
+  bool at_most(int64_t bound) const { return h <= bound && w <= bound; }
   std::array<int64_t, 2> array() const { return {h, w}; }
 };
 
@@ -41,7 +42,12 @@ Conv2dArguments conv2d_arguments(const char* op, at::IntArrayRef stride, at::Int
 // RuntimeError unless t, called `name`, has x's dtype and device.
 void check_same_kind(const char* op, const char* name, const Tensor& t, const Tensor& x);
 
-// Checks the call and describes it; x is (N, C, H, W), bias may be undefined. On a GPU channels
+// Refuses what no convolution takes; x is (N, C, H, W), bias may be undefined. Sizes are symbolic
+// for tracers, which call no kernel that would ask.
+void check_conv2d(const char* op, const Tensor& x, const Tensor& w, const Tensor& bias,
+                  const Conv2dArguments& arguments);
+
+// Checks the call and describes it. On a GPU channels
 // come last wherever its tensor cores then take the call: copies cost less than doing without.
 Conv2dShape conv2d_shape(const char* op, const Tensor& x, const Tensor& w, const Tensor& bias,
                          const Conv2dArguments& arguments);

@@ -1,6 +1,8 @@
 // The arguments of a convolution that is pooled: parsed and checked.
 #pragma once
 
+#include <limits>
+
 #include "conv2d/conv2d_arguments.h"
 
 namespace pyops {
@@ -35,20 +37,22 @@ inline Pool make_pool(const Sizes& s, const Conv2dShape& shape) {
   const Pair stride =
       s.pool_stride.empty() ? kernel : Pair(kPooledName, "pool_stride", s.pool_stride);
   const Pair dilation(kPooledName, "pool_dilation", s.pool_dilation);
-  TORCH_CHECK(kernel.at_least(1), kPooledName, ": kernel_size must be at least 1, got ",
-              s.kernel_size);
-  TORCH_CHECK(stride.at_least(1), kPooledName, ": pool_stride must be at least 1, got ",
-              s.pool_stride);
-  TORCH_CHECK(dilation.at_least(1), kPooledName, ": pool_dilation must be at least 1, got ",
-              s.pool_dilation);
+  const auto check = [](const char* name, const Pair& pair, IntArrayRef given) {
+    TORCH_CHECK(pair.at_least(1), kPooledName, ": ", name, " must be at least 1, got ", given);
+    TORCH_CHECK(pair.at_most(std::numeric_limits<int>::max()), kPooledName, ": ", name,
+                " must fit 32 bits, got ", given);
+  };
+  check("kernel_size", kernel, s.kernel_size);
+  check("pool_stride", stride, s.pool_stride);
+  check("pool_dilation", dilation, s.pool_dilation);
+  TORCH_CHECK(padding.at_least(0) && padding.h <= kernel.h / 2 && padding.w <= kernel.w / 2,
+              kPooledName,
+              ": pool_padding must be between 0 and half of kernel_size=", s.kernel_size, ", got ",
+              s.pool_padding);
   Pool pool{{shape.oh, kernel.h, stride.h, padding.h, dilation.h},
             {shape.ow, kernel.w, stride.w, padding.w, dilation.w},
             0,
             0};
-  TORCH_CHECK(
-      padding.at_least(0) && padding.h <= pool.h.extent() / 2 && padding.w <= pool.w.extent() / 2,
-      kPooledName, ": pool_padding must be between 0 and half of the window, got ", s.pool_padding,
-      " with kernel_size=", s.kernel_size, " and pool_dilation=", s.pool_dilation);
   pool.pooled_h = pool.h.output_size(s.ceil_mode);
   pool.pooled_w = pool.w.output_size(s.ceil_mode);
   TORCH_CHECK(pool.pooled_h >= 1 && pool.pooled_w >= 1, kPooledName,
