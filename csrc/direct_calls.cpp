@@ -6,8 +6,10 @@
 #include <torch/csrc/Exceptions.h>
 #include <torch/csrc/utils/pybind.h>
 
+#include <algorithm>
 #include <string>
 #include <tuple>
+#include <type_traits>
 #include <vector>
 
 #include "core/torch.h"
@@ -116,13 +118,35 @@ struct Given {
   py::handle value;
 };
 
+bool holds_bool(py::handle given) {
+  PyObject* const object = given.ptr();
+  if (PyBool_Check(object)) return true;
+  if (!PyTuple_CheckExact(object) && !PyList_CheckExact(object)) return false;
+  PyObject** const items = PySequence_Fast_ITEMS(object);
+  return std::any_of(items, items + PySequence_Fast_GET_SIZE(object),
+                     [](PyObject* item) { return PyBool_Check(item); });
+}
+
+// What casters are too kind for: torch takes no bool as an integer, and nothing else as a bool.
+template <class Argument>
+bool is_kind(py::handle given) {
+  if constexpr (std::is_same_v<Argument, bool>) {
+    return PyBool_Check(given.ptr());
+  } else if constexpr (std::is_same_v<Argument, IntArrayRef> ||
+                       std::is_same_v<Argument, SymIntArrayRef> ||
+                       std::is_same_v<Argument, c10::SymInt> || std::is_same_v<Argument, int64_t>) {
+    return !holds_bool(given);
+  }
+  return true;
+}
+
 template <class Argument>
 class Read {
   using Type = typename FromPython<Argument>::Type;
 
  public:
   explicit Read(const Given& given) {
-    if (caster_.load(given.value, /*convert=*/true)) return;
+    if (is_kind<Argument>(given.value) && caster_.load(given.value, /*convert=*/true)) return;
     throw py::type_error(std::string(given.op) + ": " + given.name + " must be " + kKind<Argument> +
                          ", got " + kind_of(given.value));
   }
@@ -137,14 +161,21 @@ using Handle = py::handle;
 
 // The operator `name`, whose schema C++ sees as Result(Arguments...).
 template <class Result, class... Arguments, class... Names>
-void define(py::module_& m, const char* name, Result (*)(Arguments...), Names... names) {
-  const auto op = find_op<Result(Arguments...)>(name);
+void define_overload(py::module_& m, const char* name, const char* overload,
+                     Result (*)(Arguments...), Names... names) {
+  const auto op = find_op<Result(Arguments...)>(name, overload);
   const auto call = [=](Handle<Arguments>... given) -> Result {
     std::tuple<Read<Arguments>...> arguments(Given{name, names, given}...);
     const py::gil_scoped_release no_gil;
     return std::apply([&](auto&... argument) { return op.call(argument.value()...); }, arguments);
   };
-  m.def(name, torch::wrap_pybind_function(call), py::arg(names)...);
+  const std::string whole = *overload == 0 ? name : std::string(name) + "_" + overload;
+  m.def(whole.c_str(), torch::wrap_pybind_function(call), py::arg(names)...);
+}
+
+template <class Signature, class... Names>
+void define(py::module_& m, const char* name, Signature signature, Names... names) {
+  define_overload(m, name, "", signature, names...);
 }
 
 using Conv2d = Tensor (*)(const Tensor&, const Tensor&, const OptionalTensor&, SymIntArrayRef,
@@ -159,6 +190,12 @@ using Linear = Tensor (*)(const Tensor&, const Tensor&, const OptionalTensor&);
 template <class Result, class State>
 using Cell = Result (*)(const Tensor&, State, const Tensor&, const Tensor&, const OptionalTensor&,
                         const OptionalTensor&);
+template <class Result, class State>
+using Padded = Result (*)(const Tensor&, State, at::TensorList, bool, int64_t, double, bool, bool,
+                          bool);
+template <class Result, class State>
+using Packed = Result (*)(const Tensor&, const Tensor&, State, at::TensorList, bool, int64_t,
+                          double, bool, bool);
 using Attention = Tensor (*)(const Tensor&, const Tensor&, const Tensor&, const OptionalTensor&,
                              double, bool, std::optional<double>, bool);
 
@@ -184,6 +221,18 @@ void define_direct_calls(py::module_& m) {
   };
   cell("lstm_cell", Cell<std::tuple<Tensor, Tensor>, at::TensorList>{});
   cell("gru_cell", Cell<Tensor, const Tensor&>{});
+  const auto network = [&]<class Result, class State>(const char* name,
+                                                      Padded<Result, State> padded,
+                                                      Packed<Result, State> packed) {
+    define_overload(m, name, "input", padded, "input", "hx", "params", "has_biases", "num_layers",
+                    "dropout", "train", "bidirectional", "batch_first");
+    define_overload(m, name, "data", packed, "data", "batch_sizes", "hx", "params", "has_biases",
+                    "num_layers", "dropout", "train", "bidirectional");
+  };
+  using Three = std::tuple<Tensor, Tensor, Tensor>;
+  network("lstm", Padded<Three, at::TensorList>{}, Packed<Three, at::TensorList>{});
+  using Two = std::tuple<Tensor, Tensor>;
+  network("gru", Padded<Two, const Tensor&>{}, Packed<Two, const Tensor&>{});
   pool.operator()<Tensor>("max_pool2d");
   pool.operator()<std::tuple<Tensor, Tensor>>("max_pool2d_with_indices");
   define(m, "scaled_dot_product_attention", Attention{}, "query", "key", "value", "attn_mask",

@@ -24,7 +24,15 @@ def cell(gates):
     return x, (h, h) if gates == 4 else h, torch.rand(3 * gates, 5), torch.rand(3 * gates, 3)
 
 
+def network(gates):
+    """Arguments of an LSTM, or a GRU, behind its input of (T, B, 4)."""
+    h, weights = torch.rand(1, 3, 2), [torch.rand(2 * gates, 4), torch.rand(2 * gates, 2)]
+    return (h, h) if gates == 4 else h, weights, False, 1, 0.0, False, False, False
+
+
 CALLS = {
+    "lstm": lambda: P.lstm(rows()[0], *network(4)),
+    "gru": lambda: P.gru(rows()[0], *network(3)),
     "conv2d": lambda: P.conv2d(image(), torch.rand(1, 1, 3, 3)),
     "conv2d_relu": lambda: P.conv2d_relu(image(), torch.rand(1, 1, 3, 3)),
     "conv2d_relu_max_pool2d": lambda: P.conv2d_relu_max_pool2d(image(), torch.rand(1, 1, 3, 3)),
@@ -94,6 +102,26 @@ def test_a_subclass_sees_the_call():
             "conv2d: groups must be an integer, got str",
         ),
         (
+            lambda: P.conv2d(image(), torch.rand(1, 1, 3, 3), groups=True),
+            "conv2d: groups must be an integer, got bool",
+        ),
+        (
+            lambda: P.conv2d(image(), torch.rand(1, 1, 3, 3), stride=(True, 1)),
+            "conv2d: stride must be integers, got (bool, int)",
+        ),
+        (
+            lambda: P.max_pool2d(image(), True),
+            "max_pool2d: kernel_size must be integers, got (bool, bool)",
+        ),
+        (
+            lambda: P.max_pool2d(image(), 2, ceil_mode=1),
+            "max_pool2d: ceil_mode must be a bool, got int",
+        ),
+        (
+            lambda: P.scaled_dot_product_attention(rows(), rows(), rows(), is_causal=None),
+            "scaled_dot_product_attention: is_causal must be a bool, got NoneType",
+        ),
+        (
             lambda: P.conv2d(image(), image(), bias=2.0),
             "conv2d: bias must be a Tensor or None, got float",
         ),
@@ -119,6 +147,23 @@ def test_a_subclass_sees_the_call():
         (
             lambda: P.lstm_cell(rows(), (1, 2), rows(), rows()),
             "lstm_cell: hx must be Tensors, got (int, int)",
+        ),
+        (
+            lambda: P.lstm_cell(rows(), None, rows(), rows()),
+            "lstm_cell: hx must be Tensors, got NoneType",
+        ),
+        (lambda: P.lstm(None, *network(4)), "lstm: input must be a Tensor, got NoneType"),
+        (
+            lambda: P.lstm(rows()[0], rows()[0], *network(4)[1:]),
+            "lstm: hx must be Tensors, got Tensor",
+        ),
+        (
+            lambda: P.gru(rows()[0], *network(3)[:2], 1, *network(3)[3:]),
+            "gru: has_biases must be a bool, got int",
+        ),
+        (
+            lambda: P.gru(rows()[0, 0], None, *network(3)[:-1]),
+            "gru: batch_sizes must be a Tensor, got NoneType",
         ),
         (
             lambda: P.gru_cell(rows(), (rows(), rows()), rows(), rows()),

@@ -120,6 +120,10 @@ bool goes_native(const char* op, Tensors tensors, Devices devices) {
   return true;
 }
 
+bool is_abstract(const Tensor& t) {
+  return t.is_meta() || t.key_set().has(c10::DispatchKey::Python);
+}
+
 bool needs_grad(Tensors tensors) {
   if (!at::GradMode::is_enabled()) return false;
   for (const TensorRef t : tensors) {

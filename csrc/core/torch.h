@@ -66,14 +66,18 @@ const char* native_reason(Tensors tensors, Devices devices = Devices::kCpu);
 // at::...`.
 bool goes_native(const char* op, Tensors tensors, Devices devices = Devices::kCpu);
 
+// Whether sizes and dtypes alone are asked for, by a meta tensor or a tracer: no kernel is called,
+// and none checks what it is given.
+bool is_abstract(const Tensor& t);
+
 // Whether autograd must record the call.
 bool needs_grad(Tensors tensors);
 
 // An operator of ours by its name, whose schema C++ sees as Signature.
 template <class Signature>
-c10::TypedOperatorHandle<Signature> find_op(const std::string& name) {
+c10::TypedOperatorHandle<Signature> find_op(const std::string& name, const char* overload = "") {
   const std::string full = "pyops::" + name;
-  return c10::Dispatcher::singleton().findSchemaOrThrow(full.c_str(), "").typed<Signature>();
+  return c10::Dispatcher::singleton().findSchemaOrThrow(full.c_str(), overload).typed<Signature>();
 }
 
 void record_call(const char* op, const char* kernel, Tensors tensors,

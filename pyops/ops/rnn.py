@@ -1,6 +1,7 @@
 """lstm, gru, lstm_cell and gru_cell."""
 
 import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -25,7 +26,8 @@ def lstm(*args: Any, **options: Any) -> tuple[Tensor, Tensor, Tensor]:
     and c after the last step. float64, float32, bfloat16, float16; the latter two carry c and
     the gates in float32. Second derivatives and functorch's transforms work.
     """
-    return torch.ops.pyops.lstm(*args, **options)
+    outputs: tuple[Tensor, Tensor, Tensor] = _form(*args, **options)("lstm", *args, **options)
+    return outputs
 
 
 def gru(*args: Any, **options: Any) -> tuple[Tensor, Tensor]:
@@ -36,7 +38,58 @@ def gru(*args: Any, **options: Any) -> tuple[Tensor, Tensor]:
 
     Shapes as for `lstm`, where hx is h alone and weights have 3*H rows.
     """
-    return torch.ops.pyops.gru(*args, **options)
+    outputs: tuple[Tensor, Tensor] = _form(*args, **options)("gru", *args, **options)
+    return outputs
+
+
+def _form(*args: Any, **options: Any) -> Callable[..., Any]:
+    """Which form these arguments have: where the parameters come fourth, that of packed data."""
+    if len(args) > 3:
+        packed = isinstance(args[3], (tuple, list))
+    else:
+        packed = "batch_sizes" in options or (len(args) == 3 and "params" in options)
+    return _packed if packed else _padded
+
+
+def _padded(
+    op: str,
+    input: Tensor,
+    hx: Any,
+    params: Sequence[Tensor],
+    has_biases: bool,
+    num_layers: int,
+    dropout: float,
+    train: bool,
+    bidirectional: bool,
+    batch_first: bool,
+) -> Any:
+    options = (has_biases, num_layers, dropout, train, bidirectional, batch_first)
+    if direct(input, *_each(hx), *_each(params)):
+        return getattr(_C, f"{op}_input")(input, hx, params, *options)
+    return getattr(torch.ops.pyops, op)(input, hx, params, *options)
+
+
+def _packed(
+    op: str,
+    data: Tensor,
+    batch_sizes: Tensor,
+    hx: Any,
+    params: Sequence[Tensor],
+    has_biases: bool,
+    num_layers: int,
+    dropout: float,
+    train: bool,
+    bidirectional: bool,
+) -> Any:
+    options = (has_biases, num_layers, dropout, train, bidirectional)
+    if direct(data, batch_sizes, *_each(hx), *_each(params)):
+        return getattr(_C, f"{op}_data")(data, batch_sizes, hx, params, *options)
+    return getattr(torch.ops.pyops, op)(data, batch_sizes, hx, params, *options)
+
+
+def _each(tensors: Any) -> Any:
+    """Those of a sequence; what is none, right or wrong, by itself."""
+    return tensors if isinstance(tensors, (tuple, list)) else (tensors,)
 
 
 def lstm_cell(
@@ -51,7 +104,7 @@ def lstm_cell(
 
     input (B, I), hx: h and c (B, H), w_ih (4*H, I), w_hh (4*H, H), biases (4*H) -> h and c (B, H).
     """
-    ops = _C if direct(input, *hx, w_ih, w_hh, b_ih, b_hh) else torch.ops.pyops
+    ops = _C if direct(input, *_each(hx), w_ih, w_hh, b_ih, b_hh) else torch.ops.pyops
     return ops.lstm_cell(input, hx, w_ih, w_hh, b_ih, b_hh)
 
 
