@@ -289,6 +289,8 @@ def cell_rejects(kind):
         Reject(op + "hx.* must be \\(B, H", h=Randn(3, 2)),
         Reject(op + "w_ih must be", input=Randn(4, 4)),
         Reject(op + "w_hh must be", w_hh=Randn(4, 2)),
+        Reject(op + "w_hh must be", w_hh=Randn(8)),
+        Reject(op + "hx.* must be \\(B, H", h=Randn()),
         Reject(op + "b_ih must be", b_ih=Randn(5)),
         Reject(op + ".* must have the input's dtype", input=Randn(4, 3, dtype=torch.float64)),
     ]

@@ -199,6 +199,10 @@ Tensor conv2d_autograd(const Tensor& x, const Tensor& w, const OptionalTensor& b
     return conv2d_autograd<kRelu>(x.unsqueeze(0), w, bias, stride, padding, dilation, groups)
         .squeeze(0);
   }
+  if (is_abstract(x)) {
+    check_conv2d(kName<kRelu>, x, w, value_or_undefined(bias),
+                 conv2d_arguments(kName<kRelu>, stride, padding, dilation, groups));
+  }
   const Tensor y = call_forward<kRelu>(x, w, bias, stride, padding, dilation, groups);
   if (needs_grad({x, w, bias})) {
     const Pair s(kName<kRelu>, "stride", stride), p(kName<kRelu>, "padding", padding),

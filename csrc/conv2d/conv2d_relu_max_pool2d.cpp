@@ -259,6 +259,7 @@ Tensor pooled_autograd(const Tensor& x, const Tensor& w, const OptionalTensor& b
                            pool_stride, pool_padding, pool_dilation, ceil_mode)
         .squeeze(0);
   }
+  if (is_abstract(x)) check_conv2d(kPooledName, x, w, value_or_undefined(bias), s.convolution());
   if (needs_grad({x, w, bias})) return std::get<0>(record_forward(x, w, bias, s));
   static const auto op = find_op<decltype(pooled_kernel)>(kPooledName);
   const at::AutoDispatchBelowADInplaceOrView below;

@@ -40,6 +40,12 @@ void check_state(const Network& n, const char* name, const Tensor& state, const 
               state.sym_size(2), "], got ", state.sym_sizes());
 }
 
+// Else a meta tensor among them would have the kernel of its device answer: nothing is computed.
+void check_device(const char* op, const char* name, const Tensor& t, const Tensor& x) {
+  TORCH_CHECK(t.device() == x.device(), op, ": ", name, " must be on the input's device ",
+              x.device(), ", got ", t.device());
+}
+
 void check_network(const Network& n) {
   const Tensor& x = n.input;
   if (n.batch_sizes) {
@@ -64,6 +70,9 @@ void check_network(const Network& n) {
   TORCH_CHECK(static_cast<int64_t>(n.params.size()) == layers * n.weights(), n.op,
               ": params must be ", n.weights(), " for each of ", layers,
               " layers and directions, got ", n.params.size(), " in all");
+  check_device(n.op, n.lstm() ? "hx[0]" : "hx", n.hx, x);
+  if (n.lstm()) check_device(n.op, "hx[1]", n.cx, x);
+  for (const Tensor& weight : n.params) check_device(n.op, "each of params", weight, x);
 }
 
 RnnLayer layer_of(const Network& n, const Tensor& x, int64_t index) {
@@ -227,6 +236,21 @@ void check_cell(const char* op, const RnnLayer& cell) {
   const Tensor& x = cell.input;
   TORCH_CHECK_INDEX(x.dim() >= 2, op, ": input must be (B, I), got ", x.sym_sizes());
   TORCH_CHECK(x.dim() == 2, op, ": input must be (B, I), got ", x.sym_sizes());
+  const char* h = cell.c0 ? "hx[0]" : "hx";
+  check_device(op, h, cell.h0, x);
+  check_device(op, "w_ih", cell.w_ih, x);
+  check_device(op, "w_hh", cell.w_hh, x);
+  if (cell.c0) check_device(op, "hx[1]", *cell.c0, x);
+  if (cell.b_ih) check_device(op, "b_ih", *cell.b_ih, x);
+  if (cell.b_hh) check_device(op, "b_hh", *cell.b_hh, x);
+  const auto check_rank = [&](const char* name, const Tensor& t, int64_t rank, const char* legend) {
+    TORCH_CHECK_INDEX(t.dim() >= rank, op, ": ", name, " must be ", legend, ", got ",
+                      t.sym_sizes());
+  };
+  check_rank(h, cell.h0, 1, "(B, H)");
+  if (cell.c0) check_rank("hx[1]", *cell.c0, 1, "(B, H)");
+  check_rank("w_ih", cell.w_ih, 2, cell.c0 ? "(4*H, I)" : "(3*H, I)");
+  check_rank("w_hh", cell.w_hh, 2, cell.c0 ? "(4*H, H)" : "(3*H, H)");
   if (cell.w_ih.dim() != 2 || cell.w_hh.dim() != 2) return;
   const c10::SymInt batch = x.sym_size(0), features = x.sym_size(1), hidden = cell.w_hh.sym_size(1);
   TORCH_CHECK(features == cell.w_ih.sym_size(1), op, ": w_ih must be (", cell.gates(),

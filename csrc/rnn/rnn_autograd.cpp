@@ -56,6 +56,7 @@ RnnOutputs rnn_layer_autograd(const RnnLayer& layer) {
   const auto& [input, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, batch_sizes, reverse, save] = layer;
   const Tensors all{input, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr};
   if (goes_native(layer.name(), all, rnn_devices())) return rnn_layer_composite(layer);
+  if (is_abstract(input)) check_rnn_layer(layer);
   if (!needs_grad(all)) {
     const at::AutoDispatchBelowADInplaceOrView below;
     return call_rnn_layer(layer);

@@ -6,19 +6,20 @@ void check_rnn_layer(const RnnLayer& layer) {
   const char* op = layer.name();
   const Tensor &x = layer.input, &h0 = layer.h0;
   TORCH_CHECK(x.dim() == (layer.batch_sizes || layer.one_step() ? 2 : 3), op,
-              ": input must be (T, B, I), packed (N, I), or (B, I) for a cell, got ", x.sizes());
+              ": input must be (T, B, I), packed (N, I), or (B, I) for a cell, got ",
+              x.sym_sizes());
   TORCH_CHECK(h0.dim() == 2 && (!layer.c0 || layer.c0->dim() == 2), op,
-              ": the hidden state must be (B, H), got ", h0.sizes());
-  TORCH_CHECK(layer.w_hr || !layer.c0 || h0.size(1) == layer.c0->size(1), op,
-              ": h and c must be of one size without w_hr, got ", h0.sizes(), " and ",
-              layer.c0 ? layer.c0->sizes() : h0.sizes());
-  const int64_t batch = layer.batch_sizes ? h0.size(0) : x.size(-2);
-  const int64_t output = h0.size(1), hidden = layer.c0 ? layer.c0->size(1) : output;
-  const int64_t rows = layer.gates() * hidden;
+              ": the hidden state must be (B, H), got ", h0.sym_sizes());
+  TORCH_CHECK(layer.w_hr || !layer.c0 || h0.sym_size(1) == layer.c0->sym_size(1), op,
+              ": h and c must be of one size without w_hr, got ", h0.sym_sizes(), " and ",
+              layer.c0 ? layer.c0->sym_sizes() : h0.sym_sizes());
+  const c10::SymInt batch = layer.batch_sizes ? h0.sym_size(0) : x.sym_size(-2);
+  const c10::SymInt output = h0.sym_size(1), hidden = layer.c0 ? layer.c0->sym_size(1) : output;
+  const c10::SymInt rows = layer.gates() * hidden;
   const auto check = [&](const char* name, const Tensor& t, const char* legend,
-                         at::IntArrayRef sizes) {
-    TORCH_CHECK(t.sizes() == sizes, op, ": ", name, " must be ", legend, "=", sizes, ", got ",
-                t.sizes());
+                         c10::SymIntArrayRef sizes) {
+    TORCH_CHECK(t.sym_sizes() == sizes, op, ": ", name, " must be ", legend, "=", sizes, ", got ",
+                t.sym_sizes());
     TORCH_CHECK(t.scalar_type() == x.scalar_type(), op, ": ", name, " must have the input's dtype ",
                 x.scalar_type(), ", got ", t.scalar_type());
     TORCH_CHECK(t.device() == x.device(), op, ": ", name, " must be on the input's device ",
@@ -27,7 +28,7 @@ void check_rnn_layer(const RnnLayer& layer) {
   const bool lstm = layer.c0.has_value();
   check(lstm ? "hx[0]" : "hx", h0, "(B, H_out)", {batch, output});
   if (lstm) check("hx[1]", *layer.c0, "(B, H)", {batch, hidden});
-  check("w_ih", layer.w_ih, lstm ? "(4*H, I)" : "(3*H, I)", {rows, x.size(-1)});
+  check("w_ih", layer.w_ih, lstm ? "(4*H, I)" : "(3*H, I)", {rows, x.sym_size(-1)});
   check("w_hh", layer.w_hh, lstm ? "(4*H, H_out)" : "(3*H, H)", {rows, output});
   if (layer.b_ih) check("b_ih", *layer.b_ih, lstm ? "(4*H)" : "(3*H)", {rows});
   if (layer.b_hh) check("b_hh", *layer.b_hh, lstm ? "(4*H)" : "(3*H)", {rows});

@@ -1,10 +1,12 @@
 """Registers what PyTorch asks of an operator besides its kernels: shapes and operation counts."""
 
 from collections.abc import Callable
+from functools import wraps
 from types import ModuleType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 
 from pyops._after_import import after_import
 
@@ -18,7 +20,15 @@ def register_fake(op: str) -> Callable[[Kernel], Kernel]:
     """Register the decorated function as the fake (and meta) kernel of `pyops::op`."""
 
     def decorate(kernel: Kernel) -> Kernel:
-        torch.library.register_fake(f"pyops::{op}", kernel, lib=_library)
+        @wraps(kernel)
+        def on_one_device(*args: Any, **options: Any) -> object:
+            # One meta tensor brings a call here, and what others hold would be passed over.
+            devices = [t.device for t in args if isinstance(t, Tensor) and t.dtype != torch.int64]
+            if len(set(devices)) > 1:
+                raise RuntimeError(f"{op}: tensors must be on one device, got {devices}")
+            return kernel(*args, **options)
+
+        torch.library.register_fake(f"pyops::{op}", on_one_device, lib=_library)
         return kernel
 
     return decorate

@@ -176,16 +176,6 @@ def _(
     return _gradients(input, weight, wanted)
 
 
-def _pooled_size(
-    size: int, kernel: int, stride: int, padding: int, dilation: int, ceil_mode: bool
-) -> int:
-    room = size + 2 * padding - dilation * (kernel - 1) - 1
-    if not ceil_mode:
-        return room // stride + 1
-    count = -(-room // stride) + 1
-    return count - 1 if (count - 1) * stride >= size + padding else count
-
-
 @register_fake("conv2d_relu_max_pool2d_with_offsets")
 def _pooled_with_offsets(
     input: Tensor,
@@ -201,15 +191,10 @@ def _pooled_with_offsets(
     pool_dilation: Sequence[int],
     ceil_mode: bool,
 ) -> tuple[Tensor, Tensor]:
-    full = _output_shape(input, weight, stride, padding, dilation)
-    steps = pool_stride or kernel_size
-    pooled = (
-        _pooled_size(
-            full[axis], kernel_size[i], steps[i], pool_padding[i], pool_dilation[i], ceil_mode
-        )
-        for i, axis in _AXES
-    )
-    result = _empty(input, (*full[:-2], *pooled), _memory_format(input, weight))
+    full = input.new_empty(_output_shape(input, weight, stride, padding, dilation))
+    windows = (kernel_size, pool_stride, pool_padding, pool_dilation, ceil_mode)
+    pooled, _indices = torch.ops.aten.max_pool2d_with_indices(full, *windows)
+    result = _empty(input, pooled.shape, _memory_format(input, weight))
     offset_type = torch.int32 if kernel_size[0] * kernel_size[-1] > 255 else torch.uint8
     return result, torch.empty_like(result, dtype=offset_type)
 
