@@ -1,4 +1,5 @@
 import builtins
+import os
 import re
 import subprocess
 import sys
@@ -111,3 +112,17 @@ def test_a_reader_that_leaves_early_is_no_error():
     command = f"set -o pipefail; {sys.executable} -m pyops info | true"
     process = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
     assert (process.returncode, process.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_output_that_finds_no_room_is_one_line(unbuffered):
+    with open("/dev/full", "w") as full:
+        process = subprocess.run(
+            [sys.executable, "-m", "pyops", "info"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
+        )
+    words = "pyops: cannot write the output: No space left on device\n"
+    assert (process.returncode, process.stderr) == (2, words)

@@ -4,6 +4,7 @@ A subcommand's module has `add_arguments(parser)` and `run(args) -> int`, its ex
 """
 
 import argparse
+import errno
 import importlib
 import os
 import sys
@@ -50,10 +51,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("pyops: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:  # whoever reads our output, `head` for one, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _print_no_more()
         return 0
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        _print_no_more()
+        message = f"cannot write the output: {error.strerror}"
     print(f"pyops: {message}", file=sys.stderr)
     return 2
+
+
+def _print_no_more() -> None:
+    """Else what is buffered fails again when the process ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
