@@ -78,7 +78,7 @@ void backward_tensorop(const AttentionBackwardParams& p) {
 
 template <class T, int kWide>
 void backward(const AttentionBackwardParams& p) {
-  run<AttentionRowSums<T>>(p);
+  run<AttentionExactRowSums<T>>(p);
   run<AttentionBackward<T, kWide, GradientOf::kQuery>>(p);
   run<AttentionBackward<T, kWide, GradientOf::kKey>>(p);
   run<AttentionBackward<T, kWide, GradientOf::kValue>>(p);

@@ -7,55 +7,10 @@
 
 namespace pyops {
 
-// row_sums = rowsum(grad_out ∘ out): 16 threads a row.
-template <class T>
-struct AttentionRowSums {
-  using Acc = acc_t<T>;
-  static constexpr int kSide = 16;
-  struct Shared {
-    Acc rows[kSide][kSide];
-  };
-  struct State {};
-
-  const AttentionBackwardParams& p;
-  int64_t block;
-
-  PYOPS_HOST_DEVICE static int64_t blocks(const AttentionBackwardParams& p) {
-    return (p.batch * p.heads * p.queries + kSide - 1) / kSide;
-  }
-  PYOPS_HOST_DEVICE AttentionRowSums(const AttentionBackwardParams& params, int64_t block_)
-      : p(params), block(block_) {}
-
-  template <class Team>
-  PYOPS_HOST_DEVICE void run(Shared& shared, Team& team) const {
-    team.each([&](int thread, State&) {
-      const int64_t row = block * kSide + thread / kSide, l = row % p.queries;
-      const int64_t h = row / p.queries % p.heads, b = row / p.queries / p.heads;
-      Acc sum = 0;
-      if (b < p.batch) {
-        const T* x = static_cast<const T*>(p.out.data) + b * p.out.b + h * p.out.h + l * p.out.row;
-        const T* y = static_cast<const T*>(p.grad_out.data) + b * p.grad_out.b + h * p.grad_out.h +
-                     l * p.grad_out.row;
-        for (int64_t e = thread % kSide; e < p.value_dim; e += kSide) {
-          sum += static_cast<Acc>(x[e]) * static_cast<Acc>(y[e]);
-        }
-      }
-      shared.rows[thread / kSide][thread % kSide] = sum;
-    });
-    team.each([&](int thread, State&) {
-      const int64_t row = block * kSide + thread;
-      if (thread >= kSide || row >= p.batch * p.heads * p.queries) return;
-      Acc sum = 0;
-      PYOPS_UNROLL for (int lane = 0; lane < kSide; ++lane) sum += shared.rows[thread][lane];
-      static_cast<Acc*>(p.row_sums)[row] = sum;
-    });
-  }
-};
-
-enum class GradientOf : uint8_t { kQuery, kKey, kValue, kMask };
+enum class GradientOf : uint8_t { kQuery, kKey, kValue, kMask, kRow };
 
 // One tile's weights: of grad_q and grad_k the gradient of the scores' products, of grad_v the
-// probabilities after dropout, of the mask the gradient of the scores.
+// probabilities after dropout, of the mask the gradient of the scores, of a row's sum P∘dP.
 template <class T, int kWide, GradientOf kOf>
 struct AttentionGradientTile {
   using Block = AttentionBlock<T, kWide>;
@@ -63,10 +18,12 @@ struct AttentionGradientTile {
   using Shared = typename Block::Shared;
   static constexpr int kPiece = Block::kPiece, kSide = Block::kSide;
   static constexpr bool kKeysOwn = kOf == GradientOf::kKey || kOf == GradientOf::kValue;
+  static constexpr bool kNeedsRowSums = kOf != GradientOf::kValue && kOf != GradientOf::kRow;
+  static constexpr bool kSumsWeights = kOf == GradientOf::kMask || kOf == GradientOf::kRow;
 
   struct State {
-    typename Block::Piece scores, grad;  // products; the weights end in `scores`
-    typename Block::Piece mask;
+    typename Block::Piece scores, grad;  // products
+    typename Block::Piece weights;       // of all tiles so far
     typename Block::Sums sums;
   };
 
@@ -111,7 +68,7 @@ struct AttentionGradientTile {
     const int64_t row = (b * p.heads + h) * p.queries + (l < p.queries ? l : 0);
     const Acc max = static_cast<const Acc*>(p.row_max)[row];
     const Acc scale = static_cast<const Acc*>(p.row_scale)[row];
-    const Acc dot = kOf == GradientOf::kValue ? Acc(0) : static_cast<const Acc*>(p.row_sums)[row];
+    const Acc dot = kNeedsRowSums ? static_cast<const Acc*>(p.row_sums)[row] : Acc(0);
     Acc kept[kPiece];
     PYOPS_UNROLL for (int y = 0; y < kPiece; ++y) kept[y] = 1;
     if (p.dropout_p != 0) dropout.factors_apart(row, first, kept);
@@ -126,15 +83,64 @@ struct AttentionGradientTile {
           weight *= kept[y];
         } else {
           weight *= state.grad.at[r][c] * kept[y] - dot;
-          if constexpr (kOf != GradientOf::kMask) weight *= static_cast<Acc>(p.scale);
+          if constexpr (!kSumsWeights) weight *= static_cast<Acc>(p.scale);
         }
       }
-      if constexpr (kOf == GradientOf::kMask) {
-        state.mask.at[r][c] += weight;
+      if constexpr (kSumsWeights) {
+        state.weights.at[r][c] += weight;
       } else {
         Block::keep_weight(shared, thread, r, c, weight);
       }
     }
+  }
+};
+
+// row_sums = rowsum(P ∘ dP), which is rowsum(grad_out ∘ out) without the rounding of out: where one
+// key outweighs all others, dP less it all but cancels.
+template <class T>
+struct AttentionExactRowSums {
+  using Tile = AttentionGradientTile<T, 1, GradientOf::kRow>;
+  using Block = typename Tile::Block;
+  using Acc = typename Block::Acc;
+  using State = typename Tile::State;
+  using Shared = typename Tile::Shared;
+
+  Tile tile;
+  int64_t b, h, l0;
+
+  PYOPS_HOST_DEVICE static int64_t blocks(const AttentionBackwardParams& p) {
+    return p.batch * p.heads * Block::tiles(p.queries);
+  }
+  PYOPS_HOST_DEVICE AttentionExactRowSums(const AttentionBackwardParams& p, int64_t block)
+      : tile(p) {
+    const int64_t tiles = Block::tiles(p.queries), head = block / tiles;
+    // Under a causal mask the last queries have most to do.
+    l0 = (tiles - 1 - block % tiles) * Block::kTile;
+    h = head % p.heads;
+    b = head / p.heads;
+  }
+
+  template <class Team>
+  PYOPS_HOST_DEVICE void run(Shared& shared, Team& team) const {
+    const AttentionBackwardParams& p = tile.p;
+    team.each([](int, State& state) { state.weights = {}; });
+    const int64_t seen = baseline::visible_keys(p.is_causal, l0 + Block::kTile - 1, 0, p.keys);
+    for (int64_t s0 = 0; s0 < seen; s0 += Block::kTile) {
+      tile.find_weights(b, h, l0, s0, shared, team);
+    }
+    team.each([&](int thread, State& state) {
+      PYOPS_UNROLL for (int r = 0; r < Block::kPiece; ++r) {
+        Acc sum = 0;
+        PYOPS_UNROLL for (Acc weight : state.weights.at[r]) sum += weight;
+        shared.rows[thread % Block::kSide][Block::owner_of(thread, r)] = sum;
+      }
+    });
+    team.each([&](int thread, State&) {
+      if (thread >= Block::kTile || l0 + thread >= p.queries) return;
+      Acc sum = 0;
+      PYOPS_UNROLL for (int lane = 0; lane < Block::kSide; ++lane) sum += shared.rows[lane][thread];
+      static_cast<Acc*>(p.row_sums)[(b * p.heads + h) * p.queries + l0 + thread] = sum;
+    });
   }
 };
 
@@ -247,7 +253,7 @@ struct AttentionMaskBackward {
 
   template <class Team>
   PYOPS_HOST_DEVICE void run(Shared& shared, Team& team) const {
-    team.each([](int, State& state) { state.mask = {}; });
+    team.each([](int, State& state) { state.weights = {}; });
     for (int64_t b = batch.first; b < batch.end; ++b) {
       for (int64_t h = heads.first; h < heads.end; ++h) {
         for (int64_t i = rows.first; i < rows.end; ++i) {
@@ -262,7 +268,7 @@ struct AttentionMaskBackward {
       PYOPS_UNROLL for (int r = 0; r < kPiece; ++r) {
         PYOPS_UNROLL for (int c = 0; c < kPiece; ++c) {
           shared.weights[Block::owner_of(thread, r)][Block::other_of(thread, c)] =
-              state.mask.at[r][c];
+              state.weights.at[r][c];
         }
       }
     });

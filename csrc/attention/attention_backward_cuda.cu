@@ -31,7 +31,9 @@ cudaError_t run_gradient(const AttentionBackwardParams& p, int64_t columns, cons
 
 template <class T>
 cudaError_t run_all(const AttentionBackwardParams& p, cudaStream_t stream) {
-  cudaError_t status = run<AttentionRowSums<T>>(p, stream);
+  const bool of_scores =
+      p.grad_q.data != nullptr || p.grad_k.data != nullptr || p.grad_mask.data != nullptr;
+  cudaError_t status = of_scores ? run<AttentionExactRowSums<T>>(p, stream) : cudaSuccess;
   if (status != cudaSuccess) return status;
   status = run_gradient<T, GradientOf::kQuery>(p, p.dim, p.grad_q, stream);
   if (status != cudaSuccess) return status;

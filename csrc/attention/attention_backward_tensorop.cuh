@@ -1,7 +1,6 @@
 // Launches the gradients on tensor cores.
 #pragma once
 
-#include "attention/attention_backward_block.h"
 #include "attention/attention_backward_tensorop_block.h"
 #include "attention/attention_mask_tensorop_block.h"
 #include "attention/attention_team.cuh"
@@ -18,9 +17,8 @@ __global__ void __launch_bounds__(kBlock) attention_backward_kernel(AttentionBac
 template <class Algorithm>
 __global__ void __launch_bounds__(Algorithm::kThreads, 256 / Algorithm::kThreads)
     attention_backward_tensorop_kernel(AttentionBackwardParams p) {
-  extern __shared__ __align__(128) char storage[];
   TileTeam<typename Algorithm::State> team;
-  Algorithm(p, blockIdx.x).run(*reinterpret_cast<typename Algorithm::Shared*>(storage), team);
+  Algorithm(p, blockIdx.x).run(*dynamic_shared<typename Algorithm::Shared>(), team);
 }
 
 // The predicate of the table keeps the blocks within a grid.

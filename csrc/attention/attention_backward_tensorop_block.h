@@ -11,6 +11,51 @@
 
 namespace pyops {
 
+// row_sums = rowsum(grad_out ∘ out): 16 threads a row.
+template <class T>
+struct AttentionRowSums {
+  using Acc = acc_t<T>;
+  static constexpr int kSide = 16;
+  struct Shared {
+    Acc rows[kSide][kSide];
+  };
+  struct State {};
+
+  const AttentionBackwardParams& p;
+  int64_t block;
+
+  PYOPS_HOST_DEVICE static int64_t blocks(const AttentionBackwardParams& p) {
+    return (p.batch * p.heads * p.queries + kSide - 1) / kSide;
+  }
+  PYOPS_HOST_DEVICE AttentionRowSums(const AttentionBackwardParams& params, int64_t block_)
+      : p(params), block(block_) {}
+
+  template <class Team>
+  PYOPS_HOST_DEVICE void run(Shared& shared, Team& team) const {
+    team.each([&](int thread, State&) {
+      const int64_t row = block * kSide + thread / kSide, l = row % p.queries;
+      const int64_t h = row / p.queries % p.heads, b = row / p.queries / p.heads;
+      Acc sum = 0;
+      if (b < p.batch) {
+        const T* x = static_cast<const T*>(p.out.data) + b * p.out.b + h * p.out.h + l * p.out.row;
+        const T* y = static_cast<const T*>(p.grad_out.data) + b * p.grad_out.b + h * p.grad_out.h +
+                     l * p.grad_out.row;
+        for (int64_t e = thread % kSide; e < p.value_dim; e += kSide) {
+          sum += static_cast<Acc>(x[e]) * static_cast<Acc>(y[e]);
+        }
+      }
+      shared.rows[thread / kSide][thread % kSide] = sum;
+    });
+    team.each([&](int thread, State&) {
+      const int64_t row = block * kSide + thread;
+      if (thread >= kSide || row >= p.batch * p.heads * p.queries) return;
+      Acc sum = 0;
+      PYOPS_UNROLL for (int lane = 0; lane < kSide; ++lane) sum += shared.rows[thread][lane];
+      static_cast<Acc*>(p.row_sums)[row] = sum;
+    });
+  }
+};
+
 // A warp's sums fill 128 registers, or 64 beside its queries' words, or in float32 as few as leave
 // room. Memory shared by a block stays below 99 KiB, which every GPU from sm_80 on has.
 template <class T>

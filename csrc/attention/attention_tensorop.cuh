@@ -31,8 +31,7 @@ __global__ void __launch_bounds__(AttentionTensorForward<Step, kD>::kThreads,
                                   (kBlocksOfForward<Step, kD>))
     attention_forward_tensorop_kernel(AttentionParams p) {
   using Algorithm = AttentionTensorForward<Step, kD>;
-  extern __shared__ __align__(16) char storage[];
-  auto& shared = *reinterpret_cast<typename Algorithm::Shared*>(storage);
+  auto& shared = *dynamic_shared<typename Algorithm::Shared>();
   WarpTeam<typename Algorithm::State> team;
   for (int64_t block = blockIdx.x; block < Algorithm::blocks(p); block += gridDim.x) {
     Algorithm(p, block).run(shared, team);
