@@ -146,6 +146,22 @@ def test_both_namespaces_agree(name, accelerate, device):
         assert by_ours <= 1.5 * by_native + 3e-7, (key, by_native, by_ours)
 
 
+@pytest.mark.cuda
+@every_model
+def test_a_gpu_gives_what_the_cpu_does(name):
+    """Output and gradients of two examples, in float64: no decision hangs on a rounding."""
+
+    def results(device):
+        model = _model(name, pyops.nn).eval().double().to(device)
+        batch = (t[:2] for t in _batch(name, device=device))
+        return _results(model, tuple(t.double() if t.is_floating_point() else t for t in batch))
+
+    right, ours = results("cpu"), results("cuda")
+    for key, value in right.items():
+        noise = 1e-9 * value.abs().max().item()
+        torch.testing.assert_close(ours[key].cpu(), value, rtol=1e-9, atol=noise)
+
+
 def _errors(batch, exact, *others):
     """Relative errors of `others`, by the name of what they computed, against `exact`."""
     wide = tuple(t.double() if t.is_floating_point() else t for t in batch)

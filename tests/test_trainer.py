@@ -20,7 +20,7 @@ SETTINGS = Settings("mlp", "torch", batch_size=8, dtype="float32", seed=5, limit
 
 
 def _noisy(x, generator):
-    return x + 0.1 * torch.randn(x.shape, generator=generator)
+    return x + 0.1 * torch.randn(x.shape, generator=generator).to(x)
 
 
 def _make(nn):
