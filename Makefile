@@ -47,7 +47,7 @@ emulate-gpu: build
 	$(BIN)/python setup.py --quiet build_py --build-lib build/emulated_gpu
 	$(BIN)/cmake --build $$(ls -td build/cpython-*-torch* | head -n 1) --target emulated_gpu
 	PYTHONPATH=$(CURDIR)/build/emulated_gpu:$(CURDIR)/tests/emulation/gpu \
-	  $(BIN)/pytest -n auto -p emulated_gpu --thin $(THIN) $(GPU_TESTS)
+	  $(BIN)/pytest -n auto -p thinned --thin $(THIN) $(GPU_TESTS)
 
 check: build
 	$(BIN)/pyops check

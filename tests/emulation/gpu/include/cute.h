@@ -24,15 +24,20 @@ struct Multiply16x8 {
     constexpr int kHalf = 4 * Words::kEach;
     const Operands mine{{a0, a1, a2, a3}, {b0, b1}};
     const emulated::Slot* of = emulated::exchange(~0u, &mine, sizeof mine);
-    float sums[4] = {c0, c1, c2, c3};
-    const int lane = emulated::lane();
-    for (int i = 0; i < 4; ++i) {
-      const int row = lane / 4, below = i / 2, column = lane % 4 * 2 + i % 2;
-      for (int k = 0; k < 2 * kHalf; ++k) {
-        const int from = k % kHalf / Words::kEach, right = k / kHalf, at = k % Words::kEach;
-        const auto a = of[row * 4 + from].as<Operands>(), b = of[column * 4 + from].as<Operands>();
-        sums[i] += Words::number(a.a[below + 2 * right], at) * Words::number(b.b[right], at);
+    const int lane = emulated::lane(), row = lane / 4, column = lane % 4 * 2;
+    float a[2][2 * kHalf], b[2][2 * kHalf];  // the lane's rows and columns
+    for (int k = 0; k < 2 * kHalf; ++k) {
+      const int from = k % kHalf / Words::kEach, right = k / kHalf, at = k % Words::kEach;
+      const auto of_row = of[row * 4 + from].as<Operands>();
+      for (int i = 0; i < 2; ++i) {
+        const auto of_column = of[(column + i) * 4 + from].as<Operands>();
+        a[i][k] = Words::number(of_row.a[i + 2 * right], at);
+        b[i][k] = Words::number(of_column.b[right], at);
       }
+    }
+    float sums[4] = {c0, c1, c2, c3};
+    for (int i = 0; i < 4; ++i) {
+      for (int k = 0; k < 2 * kHalf; ++k) sums[i] += a[i / 2][k] * b[i % 2][k];
     }
     d0 = sums[0], d1 = sums[1], d2 = sums[2], d3 = sums[3];
   }
