@@ -83,12 +83,18 @@ Storage seen_from(Device device, Storage storage, c10::Allocator* allocator) {
   return {Storage::use_byte_size_t(), owner->nbytes(), std::move(data), allocator, true};
 }
 
+// A tensor of another device in that memory, as a view is made: in inference mode, too, only what
+// comes from an inference tensor is one.
 Tensor lying_as(const Tensor& t, Storage storage, c10::DispatchKey device) {
   using c10::DispatchKey, c10::DispatchKeySet;
   constexpr DispatchKeySet kMeanings(
       {DispatchKey::ZeroTensor, DispatchKey::Conjugate, DispatchKey::Negative});
-  const DispatchKeySet keys = DispatchKeySet(device) | (t.key_set() & kMeanings);
-  Tensor made = at::detail::make_tensor<TensorImpl>(std::move(storage), keys, t.dtype());
+  const auto backend = c10::toBackendComponent(device);
+  DispatchKeySet keys = DispatchKeySet(device) | (t.key_set() & kMeanings) |
+                        c10::getAutocastRelatedKeySetFromBackend(backend);
+  if (!t.is_inference()) keys = keys | c10::getAutogradRelatedKeySetFromBackend(backend);
+  Tensor made =
+      at::detail::make_tensor<TensorImpl>(TensorImpl::VIEW, std::move(storage), keys, t.dtype());
   auto* impl = made.unsafeGetTensorImpl();
   impl->set_sizes_and_strides(t.sizes(), t.strides(), t.storage_offset());
   if (t.unsafeGetTensorImpl()->is_wrapped_number()) impl->set_wrapped_number(true);

@@ -9,6 +9,7 @@ LEFT_OUT = {
     r"gives_the_same_bits_again": "1000 calls: test_emulated_gpu.py makes three",
     r"long_sequences": "a GPU of 132 processors takes them at once",
     r"learns_a_batch|namespaces_agree": "minutes: test_trainer.py takes a step of every model",
+    r"(demo|trains)_on_a_gpu": "minutes, most of them to measure speeds",
     r"float32_on_tensor_cores.*-high": "native's products have no TF32 here",
 }
 
