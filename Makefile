@@ -38,8 +38,8 @@ emulate: build
 
 # The CUDA half of the glue and the general kernels where there is no GPU: in the module of a third
 # tree g++ compiles them, and the threads of a grid are its program's. CUTLASS's kernels are replaced by
-# loops and those of Hopper are absent. Of files with many tests every 13th, or `THIN=1` for all.
-THIN ?= 13
+# loops and those of Hopper are absent. Of files with many tests every 17th, or `THIN=1` for all.
+THIN ?= 17
 GPU_TESTS ?= $(addprefix tests/test_,accelerate.py attention.py attention_dropout.py \
   attention_operators.py attention_paths.py check.py conv2d.py conv2d_exact.py cuda.py \
   cuda_attention.py cuda_kernels.py cuda_rnn.py emulated_gpu.py linear_relu.py max_pool2d.py \
