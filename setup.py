@@ -74,9 +74,7 @@ def _write_build_info(package: Path) -> None:
 
 def _cuda_options() -> dict[str, str]:
     """What CMake needs for the CUDA kernels; PYOPS_CUDA=1 insists on them, 0 leaves them out."""
-    wanted = os.environ.get("PYOPS_CUDA", "")
-    if wanted not in ("", "0", "1"):
-        sys.exit(f"pyops: PYOPS_CUDA must be 0 or 1, got {wanted!r}")
+    wanted = _switch("PYOPS_CUDA")
     nvcc, cutlass = _nvcc(), importlib.util.find_spec("cutlass_library")
     missing = _missing_for_cuda(nvcc, cutlass is not None)
     if wanted == "1" and missing:
@@ -88,9 +86,17 @@ def _cuda_options() -> dict[str, str]:
     return {
         "PYOPS_CUDA": "ON",
         "PYOPS_CUDA_ARCHS": os.environ.get("PYOPS_CUDA_ARCHS", ""),
+        "PYOPS_HOPPER": "ON" if _switch("PYOPS_CUDA_HOPPER") != "0" else "OFF",
         "PYOPS_CUTLASS_INCLUDE_DIR": str(Path(cutlass.origin).parent / "source" / "include"),
         "CMAKE_CUDA_COMPILER": nvcc,
     }
+
+
+def _switch(name: str) -> str:
+    value = os.environ.get(name, "")
+    if value not in ("", "0", "1"):
+        sys.exit(f"pyops: {name} must be 0 or 1, got {value!r}")
+    return value
 
 
 def _nvcc() -> str | None:

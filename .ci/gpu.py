@@ -8,39 +8,27 @@ a finished build is only brought up to date. Ends with one table, one JSON and a
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import os
 import re
 import runpy
 import shutil
-import signal
 import subprocess
 import sys
 import time
 import xml.etree.ElementTree as xml
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import programs
 import sanitizer
+from gpu_build import build
+from programs import Outcome, last_lines, result_of, run, search_path
 
-ROOT = Path(__file__).resolve().parent.parent
-OUT = ROOT / "build" / "gpu"
-SITE = OUT / "site"
-# What is built and tested with, by the module that shows it is there.
-NEEDED = {
-    "setuptools": "setuptools", "wheel": "wheel", "cmake": "cmake", "ninja": "ninja",
-    "pybind11": "pybind11", "cutlass_library": "nvidia-cutlass", "numpy": "numpy",
-    "pytest": "pytest", "xdist": "pytest-xdist", "pytest_timeout": "pytest-timeout",
-    "expecttest": "expecttest", "rich": "rich", "tqdm": "tqdm", "pandas": "pandas",
-    "matplotlib": "matplotlib", "sklearn": "scikit-learn", "mlxtend": "mlxtend",
-}  # fmt: skip
-HEADERS = "nvidia-cutlass"  # of which the Python part, with all that it needs, stays away
 # Each operator by its folder: how the names of its tests and of its kernels begin.
 OPERATORS = {
     "attention": ("attention",),
@@ -52,30 +40,14 @@ OPERATORS = {
 # Of the time that is left when a stage begins, its part beside those after it. The build is needed
 # by all and may take whatever it takes.
 WEIGHTS = {"build": 100.0, "test": 4.0, "sanitize": 2.0, "bench": 3.0}
-GRACE = 15.0  # seconds in which an interrupted program may still write down what it has
 MEMORY_PER_WORKER = 4 << 30  # bytes of the GPU: its context, and the largest common tests
 # Few tests at a time, so that the first file's come first. By groups xdist would have no work for
 # the workers that replace the ones which died.
 DEALING = ("--dist", "load", "--maxschedchunk", "2")
 # Seconds of a test, after which its process ends: no exception reaches one that waits for a kernel.
 PATIENCE = 90
-
-
-@dataclass
-class Outcome:
-    """How a stage, or a part of one, ended."""
-
-    stage: str
-    result: str = "passed"
-    """passed, failed, out of time, unavailable."""
-    summary: str = ""
-    seconds: float = 0.0
-    problems: list[str] = field(default_factory=list)
-
-    @property
-    def bad(self) -> bool:
-        """True where the whole must not end well."""
-        return self.result in ("failed", "out of time")
+# A kernel alone, before all that is made of it.
+KERNELS = ("tests/test_cuda_kernels.py",)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -86,12 +58,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if "problem" in gpu and stages != ["build"]:
         print(f"gpu: {gpu['problem']}", file=sys.stderr)
         return 2
-    OUT.mkdir(parents=True, exist_ok=True)
+    programs.OUT.mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + 60 * args.minutes
     outcomes: list[Outcome] = []
     for i, name in enumerate(stages):
         left = [WEIGHTS[later] for later in stages[i:]]
-        seconds = max(GRACE, (end - time.monotonic()) * left[0] / sum(left))
+        seconds = max(programs.GRACE, (end - time.monotonic()) * left[0] / sum(left))
         print(f"{name} …", flush=True)
         start = time.monotonic()
         found = STAGES[name](args, gpu, seconds)
@@ -107,6 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--stage", nargs="+", choices=STAGES, default=list(STAGES), help="some of the stages")
     add("--only", nargs="+", choices=OPERATORS, default=[], metavar="OP",
         help=f"of {', '.join(OPERATORS)}: the tests, kernels and benchmarks of these")  # fmt: skip
+    add("--kernels", action="store_true", help="of the tests those of each kernel alone")
     add("--minutes", type=float, default=9.0, help="for everything (default: %(default)s)")
     add("--wheels", type=Path, metavar="DIR", help="install these instead of asking an index")
     return parser
@@ -133,133 +106,43 @@ print(json.dumps(facts))
     return facts
 
 
-def run(command: Sequence[str], log: str, seconds: float, **variables: str) -> int | None:
-    """The program's exit code, None when it had to be stopped; what it prints goes to a file.
-
-    It is interrupted first, as by Ctrl-C, and killed with all its children if that does not help.
-    A shell's background jobs ignore that signal and would pass it on: hence env.
-    """
-    inherited = os.environ.get("PYTHONPATH", "")
-    environment = {
-        **os.environ,
-        "PATH": search_path(),
-        "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), str(SITE), inherited])),
-        **variables,
-    }
-    with (OUT / log).open("w") as file:
-        process = subprocess.Popen(
-            ["env", "--default-signal=INT", *command], cwd=ROOT, env=environment, stdout=file,
-            stderr=subprocess.STDOUT, start_new_session=True,
-        )  # fmt: skip
-        try:
-            return process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGINT)
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(GRACE)
-            return None
-        finally:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-
-
-def search_path() -> str:
-    """Where programs are found: what was installed, this Python's, the shell's, and CUDA's own."""
-    home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
-    own = [str(SITE / "bin"), str(Path(sys.executable).parent)]
-    return os.pathsep.join([*own, os.environ.get("PATH", os.defpath), f"{home}/bin"])
-
-
-def last_lines(log: str, count: int = 15) -> list[str]:
-    """The end of what a program printed."""
-    return (OUT / log).read_text(errors="replace").splitlines()[-count:]
-
-
-def result_of(code: int | None) -> str:
-    """The word for an exit code."""
-    return "out of time" if code is None else "failed" if code else "passed"
-
-
-def build(args: argparse.Namespace, gpu: dict[str, Any], seconds: float) -> list[Outcome]:
-    """Install what is missing and compile, in place, with the CUDA kernels.
-
-    It compiles whatever could not be installed, which may be a tool of a few tests alone.
-    """
-    end = time.monotonic() + seconds
-    problems = []
-    for command in installation(args.wheels):
-        if run(command, "install.log", end - time.monotonic()) != 0:
-            problems += last_lines("install.log")
-    what = "not all was installed" if problems else ""
-    setup = [sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"]
-    variables = {"PYOPS_CUDA": "1", "PYOPS_CUDA_ARCHS": own_code(gpu)}
-    code = run(setup, "build.log", end - time.monotonic(), **variables)
-    result = "failed" if problems and code == 0 else result_of(code)
-    return [Outcome("build", result, what, 0, problems + last_lines("build.log") * (code != 0))]
-
-
-def own_code(gpu: dict[str, Any]) -> str:
-    """For which GPU to compile besides sm_80: the one that is here, or what was asked for.
-
-    Its driver would otherwise translate all the PTX of a file when a process first needs it.
-    """
-    here = gpu.get("capability", "8.0").replace(".", "")
-    return os.environ.get("PYOPS_CUDA_ARCHS", "" if here == "80" else f"{here}-real")
-
-
-def installation(wheels: Path | None) -> list[list[str]]:
-    """The commands that install what is missing, beside the build; none if nothing is."""
-    pip = [sys.executable, "-m", "pip", "install", "-q", "--upgrade", "--target", str(SITE)]
-    if wheels is not None:
-        # What is there stays: all that includes its headers would be compiled again.
-        files = [str(w) for w in sorted(wheels.resolve().glob("*.whl")) if not _is_unpacked(w)]
-        return [[*pip, "--no-index", "--no-deps", *files]] if files else []
-    if str(SITE) not in sys.path:
-        sys.path.append(str(SITE))
-    missing = [name for module, name in NEEDED.items() if not _is_there(module)]
-    pinned = [*pip, "-c", str(ROOT / "constraints.txt")]
-    whole = [name for name in missing if name != HEADERS]
-    commands = [[*pinned, *whole]] if whole else []
-    return [*commands, [*pinned, "--no-deps", HEADERS]] if HEADERS in missing else commands
-
-
-def _is_unpacked(wheel: Path) -> bool:
-    name, version = wheel.name.split("-")[:2]
-    return (SITE / f"{name}-{version}.dist-info").is_dir()
-
-
-def _is_there(module: str) -> bool:
-    is_program = module in ("cmake", "ninja") and shutil.which(module, path=search_path())
-    return bool(is_program) or importlib.util.find_spec(module) is not None
-
-
 def test(args: argparse.Namespace, gpu: dict[str, Any], seconds: float) -> list[Outcome]:
     """Every test that needs a GPU, side by side as far as its memory allows."""
     words = [word for op in args.only for word in OPERATORS[op]]
     workers = max(1, min(os.cpu_count() or 1, gpu["memory"] // MEMORY_PER_WORKER))
-    results = OUT / "tests.xml"
+    results = programs.OUT / "tests.xml"
     results.unlink(missing_ok=True)
     command = [
         sys.executable, "-m", "pytest", "-m", "cuda", "-n", str(workers), *DEALING,
         "--max-worker-restart", "100", "--timeout", str(PATIENCE), "--timeout-method", "thread",
-        "-o", "junit_family=xunit1", f"--junitxml={results}",
-        *(["-k", " or ".join(words)] if words else []),
+        "-o", "junit_family=xunit1", f"--junitxml={results}", "--verbosity", "1",
+        "--durations", "20", *(["-k", " or ".join(words)] if words else []),
+        *(KERNELS if args.kernels else ()),
     ]  # fmt: skip
     code = run(command, "tests.log", seconds)
     if not results.exists():
         return [
             Outcome("test", result_of(code), "no results: tests.log", 0, last_lines("tests.log"))
         ]
-    summary, problems = read_tests(results)
+    log = (programs.OUT / "tests.log").read_text(errors="replace")
+    summary, problems = read_tests(results, under_way(log))
     return [Outcome("test", result_of(code), summary, 0, problems)]
 
 
-def read_tests(results: Path) -> tuple[str, list[str]]:
+def under_way(log: str) -> set[str]:
+    """The tests that had begun when the log ended: one of them may have waited for its kernel."""
+    begun = re.findall(r"^(\S+::.*) $", log, re.M)
+    ended = re.findall(r"^\[gw\d+\] \[ *\d+%\] [A-Z]+ (\S+::.*) $", log, re.M)
+    return set(begun) - set(ended)
+
+
+def read_tests(results: Path, unfinished: Set[str] = frozenset()) -> tuple[str, list[str]]:
     """How many tests passed, and every one that did not with its reason."""
     counts = {"passed": 0, "failed": 0, "skipped": 0}
-    problems = []
+    problems = [f"{name}: under way when time was over" for name in sorted(unfinished)]
     for case in xml.parse(results).getroot().iter("testcase"):
+        if case.get("name") is None:  # one that is under way
+            continue
         bad = [part for kind in ("failure", "error") for part in case.findall(kind)]
         skipped = case.find("skipped") is not None
         counts["failed" if bad else "skipped" if skipped else "passed"] += 1
@@ -270,6 +153,7 @@ def read_tests(results: Path) -> tuple[str, list[str]]:
             name = "::".join(filter(None, [file, inside, case.get("name")]))
             reason = (bad[0].get("message") or "no reason").strip().splitlines()[0]
             problems.append(f"{name}: {reason}")
+    counts["unfinished"] = len(unfinished)
     return ", ".join(f"{n} {word}" for word, n in counts.items() if n) or "no test", problems
 
 
@@ -278,7 +162,7 @@ def sanitize(args: argparse.Namespace, gpu: dict[str, Any], seconds: float) -> l
     if shutil.which("compute-sanitizer", path=search_path()) is None:
         return [Outcome("sanitize", "unavailable", "no compute-sanitizer is found")]
     prefixes = [word for op in args.only for word in OPERATORS[op]]
-    program = [sys.executable, str(ROOT / "tests" / "kernel_calls.py")]
+    program = [sys.executable, str(programs.ROOT / "tests" / "kernel_calls.py")]
     program += ["--only", *prefixes] if prefixes else []
 
     def watch(tool: str) -> Outcome:
@@ -286,7 +170,7 @@ def sanitize(args: argparse.Namespace, gpu: dict[str, Any], seconds: float) -> l
         # Each tensor an allocation of its own: then what lies beyond its end is nobody's.
         alone = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
         code = run(sanitizer.command(tool, program), log, seconds, **alone)
-        found = sanitizer.parse((OUT / log).read_text(errors="replace"))
+        found = sanitizer.parse((programs.OUT / log).read_text(errors="replace"))
         result, why = found.verdict(code) if code is not None else ("out of time", "")
         problems = [f"{what}: {n} times" for what, n in found.ours.items()]
         spent = time.monotonic() - start
@@ -301,20 +185,44 @@ def sanitize(args: argparse.Namespace, gpu: dict[str, Any], seconds: float) -> l
 
 
 def bench(args: argparse.Namespace, gpu: dict[str, Any], seconds: float) -> list[Outcome]:
-    """`pyops bench` of the operators; it begins no case that would take it beyond its time."""
-    results = OUT / "bench.json"
+    """`pyops bench` of each operator, a program each: what waits for its kernel is one of them."""
+    whole = programs.OUT / "bench.json"
+    whole.unlink(missing_ok=True)
+    end, codes, documents, lost = time.monotonic() + seconds, [], [], []
+    names = args.only or list(OPERATORS)
+    for i, name in enumerate(names):
+        share = max(programs.GRACE, (end - time.monotonic()) / (len(names) - i))
+        results = programs.OUT / f"bench-{name}.json"
+        codes.append(bench_operator(name, share, results))
+        if results.exists():
+            documents.append(json.loads(results.read_text()))
+        else:
+            lost += [f"{name}: {line}" for line in last_lines(f"bench-{name}.log")]
+    result = result_of(next((code for code in codes if code != 0), 0))
+    if not documents:
+        return [Outcome("bench", result, "no results: bench-*.log", 0, lost)]
+    document = joined(documents)
+    whole.write_text(json.dumps(document))
+    summary, problems, parts = read_bench(document)
+    return [Outcome("bench", result, summary, 0, lost + problems), *parts]
+
+
+def bench_operator(name: str, seconds: float, results: Path) -> int | None:
+    """Its exit code; it begins no case that would take it beyond its time."""
     results.unlink(missing_ok=True)
     command = [
-        sys.executable, "-m", "pyops", "bench", *(args.only or OPERATORS), "--device", "cuda",
-        "--minutes", f"{max(GRACE, seconds - GRACE) / 60:.2f}", "--json", str(results),
+        sys.executable, "-m", "pyops", "bench", name, "--device", "cuda",
+        "--minutes", f"{max(programs.GRACE, seconds - programs.GRACE) / 60:.2f}",
+        "--json", str(results),
     ]  # fmt: skip
-    code = run(command, "bench.log", seconds + 2 * GRACE)
-    if not results.exists():
-        return [
-            Outcome("bench", result_of(code), "no results: bench.log", 0, last_lines("bench.log"))
-        ]
-    summary, problems, parts = read_bench(json.loads(results.read_text()))
-    return [Outcome("bench", result_of(code), summary, 0, problems), *parts]
+    return run(command, f"bench-{name}.log", seconds + 2 * programs.GRACE)
+
+
+def joined(documents: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """One document of several of the same machine."""
+    results = [result for document in documents for result in document["results"]]
+    left = sum(document.get("not timed", 0) for document in documents)
+    return documents[0] | {"results": results, "not timed": left}
 
 
 def read_bench(document: dict[str, Any]) -> tuple[str, list[str], list[Outcome]]:
@@ -350,9 +258,10 @@ def report(outcomes: Sequence[Outcome], gpu: dict[str, Any], args: argparse.Name
         for problem in outcome.problems[:30]:
             print(f"{outcome.stage}: {problem}")
         if more := outcome.problems[30:]:
-            print(f"{outcome.stage}: and {len(more)} more, see {OUT.relative_to(ROOT)}")
+            folder = programs.OUT.relative_to(programs.ROOT)
+            print(f"{outcome.stage}: and {len(more)} more, see {folder}")
     colours = {"failed": "red", "out of time": "red", "unavailable": "yellow"}
-    show = runpy.run_path(str(ROOT / "pyops" / "cli" / "table.py"))["show"]
+    show = runpy.run_path(str(programs.ROOT / "pyops" / "cli" / "table.py"))["show"]
     rows = [
         (
             o.stage if o.stage in STAGES else f"· {o.stage}",
@@ -371,7 +280,7 @@ def report(outcomes: Sequence[Outcome], gpu: dict[str, Any], args: argparse.Name
 def write(outcomes: Sequence[Outcome], gpu: dict[str, Any], args: argparse.Namespace) -> Path:
     """What these stages found replaces what their last run had; other stages' findings stay."""
     words = re.findall(r"[a-z0-9]+", f"{gpu['gpu']} {' '.join(args.only)}".lower())
-    path = ROOT / "bench" / "results" / f"{'-'.join(words)}.json"
+    path = programs.ROOT / "bench" / "results" / f"{'-'.join(words)}.json"
     path.parent.mkdir(exist_ok=True)
     document = json.loads(path.read_text()) if path.exists() else {"stages": {}}
     document["machine"] = {name: fact for name, fact in gpu.items() if name != "problem"}
@@ -382,11 +291,11 @@ def write(outcomes: Sequence[Outcome], gpu: dict[str, Any], args: argparse.Names
             document["stages"][stage] = {"date": date, **asdict(outcome), "parts": []}
         else:
             document["stages"][stage]["parts"].append(asdict(outcome))
-    timed = OUT / "bench.json"
+    timed = programs.OUT / "bench.json"
     if "bench" in args.stage and timed.exists():
         document |= json.loads(timed.read_text())
     path.write_text(json.dumps(document, indent=1) + "\n")
-    return path.relative_to(ROOT)
+    return path.relative_to(programs.ROOT)
 
 
 if __name__ == "__main__":

@@ -34,7 +34,9 @@ function(add_cuda_kernels name suffix architectures)
 endfunction()
 
 add_cuda_kernels(kernels_cuda cuda "80;${PYOPS_CUDA_ARCHS}")
-add_cuda_kernels(kernels_sm90 sm90 "90a-real")
+if(PYOPS_HOPPER)
+  add_cuda_kernels(kernels_sm90 sm90 "90a-real")
+endif()
 if(TARGET kernels_sm90)
   set_target_properties(kernels_sm90 PROPERTIES RULE_LAUNCH_COMPILE
                         "sh ${CMAKE_CURRENT_LIST_DIR}/refuse_serialised_wgmma.sh")

@@ -76,6 +76,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("poison_scratch", pyops::poison_scratch);
   m.def("build_info", [] {
     return py::dict(py::arg("torch") = PYOPS_TORCH_VERSION, py::arg("compiler") = PYOPS_COMPILER,
-                    py::arg("cuda") = pyops::kBuiltWithCuda);
+                    py::arg("cuda") = pyops::kBuiltWithCuda,
+                    py::arg("hopper") = pyops::is_built(pyops::Arch::kSm90));
   });
 }

@@ -25,6 +25,7 @@ torch.backends.cudnn.allow_tf32 = False
 torch.utils.deterministic.fill_uninitialized_memory = True
 pyops._C.poison_scratch(True)
 torch.set_num_threads(1)  # pytest-xdist uses the cores; test_threads has its own number
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # each of its workers had a pool else
 
 
 def pytest_configure(config):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -158,10 +158,15 @@ CALLS = [
 ]
 
 
+def runs() -> Sequence[str]:
+    """The architectures whose code the GPU that is here runs."""
+    here = torch.cuda.is_available()
+    return architectures_of(torch.cuda.get_device_capability()) if here else ()
+
+
 def reachable() -> list[Call]:
     """The calls for the GPU that is here."""
-    runs = architectures_of(torch.cuda.get_device_capability()) if torch.cuda.is_available() else ()
-    return [call for call in CALLS if call.arch in runs]
+    return [call for call in CALLS if call.arch in runs()]
 
 
 def main() -> int:

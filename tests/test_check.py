@@ -138,7 +138,7 @@ def test_an_unwritable_file_is_refused_before_the_work(tmp_path, monkeypatch, pl
 
 def test_a_gpu_is_examined_with_the_code_of_each_architecture(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(check._C, "build_info", lambda: {"cuda": True})
+    monkeypatch.setattr(check._C, "build_info", lambda: {"cuda": True, "hopper": True})
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
     cpu = dict.fromkeys(check.available_isas(), "cpu")
     assert check.places() == cpu | {"sm_80": "cuda", "sm_90": "cuda"}

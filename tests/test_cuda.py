@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 import pyops
+from kernel_calls import runs
 from pyops.numerics import compare
 
 f = pyops.functional
@@ -15,8 +16,7 @@ pytestmark = pytest.mark.cuda
 
 NHWC = torch.channels_last
 
-
-HOPPER = torch.cuda.is_available() and torch.cuda.get_device_capability() == (9, 0)
+HOPPER = "sm_90" in runs()
 HALF_LINEAR = "linear_{}_sm90" if HOPPER else "linear_{}_tensorop_cuda"
 
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import pyops
+from kernel_calls import runs
 from recurrent import without_cudnn
 
 pytestmark = pytest.mark.cuda
@@ -39,8 +40,7 @@ def kernels(dtype, way, layers=1):
     if dtype != torch.bfloat16:
         there = back = "cuda"
     else:
-        hopper = torch.cuda.get_device_capability() == (9, 0)
-        there, back = "tensorop_cuda", "sm90" if hopper else "tensorop_cuda"
+        there, back = "tensorop_cuda", "sm90" if "sm_90" in runs() else "tensorop_cuda"
     forward, backward = f"rnn_forward_{way}_{there}", f"rnn_backward_{way}_{back}"
     return [forward] * layers + [backward] * layers
 

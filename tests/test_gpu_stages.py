@@ -13,8 +13,9 @@ import pytest
 import torch
 
 import gpu
+import programs
 import sanitizer
-from gpu import Outcome
+from programs import Outcome
 
 FACTS = {"gpu": "Some GPU 90GB", "torch": "2.11", "memory": 64 << 30}
 
@@ -23,8 +24,8 @@ FACTS = {"gpu": "Some GPU 90GB", "torch": "2.11", "memory": 64 << 30}
 def elsewhere(monkeypatch, tmp_path):
     """Logs and results go to a folder of the test."""
     (tmp_path / "build").mkdir()
-    monkeypatch.setattr(gpu, "OUT", tmp_path / "build")
-    monkeypatch.setattr(gpu, "SITE", tmp_path / "build" / "site")
+    monkeypatch.setattr(programs, "OUT", tmp_path / "build")
+    monkeypatch.setattr(programs, "SITE", tmp_path / "build" / "site")
     return tmp_path
 
 
@@ -60,7 +61,7 @@ def stages(monkeypatch, elsewhere):
         return run
 
     monkeypatch.setattr(gpu, "find_gpu", lambda: dict(FACTS))
-    monkeypatch.setattr(gpu, "ROOT", elsewhere)
+    monkeypatch.setattr(programs, "ROOT", elsewhere)
     table = Path(gpu.__file__).parent.parent / "pyops" / "cli" / "table.py"
     (elsewhere / "pyops" / "cli").mkdir(parents=True)
     (elsewhere / "pyops" / "cli" / "table.py").write_text(table.read_text())
@@ -128,14 +129,14 @@ except KeyboardInterrupt:
     print("interrupted", flush=True)
 """
     try:
-        assert gpu.run([sys.executable, "-c", code], "log", 2.0) is None
+        assert programs.run([sys.executable, "-c", code], "log", 2.0) is None
     finally:
         signal.signal(signal.SIGINT, before)
-    assert gpu.last_lines("log") == ["begun", "interrupted"]
+    assert programs.last_lines("log") == ["begun", "interrupted"]
 
 
 def test_one_that_does_not_listen_is_killed_with_its_children(monkeypatch):
-    monkeypatch.setattr(gpu, "GRACE", 0.2)
+    monkeypatch.setattr(programs, "GRACE", 0.2)
     code = """
 import signal, subprocess, sys, time
 signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -143,8 +144,8 @@ child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
 print(child.pid, flush=True)
 time.sleep(60)
 """
-    assert gpu.run([sys.executable, "-c", code], "log", 2.0) is None
-    child = Path("/proc", gpu.last_lines("log")[0], "status")
+    assert programs.run([sys.executable, "-c", code], "log", 2.0) is None
+    child = Path("/proc", programs.last_lines("log")[0], "status")
     for _ in range(100):
         if not child.exists() or "State:\tZ" in child.read_text():
             return
@@ -157,10 +158,12 @@ def test_programs_see_this_checkout_what_was_installed_and_the_toolkit(monkeypat
     code = "import os; print(os.environ['PATH'], os.environ['PYTHONPATH'], os.getcwd())"
     for before, then in (("", ""), ("/elsewhere", ":/elsewhere")):
         monkeypatch.setenv("PYTHONPATH", before)
-        assert gpu.run([sys.executable, "-c", code], "log", 60) == 0
-        places, modules, folder = gpu.last_lines("log")[0].split()
-        assert places.startswith(f"{gpu.SITE}/bin:") and places.endswith(":/usr/local/cuda/bin")
-        assert (modules, folder) == (f"{gpu.ROOT}:{gpu.SITE}{then}", str(gpu.ROOT))
+        assert programs.run([sys.executable, "-c", code], "log", 60) == 0
+        places, modules, folder = programs.last_lines("log")[0].split()
+        assert places.startswith(f"{programs.SITE}/bin:") and places.endswith(
+            ":/usr/local/cuda/bin"
+        )
+        assert (modules, folder) == (f"{programs.ROOT}:{programs.SITE}{then}", str(programs.ROOT))
 
 
 TESTS = """
@@ -221,27 +224,78 @@ def test_tests_go_on_when_processes_die(monkeypatch, tmp_path):
     """As many as there are workers, and one that waits for ever."""
     (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = cuda\n")
     (tmp_path / "test_dying.py").write_text("import pytest\npytestmark = pytest.mark.cuda" + DYING)
-    monkeypatch.setattr(gpu, "ROOT", tmp_path)
+    monkeypatch.setattr(programs, "ROOT", tmp_path)
     monkeypatch.setattr(gpu, "PATIENCE", 2)
     (outcome,) = gpu.test(options(), {"memory": 2 * gpu.MEMORY_PER_WORKER}, 100)
     assert (outcome.result, outcome.summary) == ("failed", "13 passed, 3 failed")
     assert all("crashed while running" in problem for problem in outcome.problems)
 
 
+WAITING = """
+import pytest, time
+@pytest.mark.parametrize("n", ["a", "b c"])
+def test_number(n):
+    assert n == "a"
+@pytest.mark.parametrize("n", ["d e"])
+def test_waiting(n):
+    time.sleep(60)
+"""
+
+
+def test_what_was_under_way_when_time_was_over_is_named(monkeypatch, tmp_path):
+    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = cuda\naddopts = -q\n")
+    code = "import pytest\npytestmark = pytest.mark.cuda" + WAITING
+    (tmp_path / "test_waiting.py").write_text(code)
+    monkeypatch.setattr(programs, "ROOT", tmp_path)
+    (outcome,) = gpu.test(options(), {"memory": 2 * gpu.MEMORY_PER_WORKER}, 10)
+    assert outcome.result == "out of time"
+    assert outcome.summary == "1 passed, 1 failed, 1 unfinished"
+    assert outcome.problems == [
+        "test_waiting.py::test_waiting[d e]: under way when time was over",
+        "test_waiting.py::test_number[b c]: AssertionError: assert 'b c' == 'a'",
+    ]
+
+
 def test_a_stage_that_leaves_nothing_shows_how_it_ended(monkeypatch):
     monkeypatch.setattr(
-        gpu, "run", lambda command, log, *a, **k: (gpu.OUT / log).write_text("oh\n")
+        gpu, "run", lambda command, log, *a, **k: (programs.OUT / log).write_text("oh\n")
     )
-    for stage in (gpu.test, gpu.bench):
-        (outcome,) = stage(options(), FACTS, 60)
+    for stage, problem in ((gpu.test, "oh"), (gpu.bench, "rnn: oh")):
+        (outcome,) = stage(options("--only", "rnn"), FACTS, 60)
         assert outcome.result == "failed"
-        assert "no results" in outcome.summary and outcome.problems == ["oh"]
+        assert "no results" in outcome.summary and outcome.problems == [problem]
+
+
+def test_an_operator_whose_kernel_never_ends_keeps_no_other_from_being_timed(monkeypatch):
+    seconds = []
+
+    def run(command, log, share):
+        seconds.append(share)
+        op = command[4]
+        (programs.OUT / log).write_text(f"{op} begun\n")
+        if op == "conv2d":
+            return None
+        row = {"op": op, "shape": "s", "dtype": "float32", "direction": "forward",
+               "layout": "contiguous", "ratio": 2.0, "failure": ""}  # fmt: skip
+        document = {"machine": {}, "peaks": {}, "results": [row], "not timed": 3}
+        Path(command[command.index("--json") + 1]).write_text(json.dumps(document))
+        return 0
+
+    monkeypatch.setattr(gpu, "run", run)
+    outcome, *parts = gpu.bench(options(), FACTS, 300)
+    assert seconds[0] == pytest.approx(60 + 2 * programs.GRACE, rel=0.01)
+    assert seconds[-1] == pytest.approx(300 + 2 * programs.GRACE, rel=0.01)  # nobody took any
+    assert outcome.result == "out of time" and outcome.problems == ["conv2d: conv2d begun"]
+    assert outcome.summary == "4 timed, 0 slower than native, 12 cases not reached"
+    assert [part.stage for part in parts] == [op for op in gpu.OPERATORS if op != "conv2d"]
+    document = json.loads((programs.OUT / "bench.json").read_text())
+    assert len(document["results"]) == 4 and "peaks" in document
 
 
 def test_only_narrows_every_stage(monkeypatch):
     seen = {}
     monkeypatch.setattr(gpu, "run", lambda command, log, *a, **k: seen.update({log: command}) or
-                        (gpu.OUT / log).write_text(CLEAN) * 0)  # fmt: skip
+                        (programs.OUT / log).write_text(CLEAN) * 0)  # fmt: skip
     monkeypatch.setattr(gpu.shutil, "which", lambda name, path: name)
     args = options("--only", "rnn", "conv2d")
     for stage in (gpu.test, gpu.sanitize, gpu.bench):
@@ -250,9 +304,13 @@ def test_only_narrows_every_stage(monkeypatch):
     assert tests[tests.index("-k") + 1] == "rnn or lstm or gru or conv2d"
     assert int(tests[tests.index("-n") + 1]) == min(os.cpu_count(), 16)  # of 64 GiB
     assert tests[tests.index("--timeout-method") + 1] == "thread"
+    assert not set(gpu.KERNELS) & set(tests)
+    gpu.test(options("--kernels"), FACTS, 60)
+    assert {*gpu.KERNELS} <= {*seen["tests.log"]} and Path(programs.ROOT, *gpu.KERNELS).exists()
     for tool in sanitizer.TOOLS:
         assert seen[f"{tool}.log"][-5:] == ["--only", "rnn", "lstm", "gru", "conv2d"]
-    assert {"rnn", "conv2d", "--device", "cuda", "--minutes"} <= set(seen["bench.log"])
+    assert [log for log in seen if "bench" in log] == ["bench-rnn.log", "bench-conv2d.log"]
+    assert {"rnn", "--device", "cuda", "--minutes"} <= set(seen["bench-rnn.log"])
 
 
 CLEAN = """\

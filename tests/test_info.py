@@ -36,7 +36,7 @@ def test_kernels_by_dtype_under_each_isa():
     ]
 
 
-def test_kernels_by_dtype_on_each_gpu():
+def test_kernels_by_dtype_on_each_gpu(monkeypatch):
     def serving(*capability):
         return info.serving(TABLES, "cuda", info.architectures_of(capability))
 
@@ -44,6 +44,8 @@ def test_kernels_by_dtype_on_each_gpu():
         assert ("f", "float32, bfloat16", "cuda") in serving(*newer)
     assert ("f", "bfloat16", "hopper_sm90") in serving(9, 0)
     assert serving(7, 5) == [("f", "float64, float32, bfloat16, float16", "native")]
+    monkeypatch.setattr(info._C, "build_info", lambda: {"hopper": False})
+    assert ("f", "float32, bfloat16", "cuda") in serving(9, 0)
 
 
 def test_every_gpu_here_has_its_table(monkeypatch, capsys):

@@ -3,6 +3,9 @@
 // tap, and what a TMA load gathers stays with the mainloop.
 #pragma once
 
+#include "gemm/encoded_maps.cuh"
+
+// Behind it all of CUTLASS's.
 #include <cute/tensor.hpp>
 #include <cutlass/kernel_hardware_info.hpp>
 

@@ -6,6 +6,7 @@
 #include <type_traits>
 
 #include "core/host_device.h"
+#include "core/pack.h"
 
 namespace pyops {
 
@@ -27,6 +28,7 @@ PYOPS_DEVICE uint32_t load_if(bool exist, const void* from) {
 #else
   if (exist) {
     Bits bits;
+    expect_aligned(from, sizeof bits);
     memcpy(&bits, from, sizeof bits);
     word = bits;
   }

@@ -29,10 +29,19 @@ inline int64_t pack_width(Dtype dtype) {
   return width;
 }
 
+// A GPU bears no other address; a CPU, which runs kernels for the sake of tests, would.
+PYOPS_HOST_DEVICE inline void expect_aligned([[maybe_unused]] const void* at,
+                                             [[maybe_unused]] uintptr_t bytes) {
+#ifndef __CUDA_ARCH__
+  if (reinterpret_cast<uintptr_t>(at) % bytes != 0) __builtin_trap();
+#endif
+}
+
 // `from` and `to` are aligned to 16 bytes; what is loaded is written by nobody meanwhile.
 template <class T>
 PYOPS_HOST_DEVICE inline Pack<T> load_pack(const T* from) {
   Pack<T> pack;
+  expect_aligned(from, sizeof pack);
 #ifdef __CUDA_ARCH__
   const uint4 words = __ldg(reinterpret_cast<const uint4*>(from));
   memcpy(&pack, &words, sizeof pack);
@@ -44,6 +53,7 @@ PYOPS_HOST_DEVICE inline Pack<T> load_pack(const T* from) {
 
 template <class T>
 PYOPS_HOST_DEVICE inline void store_pack(T* to, const Pack<T>& pack) {
+  expect_aligned(to, sizeof pack);
 #ifdef __CUDA_ARCH__
   uint4 words;
   memcpy(&words, &pack, sizeof words);

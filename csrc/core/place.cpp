@@ -10,6 +10,14 @@ std::atomic<Arch> cap{Arch::kSm90};
 
 }  // namespace
 
+bool is_built([[maybe_unused]] Arch arch) {
+#ifdef PYOPS_WITHOUT_HOPPER
+  return arch != Arch::kSm90;
+#else
+  return true;
+#endif
+}
+
 const char* arch_name(Arch arch) { return arch == Arch::kSm90 ? "sm_90" : "sm_80"; }
 
 bool parse_arch(const char* name, Arch* arch) {
@@ -35,6 +43,7 @@ const char* Place::rejection(Target target) const {
   const bool runs =
       arch_ == Arch::kSm90 ? target.capability == 90 : target.capability >= kLeastCapability;
   if (!runs) return "not on this GPU";
+  if (!is_built(arch_)) return "left out of this build";
   return arch_ > arch_cap() ? "above the ISA cap" : nullptr;
 }
 

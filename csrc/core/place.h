@@ -10,6 +10,8 @@ namespace pyops {
 enum class Arch : int { kSm80, kSm90 };
 
 inline constexpr Arch kAllArchs[] = {Arch::kSm80, Arch::kSm90};
+// False where a build leaves Hopper's kernels out.
+bool is_built(Arch arch);
 inline constexpr int kLeastCapability = 80;  // of a GPU that runs any kernel of ours
 
 const char* arch_name(Arch arch);

@@ -2,6 +2,9 @@
 // tile that a third loads by TMA, and finish it before the only store; launching them.
 #pragma once
 
+#include "gemm/encoded_maps.cuh"
+
+// Behind it all of CUTLASS's.
 #include <cute/tensor.hpp>
 #include <cutlass/epilogue/collective/collective_builder.hpp>
 #include <cutlass/gemm/collective/collective_builder.hpp>
@@ -82,7 +85,9 @@ cudaError_t launch(void (*kernel)(typename Kernel::Params), typename Kernel::Arg
   if (Kernel::initialize_workspace(arguments, workspace, stream) != Status::kSuccess) {
     return cudaErrorInvalidValue;
   }
+  refused_map = CUDA_SUCCESS;
   const auto params = Kernel::to_underlying_arguments(arguments, workspace);
+  if (refused_map != CUDA_SUCCESS) return static_cast<cudaError_t>(refused_map);
   constexpr int kShared = Kernel::SharedStorageSize;
   static_assert(kShared <= cutlass::gemm::collective::detail::sm90_smem_capacity_bytes);
   status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared);

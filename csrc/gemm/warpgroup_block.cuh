@@ -27,13 +27,14 @@ PYOPS_DEVICE void load_box(const CUtensorMap& map, T* to, uint64_t* full, int x0
 }
 
 // Consumers do something by turns: a barrier each, of those who wait for it and those who give it.
-// The last turn comes back to the first, so that no barrier is left with half its threads.
+// The last gives the first its first turn, as all later ones: nobody comes twice to a barrier. The
+// last turn comes back to the first, so that no barrier is left with half its threads.
 template <int kConsumers>
 struct Turns {
   int consumer;
 
   __device__ explicit Turns(int consumer_) : consumer(consumer_) {
-    if (consumer == 0) give(0);
+    if (consumer == kConsumers - 1) pass();
   }
   PYOPS_DEVICE void leave() const {
     if (consumer == 0) take();
@@ -41,10 +42,8 @@ struct Turns {
   PYOPS_DEVICE void take() const {
     cutlass::arch::NamedBarrier::sync(2 * kWarpgroup, static_cast<uint32_t>(consumer));
   }
-  PYOPS_DEVICE void pass() const { give(consumer + 1 == kConsumers ? 0 : consumer + 1); }
-
- private:
-  PYOPS_DEVICE static void give(int to) {
+  PYOPS_DEVICE void pass() const {
+    const int to = consumer + 1 == kConsumers ? 0 : consumer + 1;
     cutlass::arch::NamedBarrier::arrive(2 * kWarpgroup, static_cast<uint32_t>(to));
   }
 };

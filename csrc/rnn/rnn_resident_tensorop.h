@@ -14,6 +14,7 @@ namespace pyops {
 
 // `from` is aligned to 16 bytes, and other blocks may have written there since this one began.
 PYOPS_HOST_DEVICE inline void load_words(const void* from, uint32_t (&to)[4]) {
+  expect_aligned(from, sizeof to);
 #ifdef __CUDA_ARCH__
   const uint4 words = __ldcg(static_cast<const uint4*>(from));
   memcpy(to, &words, sizeof to);

@@ -118,7 +118,7 @@ def architectures_of(capability: tuple[int, int]) -> Sequence[str]:
     """What a GPU runs of ours: code for sm_80 on every later one, Hopper's on Hopper alone."""
     if capability < (8, 0):
         return ()
-    return ARCHITECTURES if capability == (9, 0) else ("sm_80",)
+    return ARCHITECTURES if capability == (9, 0) and _C.build_info()["hopper"] else ("sm_80",)
 
 
 def serving(
