@@ -8,7 +8,9 @@ namespace pyops::PYOPS_ISA_NAMESPACE {
 // Sums in blocks of 64. Where every number carries rounding errors of its own, the errors of a
 // longer chain of additions are too much beside them.
 template <class T>
-using ShallowEngine = VectorEngine<T, 64>;
+struct ShallowEngine : VectorEngine<T, 64> {
+  static constexpr int64_t kDepthStep = 64;
+};
 
 template <class A, class B, class Sink>
 void gemm_in_short_sums(int64_t m, int64_t n, int64_t k, const A& a, const B& b, const Sink& sink,
