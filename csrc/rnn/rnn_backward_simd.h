@@ -160,7 +160,6 @@ class RnnBackward {
     }
   }
 
-  // Gradients of what came through W_hh; an LSTM's are those of what came through W_ih.
   void biases() const {
     auto *of_x = static_cast<T*>(p_.grad_b_ih), *of_h = static_cast<T*>(p_.grad_b_hh);
     const auto sum = [&](const Acc* grad, T* sums) {
@@ -168,9 +167,14 @@ class RnnBackward {
     };
     if (of_x != nullptr) sum(from_x_.get(), of_x);
     if (of_h == nullptr) return;
-    Cell::kHasCell&& of_x != nullptr ? void(std::copy_n(of_x, gates_, of_h)) : sum(from_h(), of_h);
+    if (from_h() == from_x_.get() && of_x != nullptr) {
+      std::copy_n(of_x, gates_, of_h);
+    } else {
+      sum(from_h(), of_h);
+    }
   }
 
+  // Gradients of what came through W_hh; an LSTM's are those of what came through W_ih.
   const Acc* from_h() const { return Cell::kHasCell ? from_x_.get() : from_h_.get(); }
 
   const RnnBackwardParams& p_;
