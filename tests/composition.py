@@ -97,6 +97,20 @@ class Composition:
             ours, _ = self.judge(arguments, case, op)
             assert f"grad_{name}" in ours
 
+    @pytest.mark.parametrize("order", [1, -1], ids=["forth", "back"])
+    def test_inputs_from_each_other(self, small, order, device):
+        """A gradient that is a graph is the same where a way leads from one input to another."""
+        arguments = small.draw(torch.float64, device)
+        leaves = tensors_of(arguments)
+        before = torch.zeros((), dtype=torch.float64, device=device)
+        for name in list(leaves)[::order]:
+            arguments[name] = leaves[name] + before
+            before = before + arguments[name].mean()
+        loss = sum(y.square().sum() for y in flat(self.op(**arguments)) if y.requires_grad)
+        plain = torch.autograd.grad(loss, leaves.values(), retain_graph=True)
+        graph = torch.autograd.grad(loss, leaves.values(), create_graph=True)
+        torch.testing.assert_close(graph, plain, rtol=1e-10, atol=1e-12)
+
     def test_checkpoint(self, device):
         """Saved tensors go through PyTorch's hooks: forgotten, computed again, the same."""
         case = self.cases[0]

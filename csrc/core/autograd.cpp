@@ -78,11 +78,12 @@ class GradientNode final : public torch::autograd::Node {
 
  private:
   variable_list apply(variable_list&& grads) override {
-    const std::lock_guard lock(mutex_);
     return run(*gradient_, {grads, unpacked(), values_, wanted()});
   }
 
+  // Locks for itself alone: a gradient that is a graph runs the engine, which may come back here.
   variable_list unpacked() {
+    const std::lock_guard lock(mutex_);
     variable_list tensors;
     tensors.reserve(saved_.size());
     for (const SavedVariable& variable : saved_) tensors.push_back(variable.unpack(getptr()));

@@ -4,14 +4,16 @@
 namespace pyops {
 namespace {
 
-// The same gradients as a graph: the layer runs again as differentiable operations.
+// The same gradients as a graph: the layer runs again as differentiable operations. It runs on
+// aliases: an input may come from another one, and that way is not this layer's.
 Gradients differentiable_backward(const RnnLayerBackward& layer) {
   const at::AutoGradMode record(true);
   Inputs inputs = layer.inputs();
   std::vector<Tensor> of;
   for (size_t k = 0; k < kInputs; ++k) {
     if (!layer.wanted[k] || !inputs[k]) continue;
-    if (!inputs[k]->requires_grad()) inputs[k] = inputs[k]->detach().requires_grad_();
+    inputs[k] =
+        inputs[k]->requires_grad() ? at::alias(*inputs[k]) : inputs[k]->detach().requires_grad_();
     of.push_back(*inputs[k]);
   }
   const auto& [x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr] = inputs;
