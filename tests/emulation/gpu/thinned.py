@@ -10,7 +10,7 @@ LEFT_OUT = {
     r"long_sequences": "a GPU of 132 processors takes them at once",
     r"learns_a_batch|namespaces_agree": "minutes: test_trainer.py takes a step of every model",
     r"(demo|trains)_on_a_gpu": "minutes, most of them to measure speeds",
-    r"all steps at once": "32 processors do not hold its weights",
+    r"float32_on_tensor_cores.at once": "32 processors do not hold its weights",
     r"copies_compute_the_same": "PyTorch without CUDA loads nothing to its memory",
     r"whole_transformer.inference": "native makes nested tensors, which lie in no strides",
     r"float32_on_tensor_cores.*-high": "native's products have no TF32 here",

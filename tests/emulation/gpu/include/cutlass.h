@@ -5,6 +5,7 @@
 #include <cuda_runtime.h>
 
 #include <cmath>
+#include <type_traits>
 
 #include "core/dtype.h"
 
@@ -45,6 +46,16 @@ struct TensorRef {
   T* data;
   Layout layout;
 };
+
+// What tensor cores multiply of an element: float32 is rounded to TF32, but where an operator takes
+// it apart.
+template <class Operator, class T>
+double factor(T x) {
+  const auto number = static_cast<float>(x);
+  if (!std::is_same_v<T, float> || !std::is_same_v<Operator, arch::OpMultiplyAdd>) return number;
+  if (!std::isfinite(number)) return number;
+  return pyops::bits_float((pyops::float_bits(number) + 0x1000) & 0xffffe000);
+}
 
 // Loads and stores are of 16 bytes.
 inline void require_packs(const void* data, int64_t line, size_t element) {
@@ -148,8 +159,8 @@ struct Gemm {
       for_tile<Tile>(p.size.m(), p.size.n(), [&](int64_t row, int64_t column) {
         double sum = 0;
         for (int64_t q = 0; q < p.size.k(); ++q) {
-          sum += static_cast<double>(static_cast<float>(p.a.data[OfA::at(row, q, p.a.line)])) *
-                 static_cast<float>(p.b.data[OfB::at(q, column, p.b.line)]);
+          sum += factor<Operator>(p.a.data[OfA::at(row, q, p.a.line)]) *
+                 factor<Operator>(p.b.data[OfB::at(q, column, p.b.line)]);
         }
         const C* c = p.c.data == nullptr ? nullptr : p.c.data + row * p.c.line + column;
         p.d.data[row * p.d.line + column] = p.store.result(sum, c);
@@ -224,7 +235,7 @@ using layout::TensorNHWC;
 
 // Products are given by kind(problem): rows, columns and, of an element, the sum over a slice.
 template <class Kind, class T, class D, class Tile, class Warp, class Epilogue, class Swizzle,
-          int kStages>
+          int kStages, class Operator>
 struct Convolution {
   using ThreadblockSwizzle = Swizzle;
   using SharedStorage = gemm::StorageOf<T, Tile, kStages>;
@@ -266,7 +277,8 @@ struct Convolution {
     D* to = p.d.data + blockIdx.z * Kind::rows(size) * Kind::columns(size);
     gemm::for_tile<Tile>(Kind::rows(size), Kind::columns(size), [&](int64_t row, int64_t column) {
       double sum = 0;
-      for (int64_t q = first; q < end; ++q) sum += Kind::product(p, row, column, q);
+      for (int64_t q = first; q < end; ++q)
+        sum += Kind::template product<Operator>(p, row, column, q);
       const D* c =
           p.c.data == nullptr ? nullptr : p.c.data + Kind::place(p, p.c.layout, row, column);
       to[Kind::place(p, p.d.layout, row, column)] = p.store.result(sum, c);
@@ -274,9 +286,9 @@ struct Convolution {
   }
 };
 
-template <class T>
+template <class Operator, class T>
 double number(const TensorRef<T, TensorNHWC>& t, int64_t n, int64_t h, int64_t w, int64_t c) {
-  return static_cast<float>(t.data[t.layout.at(n, h, w, c)]);
+  return factor<Operator>(t.data[t.layout.at(n, h, w, c)]);
 }
 
 struct OfOutputs {
@@ -284,13 +296,14 @@ struct OfOutputs {
   static int64_t columns(const Conv2dProblemSize& s) { return s.k; }
   static int64_t depth(const Conv2dProblemSize& s) { return int64_t{s.r} * s.s * s.c; }
 
-  template <class P>
+  template <class Operator, class P>
   static double product(const P& p, int64_t row, int64_t column, int64_t e) {
     const Conv2dProblemSize& s = p.problem;
     const int64_t c = e % s.c, tap_w = e / s.c % s.s, tap_h = e / s.c / s.s;
     int64_t y = 0, x = 0;
     if (!s.sees(row / s.q % s.p, row % s.q, tap_h, tap_w, &y, &x)) return 0;
-    return number(p.a, row / s.q / s.p, y, x, c) * number(p.b, column, tap_h, tap_w, c);
+    return number<Operator>(p.a, row / s.q / s.p, y, x, c) *
+           number<Operator>(p.b, column, tap_h, tap_w, c);
   }
   template <class P>
   static int64_t place(const P& p, const TensorNHWC& layout, int64_t row, int64_t column) {
@@ -304,7 +317,7 @@ struct OfInputs {
   static int64_t columns(const Conv2dProblemSize& s) { return s.c; }
   static int64_t depth(const Conv2dProblemSize& s) { return int64_t{s.r} * s.s * s.k; }
 
-  template <class P>
+  template <class Operator, class P>
   static double product(const P& p, int64_t row, int64_t column, int64_t e) {
     const Conv2dProblemSize& s = p.problem;
     const int64_t k = e % s.k, tap_w = e / s.k % s.s, tap_h = e / s.k / s.s;
@@ -313,8 +326,8 @@ struct OfInputs {
     const bool meets = y >= 0 && x >= 0 && y % s.stride_h == 0 && x % s.stride_w == 0 &&
                        y / s.stride_h < s.p && x / s.stride_w < s.q;
     if (!meets) return 0;
-    return number(p.a, row / s.w / s.h, y / s.stride_h, x / s.stride_w, k) *
-           number(p.b, k, tap_h, tap_w, column);
+    return number<Operator>(p.a, row / s.w / s.h, y / s.stride_h, x / s.stride_w, k) *
+           number<Operator>(p.b, k, tap_h, tap_w, column);
   }
   template <class P>
   static int64_t place(const P& p, const TensorNHWC& layout, int64_t row, int64_t column) {
@@ -328,14 +341,15 @@ struct OfWeights {
   static int64_t columns(const Conv2dProblemSize& s) { return int64_t{s.r} * s.s * s.c; }
   static int64_t depth(const Conv2dProblemSize& s) { return int64_t{s.n} * s.p * s.q; }
 
-  template <class P>
+  template <class Operator, class P>
   static double product(const P& p, int64_t row, int64_t column, int64_t e) {
     const Conv2dProblemSize& s = p.problem;
     int64_t y = 0, x = 0;
     const int64_t tap_w = column / s.c % s.s, tap_h = column / s.c / s.s;
     if (!s.sees(e / s.q % s.p, e % s.q, tap_h, tap_w, &y, &x)) return 0;
     const int64_t n = e / s.q / s.p;
-    return number(p.a, n, e / s.q % s.p, e % s.q, row) * number(p.b, n, y, x, column % s.c);
+    return number<Operator>(p.a, n, e / s.q % s.p, e % s.q, row) *
+           number<Operator>(p.b, n, y, x, column % s.c);
   }
   template <class P>
   static int64_t place(const P& p, const TensorNHWC& layout, int64_t row, int64_t column) {
@@ -348,19 +362,19 @@ template <class A, class OfA, class B, class OfB, class C, class OfC, class Sum,
           class Arch, class Tile, class Warp, class Instruction, class Epilogue, class Swizzle,
           int kStages, class Operator, IteratorAlgorithm kAlgorithm>
 struct DefaultConv2dFprop {
-  using Kernel = Convolution<OfOutputs, A, C, Tile, Warp, Epilogue, Swizzle, kStages>;
+  using Kernel = Convolution<OfOutputs, A, C, Tile, Warp, Epilogue, Swizzle, kStages, Operator>;
 };
 template <class A, class OfA, class B, class OfB, class C, class OfC, class Sum, class Class,
           class Arch, class Tile, class Warp, class Instruction, class Epilogue, class Swizzle,
           int kStages, class Operator, IteratorAlgorithm kAlgorithm, StrideSupport kStride>
 struct DefaultConv2dDgrad {
-  using Kernel = Convolution<OfInputs, A, C, Tile, Warp, Epilogue, Swizzle, kStages>;
+  using Kernel = Convolution<OfInputs, A, C, Tile, Warp, Epilogue, Swizzle, kStages, Operator>;
 };
 template <class A, class OfA, class B, class OfB, class C, class OfC, class Sum, class Class,
           class Arch, class Tile, class Warp, class Instruction, class Epilogue, class Swizzle,
           int kStages, class Operator, IteratorAlgorithm kAlgorithm>
 struct DefaultConv2dWgrad {
-  using Kernel = Convolution<OfWeights, A, C, Tile, Warp, Epilogue, Swizzle, kStages>;
+  using Kernel = Convolution<OfWeights, A, C, Tile, Warp, Epilogue, Swizzle, kStages, Operator>;
 };
 
 }  // namespace kernel
