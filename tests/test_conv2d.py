@@ -206,6 +206,15 @@ class TestConv2dReLUMaxPool2d(ConvSuite):
         (native,) = torch.autograd.grad(conv_relu_pool(x, weight).sum(), x)
         assert torch.equal(ours, native)
 
+    def test_a_window_of_more_taps_than_a_float_counts(self, place):
+        """Its last one, an odd number beyond 2^24, is where the maximum lies."""
+        x = torch.zeros(1, 1, 1, 2**24 + 2, device=place)
+        x[..., -1] = 1
+        x.requires_grad_()
+        y = conv2d_relu_max_pool2d(x, torch.ones(1, 1, 1, 1, device=place), kernel_size=x.shape[2:])
+        (gradient,) = torch.autograd.grad(y.sum(), x)
+        assert torch.equal(gradient, x)
+
     def test_the_result_may_be_written_to(self, place):
         """As max pooling's own, whose backward does not read it."""
         gradients = []

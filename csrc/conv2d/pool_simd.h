@@ -4,6 +4,7 @@
 #pragma once
 
 #include "conv2d/conv2d_simd.h"
+#include "core/lanes_simd.h"
 
 namespace pyops::PYOPS_ISA_NAMESPACE {
 
@@ -18,25 +19,31 @@ struct PoolStrip {
   int64_t pooled;        // offset of the pooled image
 
   struct Maximum {
-    V value = V::set1(kTaps ? -__builtin_inff() : 0), offset = V::zero();
+    V value = V::set1(kTaps ? -__builtin_inff() : 0);
+    Lanes<Acc> offset{};
 
     void meet(V x, int64_t tap) {
       if constexpr (!kTaps) {  // the ReLU has left nothing below zero
         value = V::max_magnitude(x, value);
         return;
       }
-      offset = V::where_exceeds(x, value, V::set1(static_cast<Acc>(tap)), offset);
-      value = V::where_exceeds(x, value, x, value);
+      const auto wins = (x.v > value.v) | (x.v != x.v);
+      offset = wins ? Lanes<Acc>{} + static_cast<lane_t<Acc>>(tap) : offset;
+      value.v = wins ? x.v : value.v;
     }
 
-    V tap() const { return V::where_exceeds(value, V::zero(), offset, V::set1(kNoTap)); }
+    Lanes<Acc> tap() const {
+      const auto passes = (value.v > 0) | (value.v != value.v);
+      return passes ? offset : Lanes<Acc>{} + kNoTap;
+    }
   };
 
   void store(const Maximum& maximum, int64_t at, int n) const {
     maximum.value.store(static_cast<T*>(p.y) + at, n);
     if (!kTaps || p.offsets == nullptr) return;
-    Acc taps[V::kWidth];
-    maximum.tap().store(taps);
+    const Lanes<Acc> tap = maximum.tap();
+    lane_t<Acc> taps[V::kWidth];
+    std::memcpy(taps, &tap, sizeof taps);
     for (int i = 0; i < n; ++i) p.store_offset(at + i, static_cast<int32_t>(taps[i]));
   }
 

@@ -89,11 +89,6 @@ struct Vec<float> {
   static Vec where_positive(Vec condition, Vec x) {
     return {_mm256_and_ps(_mm256_cmp_ps(condition.v, _mm256_setzero_ps(), _CMP_NLE_UQ), x.v)};
   }
-  static Vec where_exceeds(Vec a, Vec b, Vec x, Vec y) {
-    const __m256 take =
-        _mm256_or_ps(_mm256_cmp_ps(a.v, b.v, _CMP_GT_OQ), _mm256_cmp_ps(a.v, a.v, _CMP_UNORD_Q));
-    return {_mm256_blendv_ps(y.v, x.v, take)};
-  }
   static Vec zero_below(Vec condition, Vec limit, Vec x) {
     return {_mm256_andnot_ps(_mm256_cmp_ps(condition.v, limit.v, _CMP_LT_OQ), x.v)};
   }
@@ -210,16 +205,14 @@ struct Vec<double> {
   static Vec where_positive(Vec condition, Vec x) {
     return {_mm256_and_pd(_mm256_cmp_pd(condition.v, _mm256_setzero_pd(), _CMP_NLE_UQ), x.v)};
   }
-  static Vec where_exceeds(Vec a, Vec b, Vec x, Vec y) {
-    const __m256d take =
-        _mm256_or_pd(_mm256_cmp_pd(a.v, b.v, _CMP_GT_OQ), _mm256_cmp_pd(a.v, a.v, _CMP_UNORD_Q));
-    return {_mm256_blendv_pd(y.v, x.v, take)};
-  }
   static Vec zero_below(Vec condition, Vec limit, Vec x) {
     return {_mm256_andnot_pd(_mm256_cmp_pd(condition.v, limit.v, _CMP_LT_OQ), x.v)};
   }
   static Vec abs(Vec a) { return {_mm256_andnot_pd(_mm256_set1_pd(-0.0), a.v)}; }
-  static Vec max_magnitude(Vec a, Vec b) { return where_exceeds(abs(a), b, abs(a), b); }
+  static Vec max_magnitude(Vec a, Vec b) {
+    const Vec x = abs(a);
+    return {(x.v > b.v) | (x.v != x.v) ? x.v : b.v};
+  }
   static Vec copysign(Vec magnitude, Vec sign) {
     return {_mm256_or_pd(magnitude.v, _mm256_and_pd(_mm256_set1_pd(-0.0), sign.v))};
   }

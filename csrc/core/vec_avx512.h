@@ -80,12 +80,6 @@ struct Vec<float> {
     return {_mm512_maskz_mov_ps(_mm512_cmp_ps_mask(condition.v, _mm512_setzero_ps(), _CMP_NLE_UQ),
                                 x.v)};
   }
-  // x where a > b or a is NaN, else y: how a running maximum moves on.
-  static Vec where_exceeds(Vec a, Vec b, Vec x, Vec y) {
-    const __mmask16 take = static_cast<__mmask16>(_mm512_cmp_ps_mask(a.v, b.v, _CMP_GT_OQ) |
-                                                  _mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q));
-    return {_mm512_mask_mov_ps(y.v, take, x.v)};
-  }
   // x, but 0 where `condition` is below `limit`; what belongs to a NaN stays.
   static Vec zero_below(Vec condition, Vec limit, Vec x) {
     const __mmask16 below = _mm512_cmp_ps_mask(condition.v, limit.v, _CMP_LT_OQ);
@@ -170,17 +164,15 @@ struct Vec<double> {
     return {_mm512_maskz_mov_pd(_mm512_cmp_pd_mask(condition.v, _mm512_setzero_pd(), _CMP_NLE_UQ),
                                 x.v)};
   }
-  static Vec where_exceeds(Vec a, Vec b, Vec x, Vec y) {
-    const __mmask8 take = static_cast<__mmask8>(_mm512_cmp_pd_mask(a.v, b.v, _CMP_GT_OQ) |
-                                                _mm512_cmp_pd_mask(a.v, a.v, _CMP_UNORD_Q));
-    return {_mm512_mask_mov_pd(y.v, take, x.v)};
-  }
   static Vec zero_below(Vec condition, Vec limit, Vec x) {
     const __mmask8 below = _mm512_cmp_pd_mask(condition.v, limit.v, _CMP_LT_OQ);
     return {_mm512_mask_mov_pd(x.v, below, _mm512_setzero_pd())};
   }
   static Vec abs(Vec a) { return {_mm512_andnot_pd(_mm512_set1_pd(-0.0), a.v)}; }
-  static Vec max_magnitude(Vec a, Vec b) { return where_exceeds(abs(a), b, abs(a), b); }
+  static Vec max_magnitude(Vec a, Vec b) {
+    const Vec x = abs(a);
+    return {(x.v > b.v) | (x.v != x.v) ? x.v : b.v};
+  }
   static Vec copysign(Vec magnitude, Vec sign) {
     return {_mm512_or_pd(magnitude.v, _mm512_and_pd(_mm512_set1_pd(-0.0), sign.v))};
   }
