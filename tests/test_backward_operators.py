@@ -8,6 +8,7 @@ import torch
 
 import pyops
 from pyops.functional import max_pool2d
+from suite import isas
 
 ops = torch.ops.pyops
 GEOMETRY = ([1, 1], [1, 1], [1, 1], 1)
@@ -84,3 +85,19 @@ def test_sizes_of_either_mode_are_windows(size, ceil_mode):
     x = torch.rand(1, 1, size, size, requires_grad=True)
     max_pool2d(x, 3, 2, 1, ceil_mode=ceil_mode).sum().backward()
     assert x.grad.sum() > 0
+
+
+@pytest.mark.parametrize("isa", isas())
+def test_no_image(isa):
+    """The user's operators leave an empty batch to native; sums over it are zero."""
+    x, w = torch.rand(0, 16, 10, 10), torch.rand(16, 16, 3, 3)
+    shape = [0, 16, 10, 10], [16, 16, 3, 3], [16]
+    with pyops.isa_cap(isa):
+        grads = ops.conv2d_backward(x, x, w, x, *GEOMETRY, [True] * 3)
+        y, offsets = ops.conv2d_relu_max_pool2d_with_offsets(x, w, None, *GEOMETRY, *POOL, False)
+        pooled_grads = ops.conv2d_relu_max_pool2d_backward(
+            y, offsets, x, w, *GEOMETRY, *POOL, False, [True] * 3
+        )
+    for some in (grads, pooled_grads):
+        for gradient, sizes in zip(some, shape, strict=True):
+            assert torch.equal(gradient, torch.zeros(sizes))

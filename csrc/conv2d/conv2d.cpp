@@ -131,7 +131,13 @@ Gradients conv2d_backward_kernel(const Tensor& grad, const Tensor& x, const Tens
                                     data(grad_x),
                                     data(grad_w),
                                     data(grad_bias)};
-  serve(op, kBackward, params, {grad, x, w});
+  if (grad.numel() != 0) {
+    serve(op, kBackward, params, {grad, x, w});
+  } else {  // sums over no image
+    for (const Tensor& t : {grad_w, grad_bias}) {
+      if (t.defined()) t.zero_();
+    }
+  }
   const auto like = conv2d_memory_format(x, w);
   return {from_kernel(grad_x, shape, like), from_kernel(grad_w, shape, like), grad_bias};
 }

@@ -78,7 +78,7 @@ Pooled forward_kernel(const Tensor& x, const Tensor& w, const OptionalTensor& bi
                                 pool.pooled_w,
                                 pool.wide_offsets(),
                                 with_offsets ? offsets.mutable_data_ptr() : nullptr};
-  serve(kPooledName, kForward, params, {x, w, b});
+  if (y.numel() != 0) serve(kPooledName, kForward, params, {x, w, b});
   const auto like = conv2d_memory_format(x, w);
   return {from_kernel(y, shape, like), from_kernel(offsets, shape, like)};
 }
@@ -123,7 +123,7 @@ Tensor unpool_kernel(const Tensor& grad, const Tensor& offsets, const Tensor& x,
                                         g.const_data_ptr(),
                                         oc.const_data_ptr(),
                                         grad_y.mutable_data_ptr()};
-  serve("conv2d_relu_max_pool2d_backward", kBackward, params, {grad, x});
+  if (grad_y.numel() != 0) serve("conv2d_relu_max_pool2d_backward", kBackward, params, {grad, x});
   return grad_y;
 }
 
