@@ -6,24 +6,10 @@
 #include <utility>
 
 #include "conv2d/conv2d.h"
+#include "core/pair.h"
 #include "core/torch.h"
 
 namespace pyops {
-
-// A window's parameters as the schema has them: one integer for both axes, or two.
-struct Pair {
-  int64_t h, w;
-
-  Pair(const char* op, const char* name, at::IntArrayRef values)
-      : h(values.empty() ? 0 : values[0]), w(values.empty() ? 0 : values.back()) {
-    TORCH_CHECK(values.size() == 1 || values.size() == 2, op, ": ", name,
-                " must be one integer or two, got ", values);
-  }
-  Pair(int64_t rows, int64_t cols) : h(rows), w(cols) {}
-  bool at_least(int64_t bound) const { return h >= bound && w >= bound; }
-  bool at_most(int64_t bound) const { return h <= bound && w <= bound; }
-  std::array<int64_t, 2> array() const { return {h, w}; }
-};
 
 // A tracer may pass a schema's integers as symbols; asking for the number guards on it.
 inline c10::DimVector guard(c10::SymIntArrayRef values) {
@@ -47,8 +33,8 @@ void check_same_kind(const char* op, const char* name, const Tensor& t, const Te
 void check_conv2d(const char* op, const Tensor& x, const Tensor& w, const Tensor& bias,
                   const Conv2dArguments& arguments);
 
-// Checks the call and describes it. On a GPU channels
-// come last wherever its tensor cores then take the call: copies cost less than doing without.
+// Checks the call and describes it. On a GPU channels come last wherever its tensor cores then take
+// the call: copies cost less than doing without.
 Conv2dShape conv2d_shape(const char* op, const Tensor& x, const Tensor& w, const Tensor& bias,
                          const Conv2dArguments& arguments);
 

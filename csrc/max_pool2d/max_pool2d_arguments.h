@@ -1,32 +1,12 @@
 // The windows of a max_pool2d call, checked: what native refuses is refused with its exception.
 #pragma once
 
-#include <ATen/core/Tensor.h>
-#include <c10/util/Exception.h>
-
 #include <limits>
-#include <optional>
 
+#include "core/pair.h"
 #include "core/pool_window.h"
 
 namespace pyops {
-
-// An int[2] argument: one value serves both axes, none stands for `otherwise`.
-struct Pair {
-  int64_t h, w;
-};
-
-inline Pair pair_of(const char* name, at::IntArrayRef values,
-                    std::optional<Pair> otherwise = std::nullopt) {
-  if (values.empty() && otherwise) return *otherwise;
-  TORCH_CHECK(values.size() == 1 || values.size() == 2, "max_pool2d: ", name,
-              " must be one int or two, got ", values);
-  for (const int64_t value : values) {
-    TORCH_CHECK(value <= std::numeric_limits<int>::max(), "max_pool2d: ", name,
-                " must fit 32 bits, got ", values);
-  }
-  return {values[0], values.back()};
-}
 
 // Both axes of a call, without the input's size.
 struct Windows {
@@ -34,18 +14,20 @@ struct Windows {
 
   Windows(at::IntArrayRef kernel_size, at::IntArrayRef stride_, at::IntArrayRef padding_,
           at::IntArrayRef dilation_)
-      : kernel(pair_of("kernel_size", kernel_size)),
-        stride(pair_of("stride", stride_, kernel)),
-        padding(pair_of("padding", padding_)),
-        dilation(pair_of("dilation", dilation_)) {
-    const auto above = [](const char* name, const Pair& pair, int64_t least) {
-      TORCH_CHECK(pair.h >= least && pair.w >= least, "max_pool2d: ", name, " must be at least ",
-                  least, ", got (", pair.h, ", ", pair.w, ")");
+      : kernel("max_pool2d", "kernel_size", kernel_size),
+        stride(stride_.empty() ? kernel : Pair("max_pool2d", "stride", stride_)),
+        padding("max_pool2d", "padding", padding_),
+        dilation("max_pool2d", "dilation", dilation_) {
+    const auto check = [](const char* name, const Pair& pair, int64_t least) {
+      TORCH_CHECK(pair.at_least(least), "max_pool2d: ", name, " must be at least ", least,
+                  ", got (", pair.h, ", ", pair.w, ")");
+      TORCH_CHECK(pair.at_most(std::numeric_limits<int>::max()), "max_pool2d: ", name,
+                  " must fit 32 bits, got (", pair.h, ", ", pair.w, ")");
     };
-    above("kernel_size", kernel, 1);
-    above("stride", stride, 1);
-    above("padding", padding, 0);
-    above("dilation", dilation, 1);
+    check("kernel_size", kernel, 1);
+    check("stride", stride, 1);
+    check("padding", padding, 0);
+    check("dilation", dilation, 1);
     TORCH_CHECK(padding.h <= kernel.h / 2 && padding.w <= kernel.w / 2,
                 "max_pool2d: padding must be at most half of kernel_size (", kernel.h, ", ",
                 kernel.w, "), got (", padding.h, ", ", padding.w,
