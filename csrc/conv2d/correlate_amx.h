@@ -35,21 +35,15 @@ class GridCorrelation {
 
   // False when bfloat16 parts cannot hold the weights: nothing is done then.
   bool pack_weight() {
-    bool faithful[kMaxThreads] = {};
-    const int64_t length = ceil_div(row_panels_, std::min<int64_t>(kMaxThreads, num_threads()));
-    const int64_t slices = ceil_div(row_panels_, length);
-    parallel_for(0, slices, 4, [&](int64_t begin, int64_t end) {
+    Scratch<bool> faithful(row_panels_);
+    parallel_for(0, row_panels_, 4, [&](int64_t begin, int64_t end) {
       Engine engine;
-      for (int64_t slice = begin; slice < end; ++slice) {
-        bool all = true;
-        const int64_t last = std::min(row_panels_, (slice + 1) * length);
-        for (int64_t i = slice * length; i < last; ++i) {
-          all &= Planes::pack_weight(engine, c_, i * kPanel, weight_panel(i, 0));
-        }
-        faithful[slice] = all;
+      for (int64_t i = begin; i < end; ++i) {
+        uint16_t* panel = weight_.get() + i * steps_ * Engine::kStepElements;
+        faithful[i] = Planes::pack_weight(engine, c_, i * kPanel, panel);
       }
     });
-    return std::all_of(faithful, faithful + slices, [](bool f) { return f; });
+    return std::all_of(faithful.get(), faithful.get() + row_panels_, [](bool f) { return f; });
   }
 
   // other(n, row, rows) does the bands that bfloat16 parts cannot hold.
@@ -67,7 +61,7 @@ class GridCorrelation {
   }
 
  private:
-  static constexpr int64_t kPanel = 32, kMaxThreads = 64;
+  static constexpr int64_t kPanel = 32;
   // Of 2 MiB: half for the parts of a task's images, the rest for sums, weights and a panel of B.
   static constexpr int64_t kPartsBytes = 512 << 10, kTaskPanels = 18;
 
@@ -80,10 +74,6 @@ class GridCorrelation {
     const int64_t fitting =
         std::max<int64_t>(1, std::min(kTaskPanels / panels, kPartsBytes / band_bytes(bands_.rows)));
     return std::min(fitting, ceil_div(units_, int64_t{num_threads()}));
-  }
-
-  uint16_t* weight_panel(int64_t panel, int64_t step) const {
-    return weight_.get() + (panel * steps_ + step) * Engine::kStepElements;
   }
 
   // Of row `row` of image n.
