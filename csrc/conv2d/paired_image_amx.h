@@ -79,13 +79,6 @@ class PairedImage {
     }
   }
 
-  // Element i of a, element i of b, the next of a, … from the `begin`-th on.
-  static __m512i interleaving(int begin) {
-    alignas(64) uint16_t order[32];
-    for (int i = 0; i < 32; ++i) order[i] = static_cast<uint16_t>(begin + i / 2 + i % 2 * 32);
-    return _mm512_load_si512(order);
-  }
-
   const Images<BFloat16> images_;
   const PaddedGrid grid_;
   const int64_t plane_, begin_, length_;

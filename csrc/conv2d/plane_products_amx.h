@@ -18,10 +18,10 @@ class PlaneProducts {
         steps_(steps),
         block_steps_(ceil_div(steps, ceil_div(steps, Planes::kMaxSteps))),
         range_panels_(std::clamp<int64_t>(
-            kSumsBytes / (std::min(row_panels, Engine::kMaxRowPanels) * 4 * kTileSums), 1, panels)),
+            kSumsBytes / (std::min(row_panels, kMaxRowPanels) * 4 * kTileSums), 1, panels)),
         grid_(c.images.y, c.images.x),
         panel_(block_steps_ * Engine::kStepElements),
-        sums_(std::min(row_panels, Engine::kMaxRowPanels) * range_panels_ * kTileSums),
+        sums_(std::min(row_panels, kMaxRowPanels) * range_panels_ * kTileSums),
         sink_(c, range_panels_) {}
 
   void set_grid(const PaddedGrid& grid) { grid_ = grid; }
@@ -30,8 +30,8 @@ class PlaneProducts {
   template <class Result>
   void run(const Planes& planes, const uint16_t* weight, int64_t units, const Result& result) {
     const int64_t panels = units * grid_.panels();
-    for (int64_t i = 0; i < row_panels_; i += Engine::kMaxRowPanels) {
-      const int64_t end = std::min(row_panels_, i + Engine::kMaxRowPanels);
+    for (int64_t i = 0; i < row_panels_; i += kMaxRowPanels) {
+      const int64_t end = std::min(row_panels_, i + kMaxRowPanels);
       for (int64_t j = 0; j < panels; j += range_panels_) {
         const Range range{i, end, j, std::min(panels, j + range_panels_)};
         for (int64_t step = 0; step < steps_; step += block_steps_) {
@@ -43,7 +43,9 @@ class PlaneProducts {
   }
 
  private:
-  static constexpr int64_t kPanel = 32, kTileSums = kPanel * kPanel, kSumsBytes = 384 << 10;
+  static constexpr int64_t kPanel = 32, kTileSums = kPanel * kPanel;
+  // Panels of weights that share L2 with the sums of their products.
+  static constexpr int64_t kMaxRowPanels = 8, kSumsBytes = 384 << 10;
 
   // Panels [i0, i1) of the weights and [j0, j1) of the positions.
   struct Range {

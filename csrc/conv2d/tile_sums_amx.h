@@ -8,10 +8,6 @@
 
 namespace pyops::PYOPS_ISA_NAMESPACE {
 
-inline __mmask32 first_words(int64_t n) {
-  return n >= 32 ? ~__mmask32{0} : (__mmask32{1} << std::max<int64_t>(n, 0)) - 1;
-}
-
 // The mask as where_positive reads it: a NaN lets the gradient pass.
 template <bool kMasked>
 __m512i load_words(const Images<BFloat16>& images, int64_t at, __mmask32 lanes) {
@@ -29,7 +25,7 @@ class TileEpilogue {
  public:
   TileEpilogue(const Epilogue<BFloat16>& epilogue, int64_t channels)
       : bias_(ceil_div(channels, 32) * 32),
-        least_(Vec<float>::set1(epilogue.relu ? 0.0f : -__builtin_inff())) {
+        least_(Vec<float>::set1(Lines<float>::relu_floor(epilogue.relu))) {
     for (int64_t c = 0; c < ceil_div(channels, 32) * 32; ++c) {
       const bool some = epilogue.bias != nullptr && c < channels;
       bias_[c] = some ? static_cast<float>(epilogue.bias[c]) : 0.0f;
@@ -45,10 +41,7 @@ class TileEpilogue {
 
   // (a[i], b[i]) of 16 channels.
   __m512i pairs(const float* a, const float* b, Vec<float> bias) const {
-    const __m512i interleave =
-        _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6,
-                         21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
-    return _mm512_permutexvar_epi16(interleave, narrow(at_least(a, bias), at_least(b, bias)));
+    return interleave_halves(narrow(at_least(a, bias), at_least(b, bias)));
   }
 
  private:

@@ -42,6 +42,25 @@ inline constexpr int kTileRows = 16, kTilePairs = 16, kTileElements = 512;
 // Before tile loads, which GCC does not know to read memory: what they read is written by then.
 inline void settle_memory() { asm volatile("" ::: "memory"); }
 
+// The first n of 32 numbers of 16 bits, for any n.
+inline __mmask32 first_words(int64_t n) {
+  return n >= 32 ? ~__mmask32{0} : (__mmask32{1} << std::max<int64_t>(n, 0)) - 1;
+}
+
+// The two halves of a vector as pairs: x[0], x[16], x[1], x[17], …
+inline __m512i interleave_halves(__m512i x) {
+  const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24,
+                                         8, 23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+  return _mm512_permutexvar_epi16(order, x);
+}
+
+// How _mm512_permutex2var_epi16 pairs two vectors: a[begin], b[begin], a[begin + 1], …
+inline __m512i interleaving(int begin) {
+  alignas(64) uint16_t order[32];
+  for (int i = 0; i < 32; ++i) order[i] = static_cast<uint16_t>(begin + i / 2 + i % 2 * 32);
+  return _mm512_load_si512(order);
+}
+
 // 16×16 dwords in place.
 inline void transpose_tile(uint16_t* tile) {
   Vec<float> rows[kTileRows];
@@ -72,12 +91,8 @@ struct Magnitude {
 // Sixteen dwords of two bfloat16: the parts of (low[i], high[i]), one vector a part.
 template <int kParts>
 void split_pairs(__m512 low, __m512 high, uint16_t* out, int64_t part_stride) {
-  const __m512i interleave =
-      _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6,
-                       21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
   for (int part = 0; part < kParts; ++part) {
-    const __m512i halves = (__m512i)_mm512_cvtne2ps_pbh(high, low);
-    const __m512i pairs = _mm512_permutexvar_epi16(interleave, halves);
+    const __m512i pairs = interleave_halves((__m512i)_mm512_cvtne2ps_pbh(high, low));
     _mm512_store_si512(out + part * part_stride, pairs);
     if (part + 1 == kParts) break;
     low = _mm512_sub_ps(low, _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16)));
@@ -120,8 +135,8 @@ class AmxEngine {
   using Element = uint16_t;
   static constexpr int kRows = 32, kCols = 32;
   static constexpr int64_t kDepthStep = 32;
-  // A B-panel fills a 48 KiB L1 whatever the parts; eight panels of A take 384 KiB of L2.
-  static constexpr int64_t kMaxDepth = 768 / kParts, kMaxRowPanels = 8, kMaxColPanels = 18;
+  // A B-panel fills a 48 KiB L1 whatever the parts.
+  static constexpr int64_t kMaxDepth = 768 / kParts;
 
   static constexpr int64_t kPartElements = PackedTiles<kParts>::part();
   static constexpr int64_t kStepElements = kParts * kPartElements;
