@@ -8,6 +8,7 @@
 
 #include "core/cuda_types.h"
 #include "core/dtype.h"
+#include "core/host_device.h"
 #include "core/precision.h"
 
 namespace pyops {
@@ -21,6 +22,16 @@ struct Rows {
   void* data;
   int64_t b, h, row;
 };
+
+// Row i of head h of batch b.
+template <class T>
+PYOPS_HOST_DEVICE inline const T* row_of(const ConstRows& t, int64_t b, int64_t h, int64_t i) {
+  return static_cast<const T*>(t.data) + b * t.b + h * t.h + i * t.row;
+}
+template <class T>
+PYOPS_HOST_DEVICE inline T* row_of(const Rows& t, int64_t b, int64_t h, int64_t i) {
+  return static_cast<T*>(t.data) + b * t.b + h * t.h + i * t.row;
+}
 
 enum class MaskKind : uint8_t { kNone, kBool, kFloat };
 
@@ -87,7 +98,6 @@ cudaError_t attention_forward_tensorop_cuda(const AttentionParams& params, cudaS
 cudaError_t attention_forward_tf32_cuda(const AttentionParams& params, cudaStream_t stream);
 cudaError_t attention_forward_3xtf32_cuda(const AttentionParams& params, cudaStream_t stream);
 cudaError_t attention_forward_cuda(const AttentionParams& params, cudaStream_t stream);
-bool attention_forward_amx_takes(const AttentionParams& params);
 
 void attention_backward_scalar(const AttentionBackwardParams& params);
 void attention_backward_avx2(const AttentionBackwardParams& params);
@@ -101,7 +111,6 @@ cudaError_t attention_backward_tf32_cuda(const AttentionBackwardParams& params,
 cudaError_t attention_backward_3xtf32_cuda(const AttentionBackwardParams& params,
                                            cudaStream_t stream);
 cudaError_t attention_backward_cuda(const AttentionBackwardParams& params, cudaStream_t stream);
-bool attention_backward_amx_takes(const AttentionBackwardParams& params);
 
 // Which elements of (rows, keys) the dropout of both directions keeps.
 void attention_dropout_scalar(uint64_t seed, double p, int64_t rows, int64_t keys, bool* kept);

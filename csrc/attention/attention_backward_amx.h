@@ -154,10 +154,8 @@ class TileBackwardWorker {
     if (row_sums_ != nullptr) {
       return {max, max * units_.factor, row_sums_[row].scale(), row_sums_[row].delta()};
     }
-    const auto* out =
-        static_cast<const BFloat16*>(p_.out.data) + b_ * p_.out.b + h_ * p_.out.h + l * p_.out.row;
-    const auto* grad = static_cast<const BFloat16*>(p_.grad_out.data) + b_ * p_.grad_out.b +
-                       h_ * p_.grad_out.h + l * p_.grad_out.row;
+    const auto* out = row_of<BFloat16>(p_.out, b_, h_, l);
+    const auto* grad = row_of<BFloat16>(p_.grad_out, b_, h_, l);
     using V = Vec<float>;
     V delta = V::zero();
     for (int64_t e = 0; e < p_.value_dim; e += V::kWidth) {

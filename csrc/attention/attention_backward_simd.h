@@ -71,6 +71,19 @@ struct BackwardBlocking {
   }
 };
 
+// scale·sums, one row: `splits` of them, `stride` apart, are added up in order.
+template <class T>
+void write_row(const acc_t<T>* sums, int64_t splits, int64_t stride, int64_t columns, double scale,
+               T* out) {
+  using V = Vec<acc_t<T>>;
+  for (int64_t j = 0; j < columns; j += V::kWidth) {
+    const int n = static_cast<int>(std::min<int64_t>(V::kWidth, columns - j));
+    V sum = V::load(sums + j);
+    for (int64_t split = 1; split < splits; ++split) sum = sum + V::load(sums + split * stride + j);
+    (sum * V::set1(static_cast<acc_t<T>>(scale))).store(out + j, n);
+  }
+}
+
 template <class T, class Product>
 class BackwardWorker {
   using Acc = typename Product::Acc;
@@ -277,7 +290,11 @@ class BackwardWorker {
   }
 
   static void write(const Rows& to, int64_t b, int64_t h, int64_t row0, int64_t rows,
-                    const Acc* sums, int64_t ld, int64_t columns, double scale);
+                    const Acc* sums, int64_t ld, int64_t columns, double scale) {
+    for (int64_t i = 0; i < rows; ++i) {
+      write_row(sums + i * ld, 1, 0, columns, scale, row_of<T>(to, b, h, row0 + i));
+    }
+  }
 
   const AttentionBackwardParams& p_;
   const Blocking& blocking_;
@@ -295,33 +312,6 @@ class BackwardWorker {
   Scratch<Acc> weights_, grad_scores_, sums_k_, sums_v_;
   Packed keys_{}, values_{}, keys_for_q_{};
 };
-
-// scale·sums, one row: `splits` of them, `stride` apart, are added up in order.
-template <class T>
-void write_row(const acc_t<T>* sums, int64_t splits, int64_t stride, int64_t columns, double scale,
-               T* out) {
-  using V = Vec<acc_t<T>>;
-  for (int64_t j = 0; j < columns; j += V::kWidth) {
-    const int n = static_cast<int>(std::min<int64_t>(V::kWidth, columns - j));
-    V sum = V::load(sums + j);
-    for (int64_t split = 1; split < splits; ++split) sum = sum + V::load(sums + split * stride + j);
-    (sum * V::set1(static_cast<acc_t<T>>(scale))).store(out + j, n);
-  }
-}
-
-template <class T>
-T* row_of(const Rows& t, int64_t b, int64_t h, int64_t row) {
-  return static_cast<T*>(t.data) + b * t.b + h * t.h + row * t.row;
-}
-
-template <class T, class Product>
-void BackwardWorker<T, Product>::write(const Rows& to, int64_t b, int64_t h, int64_t row0,
-                                       int64_t rows, const Acc* sums, int64_t ld, int64_t columns,
-                                       double scale) {
-  for (int64_t i = 0; i < rows; ++i) {
-    write_row(sums + i * ld, 1, 0, columns, scale, row_of<T>(to, b, h, row0 + i));
-  }
-}
 
 template <class T, class Engine>
 void attention_backward(const AttentionBackwardParams& p) {

@@ -13,18 +13,13 @@ namespace pyops::PYOPS_ISA_NAMESPACE {
 inline constexpr int64_t kPanelRows = 32, kStripKeys = 64, kStripTiles = kStripKeys / kTileRows;
 static_assert(kStripKeys == Dropout::kKeys);
 
-struct TileForwardBlocking {
-  int64_t block_rows, row_blocks, strips, held_strips;
+struct TileForwardBlocking : QueryBlocks {
+  int64_t strips, held_strips;
   int64_t steps, value_tiles;
 
-  explicit TileForwardBlocking(const AttentionParams& p) {
-    // Panels that share keys and values from L2, where those of a head do not fit.
-    constexpr int64_t kPanels = 16, kHeldBytes = int64_t{512} << 10;
-    const int64_t panels = ceil_div(p.queries, kPanelRows), heads = p.batch * p.heads;
-    row_blocks = std::min(
-        panels, std::max(ceil_div(panels, kPanels), ceil_div(int64_t{num_threads()}, heads)));
-    block_rows = ceil_div(panels, row_blocks) * kPanelRows;
-    row_blocks = ceil_div(p.queries, block_rows);
+  explicit TileForwardBlocking(const AttentionParams& p) : QueryBlocks(p, kPanelRows) {
+    // Keys and values that all panels of a block meet while these are in L2.
+    constexpr int64_t kHeldBytes = int64_t{512} << 10;
     strips = ceil_div(p.keys, kStripKeys);
     steps = ceil_div(p.dim, kTileDepth);
     value_tiles = ceil_div(p.value_dim, kTileRows);
@@ -78,9 +73,7 @@ class TileForwardWorker {
     for (int64_t i = 0; i < panels; ++i) start(panels_[i], i, b, h, l0 + i * kPanelRows, end);
     for (int64_t from = 0; from < blocking_.strips; from += blocking_.held_strips) {
       const int64_t to = std::min(from + blocking_.held_strips, blocking_.strips);
-      for (int64_t i = 0; i < panels; ++i) {
-        attend(panels_[i], from, to);
-      }
+      for (int64_t i = 0; i < panels; ++i) attend(panels_[i], from, to);
     }
     for (int64_t i = 0; i < panels; ++i) write(panels_[i]);
   }
@@ -344,8 +337,7 @@ class TileForwardWorker {
       const float scale = sum == 0 ? 0 : 1 / sum + (max - max);
       static_cast<float*>(p_.row_max)[panel.row(p_, r)] = max;
       static_cast<float*>(p_.row_scale)[panel.row(p_, r)] = scale;
-      auto* out = static_cast<BFloat16*>(p_.out.data) + panel.b * p_.out.b + panel.h * p_.out.h +
-                  (panel.first + r) * p_.out.row;
+      auto* out = row_of<BFloat16>(p_.out, panel.b, panel.h, panel.first + r);
       for (int64_t e = 0; e < p_.value_dim; e += V::kWidth) {
         const int n = static_cast<int>(std::min<int64_t>(V::kWidth, p_.value_dim - e));
         const float* sums = sums_at(panel.out, blocking_.value_tiles, r, e / V::kWidth);
@@ -371,20 +363,7 @@ class TileForwardWorker {
 };
 
 inline void attention_forward(const AttentionParams& p) {
-  const TileForwardBlocking blocking(p);
-  const int64_t tasks = p.batch * p.heads * blocking.row_blocks;
-  // Below 2^21 multiply-adds a second thread costs more than it brings.
-  const int64_t work = blocking.block_rows * p.keys * (p.dim + p.value_dim);
-  const int64_t grain = std::max<int64_t>(1, (int64_t{1} << 21) / std::max<int64_t>(work, 1));
-  parallel_for(0, tasks, grain, [&](int64_t begin, int64_t end) {
-    TileForwardWorker worker(p, blocking);
-    for (int64_t task = begin; task < end; ++task) {
-      // Causal blocks grow with the row: taken from both ends, every share weighs the same.
-      const int64_t turn = task % blocking.row_blocks, head = task / blocking.row_blocks;
-      const int64_t block = turn % 2 == 0 ? turn / 2 : blocking.row_blocks - 1 - turn / 2;
-      worker.run(head / p.heads, head % p.heads, block * blocking.block_rows);
-    }
-  });
+  run_query_blocks<TileForwardWorker>(p, int64_t{1} << 21);
 }
 
 }  // namespace pyops::PYOPS_ISA_NAMESPACE

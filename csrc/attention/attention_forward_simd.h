@@ -11,21 +11,14 @@
 namespace pyops::PYOPS_ISA_NAMESPACE {
 
 template <class Product>
-struct ForwardBlocking {
+struct ForwardBlocking : QueryBlocks {
   using Acc = typename Product::Acc;
-  int64_t block_rows, row_blocks, block_keys, key_blocks;
+  int64_t block_keys, key_blocks;
   int64_t held_blocks;  // packed key blocks a thread keeps: all of a head's, or one
 
-  explicit ForwardBlocking(const AttentionParams& p) {
-    // 16 panels share every packed key block that comes from L2 or beyond.
-    constexpr int64_t kPanels = 16;
+  explicit ForwardBlocking(const AttentionParams& p) : QueryBlocks(p, Product::kRows) {
     // What a thread may hold packed; beyond this, packing again costs less than the memory.
     constexpr int64_t kHeldBytes = int64_t{8} << 20;
-    const int64_t panels = ceil_div(p.queries, Product::kRows), heads = p.batch * p.heads;
-    row_blocks = std::min(
-        panels, std::max(ceil_div(panels, kPanels), ceil_div(int64_t{num_threads()}, heads)));
-    block_rows = ceil_div(panels, row_blocks) * Product::kRows;
-    row_blocks = ceil_div(p.queries, block_rows);
     block_keys = std::min(kMaxBlockKeys, round_up(p.keys, Dropout::kKeys));
     key_blocks = ceil_div(p.keys, block_keys);
     const int64_t bytes = p.keys * (p.dim + p.value_dim) * static_cast<int64_t>(sizeof(Acc));
@@ -95,6 +88,7 @@ class ForwardWorker {
  private:
   using Packed = typename Product::Packed;
   using Element = typename Product::Element;
+
   void hold(int64_t b, int64_t kv_head, int64_t block, int64_t s0, int64_t keys) {
     const int64_t slot = block % blocking_.held_blocks;
     Element* keys_at = keys_.get() + slot * keys_stride_;
@@ -222,7 +216,7 @@ class ForwardWorker {
       static_cast<Acc*>(p_.row_max)[first + i] = softmax_[i].max;
       static_cast<Acc*>(p_.row_scale)[first + i] = scale;
       const Acc* sums = sums_.get() + i * value_columns_;
-      T* out = static_cast<T*>(p_.out.data) + b * p_.out.b + h * p_.out.h + (l0 + i) * p_.out.row;
+      T* out = row_of<T>(p_.out, b, h, l0 + i);
       for (int64_t e = 0; e < p_.value_dim; e += V::kWidth) {
         const int n = static_cast<int>(std::min<int64_t>(V::kWidth, p_.value_dim - e));
         (V::load(sums + e) * V::set1(scale)).store(out + e, n);
@@ -248,21 +242,7 @@ class ForwardWorker {
 
 template <class T, class Engine>
 void attention_forward(const AttentionParams& p) {
-  using Product = TileProduct<Engine>;
-  const ForwardBlocking<Product> blocking(p);
-  const int64_t tasks = p.batch * p.heads * blocking.row_blocks;
-  // Below 2^18 multiply-adds a second thread costs more than it brings.
-  const int64_t work = blocking.block_rows * p.keys * (p.dim + p.value_dim);
-  const int64_t grain = std::max<int64_t>(1, (int64_t{1} << 18) / std::max<int64_t>(work, 1));
-  parallel_for(0, tasks, grain, [&](int64_t begin, int64_t end) {
-    ForwardWorker<T, Product> worker(p, blocking);
-    for (int64_t task = begin; task < end; ++task) {
-      // Causal blocks grow with the row: taken from both ends, every share weighs the same.
-      const int64_t turn = task % blocking.row_blocks, head = task / blocking.row_blocks;
-      const int64_t block = turn % 2 == 0 ? turn / 2 : blocking.row_blocks - 1 - turn / 2;
-      worker.run(head / p.heads, head % p.heads, block * blocking.block_rows);
-    }
-  });
+  run_query_blocks<ForwardWorker<T, TileProduct<Engine>>>(p, int64_t{1} << 18);
 }
 
 }  // namespace pyops::PYOPS_ISA_NAMESPACE

@@ -13,15 +13,6 @@ namespace {
 using baseline::Dropout, baseline::lowest, baseline::OnlineSoftmax, baseline::visible_keys;
 
 template <class T>
-const T* row_of(const ConstRows& t, int64_t b, int64_t h, int64_t i) {
-  return static_cast<const T*>(t.data) + b * t.b + h * t.h + i * t.row;
-}
-template <class T>
-T* row_of(const Rows& t, int64_t b, int64_t h, int64_t i) {
-  return static_cast<T*>(t.data) + b * t.b + h * t.h + i * t.row;
-}
-
-template <class T>
 double to_double(T x) {
   return static_cast<double>(static_cast<acc_t<T>>(x));
 }

@@ -45,16 +45,14 @@ struct Bf16Rows {
   int64_t stride, rows, columns;
 
   __m512i load(int64_t row, int64_t column) const {
-    const int64_t n = row < rows ? columns - column : 0;
-    const auto first = n >= 32 ? ~__mmask32{0} : n <= 0 ? 0 : (__mmask32{1} << n) - 1;
-    return _mm512_maskz_loadu_epi16(first, data + row * stride + column);
+    const __mmask32 lanes = first_words(row < rows ? columns - column : 0);
+    return _mm512_maskz_loadu_epi16(lanes, data + row * stride + column);
   }
 };
 
 inline Bf16Rows bf16_rows(const ConstRows& t, int64_t b, int64_t h, int64_t row, int64_t rows,
                           int64_t columns) {
-  return {static_cast<const uint16_t*>(t.data) + b * t.b + h * t.h + row * t.row, t.row, rows,
-          columns};
+  return {row_of<uint16_t>(t, b, h, row), t.row, rows, columns};
 }
 
 // The numbers of tiles of 16 rows, an even number of them, summed along columns in `steps` of 32.
@@ -74,12 +72,7 @@ void pack_rows(const Bf16Rows& from, int64_t steps, uint16_t* to) {
 // with room for `max_steps`.
 template <bool kRight>
 void pack_columns(const Bf16Rows& from, int64_t tiles, int64_t max_steps, uint16_t* to) {
-  alignas(64) uint16_t low_pairs[32], high_pairs[32];
-  for (int i = 0; i < 32; ++i) {
-    low_pairs[i] = static_cast<uint16_t>(i / 2 + i % 2 * 32);
-    high_pairs[i] = static_cast<uint16_t>(16 + i / 2 + i % 2 * 32);
-  }
-  const __m512i low = _mm512_load_si512(low_pairs), high = _mm512_load_si512(high_pairs);
+  const __m512i low = interleaving(0), high = interleaving(16);
   for (int64_t i = 0; i < tiles; i += 2) {
     for (int64_t step = 0; step < ceil_div(from.rows, kTileDepth); ++step) {
       uint16_t* left = to + (i * max_steps + step) * kTileElements;
@@ -174,7 +167,6 @@ inline __m512 exp2_bf16(__m512 x) {
 // How scores become exponents of two. Plain scores are used as they left the tiles; those with a
 // mask, or with a scale that orders them backwards, are finished first (TileMask).
 struct ScoreUnits {
-  static constexpr float kLog2E = 1.44269504088896341f;
   bool finished;
   float scale;   // of what is stored: a maximum in score units times this is row_max
   float factor;  // score units to exponents of two
@@ -182,7 +174,7 @@ struct ScoreUnits {
   explicit ScoreUnits(const AttentionShape& p, const AttentionMask& mask)
       : finished(mask.kind != MaskKind::kNone || !(p.scale > 1e-20 && p.scale < 1e20)),
         scale(finished ? 1.0f : static_cast<float>(p.scale)),
-        factor(finished ? kLog2E : static_cast<float>(p.scale * 1.4426950408889634)) {}
+        factor(static_cast<float>(finished ? kLog2OfE : p.scale * kLog2OfE)) {}
 
   // Whether factor·score - factor·max in one rounding is as good as factor·(score - max).
   static bool shift_is_small(float shift) { return std::fabs(shift) < 1024; }

@@ -91,12 +91,12 @@ class TileProduct {
 // A (b, h) slice as an operand, its rows or its columns along the unsummed dimension.
 template <class T>
 StridedOperand<T> by_rows(const ConstRows& t, int64_t b, int64_t h, int64_t row, int64_t rows) {
-  return {static_cast<const T*>(t.data) + b * t.b + h * t.h + row * t.row, rows, t.row, 1};
+  return {row_of<T>(t, b, h, row), rows, t.row, 1};
 }
 template <class T>
 StridedOperand<T> by_columns(const ConstRows& t, int64_t b, int64_t h, int64_t row,
                              int64_t columns) {
-  return {static_cast<const T*>(t.data) + b * t.b + h * t.h + row * t.row, columns, 1, t.row};
+  return {row_of<T>(t, b, h, row), columns, 1, t.row};
 }
 
 // 0 for true, -inf for false, in integers: so it becomes vector code.
@@ -158,6 +158,39 @@ class MaskRows {
   const void* held_ = nullptr;
   int64_t held_keys_ = 0;
 };
+
+// How a forward cuts the query rows of a head: into blocks of up to 16 panels, which share what is
+// packed of the keys as it comes from L2 or beyond; into more where heads are fewer than threads.
+struct QueryBlocks {
+  int64_t block_rows, row_blocks;
+
+  QueryBlocks(const AttentionParams& p, int64_t panel_rows) {
+    constexpr int64_t kPanels = 16;
+    const int64_t panels = ceil_div(p.queries, panel_rows), heads = p.batch * p.heads;
+    row_blocks = std::min(
+        panels, std::max(ceil_div(panels, kPanels), ceil_div(int64_t{num_threads()}, heads)));
+    block_rows = ceil_div(panels, row_blocks) * panel_rows;
+    row_blocks = ceil_div(p.queries, block_rows);
+  }
+};
+
+// worker.run(b, h, first row) for every block of query rows. Below `least_work` multiply-adds a
+// second thread costs more than it brings.
+template <class Worker>
+void run_query_blocks(const AttentionParams& p, int64_t least_work) {
+  const typename Worker::Blocking blocking(p);
+  const int64_t work = blocking.block_rows * p.keys * (p.dim + p.value_dim);
+  const int64_t grain = std::max<int64_t>(1, least_work / std::max<int64_t>(work, 1));
+  parallel_for(0, p.batch * p.heads * blocking.row_blocks, grain, [&](int64_t begin, int64_t end) {
+    Worker worker(p, blocking);
+    for (int64_t task = begin; task < end; ++task) {
+      // Causal blocks grow with the row: taken from both ends, every share weighs the same.
+      const int64_t turn = task % blocking.row_blocks, head = task / blocking.row_blocks;
+      const int64_t block = turn % 2 == 0 ? turn / 2 : blocking.row_blocks - 1 - turn / 2;
+      worker.run(head / p.heads, head % p.heads, block * blocking.block_rows);
+    }
+  });
+}
 
 // How many tasks a backward deals the key blocks of each of its units out to: as few as keep every
 // thread busy nine tenths of the time, for each has a gradient of all of the unit's queries.
