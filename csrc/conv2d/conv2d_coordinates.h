@@ -66,6 +66,10 @@ struct ImageStrides {
         c(channels_last ? 1 : rows * cols),
         y(channels_last ? cols * channels : cols),
         x(channels_last ? channels : 1) {}
+
+  PYOPS_HOST_DEVICE int64_t at(int64_t image, int64_t channel, int64_t row, int64_t col) const {
+    return image * n + channel * c + row * y + col * x;
+  }
 };
 
 PYOPS_HOST_DEVICE inline ImageStrides input_strides(const Conv2dShape& s) {

@@ -1,36 +1,18 @@
 // The definition, as loops: the oracle of the other kernels and what machines without AVX2 run.
 // Sums are double, whatever the dtype.
-#include "conv2d/conv2d.h"
+#include "conv2d/conv2d_coordinates.h"
 #include "core/parallel.h"
 #include "core/scratch.h"
 
 namespace pyops {
 namespace {
 
-// Element (n, c, y, x) of a dense batch of images in either order.
-struct ImageLayout {
-  int64_t n_stride, c_stride, y_stride, x_stride;
-
-  ImageLayout(bool channels_last, int64_t c, int64_t h, int64_t w)
-      : n_stride(c * h * w),
-        c_stride(channels_last ? 1 : h * w),
-        y_stride(channels_last ? w * c : w),
-        x_stride(channels_last ? c : 1) {}
-
-  int64_t at(int64_t n, int64_t c, int64_t y, int64_t x) const {
-    return n * n_stride + c * c_stride + y * y_stride + x * x_stride;
-  }
-};
-
 struct Geometry {
   const Conv2dShape& s;
-  ImageLayout x, w, y;
+  ImageStrides x, w, y;
 
   explicit Geometry(const Conv2dShape& shape)
-      : s(shape),
-        x(s.channels_last, s.c, s.h, s.w),
-        w(s.channels_last, s.group_c(), s.kh, s.kw),
-        y(s.channels_last, s.o, s.oh, s.ow) {}
+      : s(shape), x(input_strides(s)), w(weight_strides(s)), y(output_strides(s)) {}
 
   // f(ky, kx, iy, ix) for the taps of output (oy, ox) that meet the input.
   template <class F>
@@ -212,7 +194,7 @@ struct PoolForward {
 template <class T>
 void pool_forward(const Conv2dPoolParams& p) {
   const PoolForward<T> pool(p);
-  const ImageLayout pooled(p.channels_last, p.o, p.pooled_h, p.pooled_w);
+  const ImageStrides pooled(p.channels_last, p.o, p.pooled_h, p.pooled_w);
   parallel_for(0, p.n * p.o, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       for (int64_t py = 0; py < p.pooled_h; ++py) {
