@@ -59,10 +59,8 @@ void forward_rows(const Conv2dParams& p, int64_t n, int64_t batch, int64_t row, 
   const int64_t channels = p.o / passes(p), plane = rows * p.ow;
   const auto* bias = static_cast<const T*>(p.bias);
   for (int64_t pass = 0; pass < passes(p); ++pass) {
-    auto images = input_images<T>(p, p.x, pass);
+    auto images = row_band(input_images<T>(p, p.x, pass), row, rows);
     images.data += n * p.c * p.h * p.w;
-    images.y.origin += row * images.y.stride;
-    images.y.positions = rows;
     correlate<false, T>({.channels_last = p.channels_last,
                          .depthwise = is_depthwise(p),
                          .images = images,
@@ -264,8 +262,7 @@ void conv2d_backward_masked_once(Conv2dBackwardParams p) {
   parallel_for(0, ceil_div(count, V::kWidth), 4096, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin * V::kWidth; i < std::min(end * V::kWidth, count); i += V::kWidth) {
       const int n = static_cast<int>(std::min<int64_t>(V::kWidth, count - i));
-      const V x = V::where_positive(V::load(mask + i, n), V::load(grad + i, n));
-      n == V::kWidth ? x.store(&gradient[i]) : x.store(&gradient[i], n);
+      store(V::where_positive(load(mask + i, n), load(grad + i, n)), &gradient[i], n);
     }
   });
   p.grad_y = gradient.get(), p.y = nullptr;

@@ -46,7 +46,7 @@ class GridSink {
   static constexpr int kMaxPositions = 48;
 
   explicit GridSink(const Correlation<T>& c)
-      : c_(c), map_(grid_map(c)), least_(V::set1(c.epilogue.relu ? 0.0f : -__builtin_inff())) {}
+      : c_(c), map_(grid_map(c)), least_(V::set1(Lines<float>::relu_floor(c.epilogue.relu))) {}
 
   // Where row `row` of image n begins: `out` below, of a grid of rows from there on.
   T* rows(int64_t n, int64_t row) const {
@@ -171,8 +171,6 @@ class GridSink {
   V load_bias(int64_t i, int channels) const {
     return c_.epilogue.bias != nullptr ? V::load(c_.epilogue.bias + i, channels) : V::zero();
   }
-
-  static void store(V x, T* to, int n) { n == V::kWidth ? x.store(to) : x.store(to, n); }
 
   // The epilogue's ReLU, decided once: max returns its second operand for NaN, which keeps it.
   V finish(V x) const { return V::max(least_, x); }

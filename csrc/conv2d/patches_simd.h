@@ -24,10 +24,9 @@ void zero_rows(Acc* out, int64_t row_stride, int64_t rows, int64_t count) {
 template <class T, bool kMasked>
 Vec<acc_t<T>> load_masked(const Images<T>& images, int64_t offset, int n) {
   using V = Vec<acc_t<T>>;
-  const V x = n == V::kWidth ? V::load(images.data + offset) : V::load(images.data + offset, n);
+  const V x = load(images.data + offset, n);
   if constexpr (!kMasked) return x;
-  const T* mask = images.mask + offset;
-  return V::where_positive(n == V::kWidth ? V::load(mask) : V::load(mask, n), x);
+  return V::where_positive(load(images.mask + offset, n), x);
 }
 
 // n elements `stride` apart.
@@ -86,13 +85,10 @@ void copy_pixels(const Images<T>& images, bool channels_last, int64_t offset, in
   for (int64_t c = 0; c < width; c += V::kWidth) {
     const int have = static_cast<int>(std::clamp<int64_t>(channels - c, 0, V::kWidth));
     const int room = static_cast<int>(std::min<int64_t>(V::kWidth, width - c));
-    const auto store = [&](V pixel, int64_t i) {
-      float* to = out + i * pitch + c;
-      room == V::kWidth ? pixel.store(to) : pixel.store(to, room);
-    };
+    const auto put = [&](V pixel, int64_t i) { store(pixel, out + i * pitch + c, room); };
     if (channels_last) {
       for (int64_t i = 0; i < length; ++i) {
-        store(load_masked<T, kMasked>(images, offset + i * images.total_channels + c, have), i);
+        put(load_masked<T, kMasked>(images, offset + i * images.total_channels + c, have), i);
       }
       continue;
     }
@@ -104,7 +100,7 @@ void copy_pixels(const Images<T>& images, bool channels_last, int64_t offset, in
         block[k] = k < have ? load_masked<T, kMasked>(images, from, n) : V::zero();
       }
       transpose(block);
-      for (int k = 0; k < n; ++k) store(block[k], i + k);
+      for (int k = 0; k < n; ++k) put(block[k], i + k);
     }
   }
 }
@@ -287,7 +283,7 @@ struct PlanarSink {
   void put(Vec<Acc> x, T* to, int n) const {
     using V = Vec<Acc>;
     x = epilogue(x);
-    if (map.col_stride == 1) return n == V::kWidth ? x.store(to) : x.store(to, n);
+    if (map.col_stride == 1) return store(x, to, n);
     T elements[V::kWidth];
     x.store(elements);
     for (int e = 0; e < n; ++e) to[e * map.col_stride] = elements[e];
@@ -345,10 +341,7 @@ struct PixelSink {
   }
 
   // n channels of a position, with their bias.
-  void put(Vec<Acc> x, T* to, int n) const {
-    x = epilogue(x);
-    n == Vec<Acc>::kWidth ? x.store(to) : x.store(to, n);
-  }
+  void put(Vec<Acc> x, T* to, int n) const { store(epilogue(x), to, n); }
 
   // Of a tile whose positions are one run.
   Lines<T> lines(int64_t i, int64_t j, int rows, int /*cols*/) const {

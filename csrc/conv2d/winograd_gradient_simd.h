@@ -6,6 +6,8 @@
 // order.
 #pragma once
 
+#include <atomic>
+
 #include "conv2d/winograd_tiles_simd.h"
 
 namespace pyops::PYOPS_ISA_NAMESPACE {

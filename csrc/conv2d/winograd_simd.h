@@ -5,6 +5,8 @@
 // a time, which stay in L2 until they are transformed to results.
 #pragma once
 
+#include <atomic>
+
 #include "conv2d/winograd_tiles_simd.h"
 
 namespace pyops::PYOPS_ISA_NAMESPACE {

@@ -7,7 +7,6 @@
 #pragma once
 
 #include <array>
-#include <atomic>
 
 #include "conv2d/correlate_simd.h"
 

@@ -25,8 +25,7 @@ bool fills_lanes(const Params& p) {
 }
 constexpr const char* kFillsLanes =
     "planes of fewer than 2^31 elements; in rows neighbouring taps, or enough outputs to a row, "
-    "and "
-    "windows no wider than two rows";
+    "and windows no wider than two rows";
 
 // Gathering asks every window that covers an element, in vectors; scattering takes each output
 // once, as it comes. What the first gains by sums in registers it loses to many windows, and to

@@ -121,22 +121,17 @@ class PlanarBackward {
     }
   }
 
-  static void store(V x, T* to, int64_t room) {
-    if (room >= kV) return x.store(to);
-    if (room > 0) x.store(to, static_cast<int>(room));
-  }
-
   void write_row(T* grad_x, int64_t count) const {
     const int64_t width = p.w.size;
     V sums[kStride];
     for (int64_t m = 0; m < residue_; m += kV) {
       gather(m, count, sums);
       if constexpr (kStride == 1) {
-        store(sums[0], grad_x + m, width - m);
+        store_within(sums[0], grad_x + m, width - m);
       } else {
         const auto [low, high] = interleave(sums[0], sums[1]);
-        store(low, grad_x + 2 * m, width - 2 * m);
-        store(high, grad_x + 2 * m + kV, width - 2 * m - kV);
+        store_within(low, grad_x + 2 * m, width - 2 * m);
+        store_within(high, grad_x + 2 * m + kV, width - 2 * m - kV);
       }
     }
   }

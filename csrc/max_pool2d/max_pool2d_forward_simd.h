@@ -199,8 +199,7 @@ class PlanarForward {
     const Lanes<A> code = arrange<kReach>(best.code);
     // Of a row shorter than a register more is stored than it has: the next row is written later.
     const int n = static_cast<int>(std::min<int64_t>(kV, block.out_end - block.out));
-    T* y = static_cast<T*>(p.y) + block.out;
-    n == kV ? value.store(y) : value.store(y, n);
+    store(value, static_cast<T*>(p.y) + block.out, n);
     if constexpr (kCodes) {
       store_lanes<A>(code, static_cast<where_t<kArgmax>*>(p.where) + block.out, n);
     }

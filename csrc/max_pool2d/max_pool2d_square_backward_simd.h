@@ -13,6 +13,13 @@
 
 namespace pyops::PYOPS_ISA_NAMESPACE {
 
+// As many numbers as there is room for.
+template <class A, class T>
+void store_within(Vec<A> x, T* to, int64_t room) {
+  if (room >= Vec<A>::kWidth) return x.store(to);
+  if (room > 0) x.store(to, static_cast<int>(room));
+}
+
 template <class T, int kKernel, int kStride, int kPadding>
 class SquareBackward {
   using A = acc_t<T>;
@@ -126,16 +133,12 @@ class SquareBackward {
 
   static void store(const V (&cells)[kStride], T* to, int64_t room) {
     if constexpr (kStride == 1) {
-      store(cells[0], to, room);
+      store_within(cells[0], to, room);
     } else {
       const auto [low, high] = interleave(cells[0], cells[1]);
-      store(low, to, room);
-      store(high, to + kV, room - kV);
+      store_within(low, to, room);
+      store_within(high, to + kV, room - kV);
     }
-  }
-  static void store(V x, T* to, int64_t room) {
-    if (room >= kV) return x.store(to);
-    if (room > 0) x.store(to, static_cast<int>(room));
   }
 
   const MaxPool2dBackwardParams& p;
