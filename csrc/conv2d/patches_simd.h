@@ -7,6 +7,8 @@
 // gives the other order, which the weight gradient and the NHWC forward need.
 #pragma once
 
+#include <limits>
+
 #include "conv2d/geometry_simd.h"
 #include "gemm/gemm_simd.h"
 
@@ -34,8 +36,9 @@ template <class T>
 [[gnu::always_inline]] inline Vec<acc_t<T>> load_strided(const T* data, int64_t stride, int n) {
   using V = Vec<acc_t<T>>;
   if constexpr (std::is_same_v<T, float>) {
+    constexpr int64_t kMost = std::numeric_limits<int>::max() / V::kWidth;
     if (n == V::kWidth && stride == 2) return V::load_even(data);
-    if (n == V::kWidth) return V::gather(data, static_cast<int>(stride));
+    if (n == V::kWidth && stride <= kMost) return V::gather(data, static_cast<int>(stride));
   }
   if constexpr (requires { V::load_even(data, n); }) {
     if (stride == 2) return V::load_even(data, n);

@@ -30,7 +30,7 @@ struct Vec<float> {
   static Vec load(const Float16* p, int n) {
     return {_mm512_cvtph_ps(_mm256_maskz_loadu_epi16(first(n), p))};
   }
-  // Element i from p[i * stride]; `stride` in elements, small enough for 32-bit byte offsets.
+  // Element i from p[i * stride]; `stride` in elements, the last of which 32 bits count.
   static Vec gather(const float* p, int stride) {
     const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
     return {_mm512_i32gather_ps(_mm512_mullo_epi32(lane, _mm512_set1_epi32(stride)), p, 4)};
