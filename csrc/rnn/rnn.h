@@ -37,13 +37,11 @@ struct RnnShape {
   GpuLimits gpu{};         // where the call runs
 
   PYOPS_HOST_DEVICE int64_t rows() const { return offsets[steps]; }
-  PYOPS_HOST_DEVICE int64_t step_rows() const {
-    return rows() / (steps > 0 ? steps : 1);
-  }  // on average
+  // Of a step, on average.
+  PYOPS_HOST_DEVICE int64_t step_rows() const { return rows() / (steps > 0 ? steps : 1); }
   PYOPS_HOST_DEVICE int64_t size(int64_t t) const { return offsets[t + 1] - offsets[t]; }
-  PYOPS_HOST_DEVICE int64_t step(int64_t s) const {
-    return reverse ? steps - 1 - s : s;
-  }  // the s-th to compute
+  // The s-th to compute.
+  PYOPS_HOST_DEVICE int64_t step(int64_t s) const { return reverse ? steps - 1 - s : s; }
   PYOPS_HOST_DEVICE bool projects() const { return output != hidden; }
   PYOPS_HOST_DEVICE int64_t gates() const { return cell == RnnCell::kLstm ? 4 : 3; }
 

@@ -14,7 +14,7 @@
 
 namespace pyops::PYOPS_ISA_NAMESPACE {
 
-// Columns of sequences before the `block`-th of `blocks` with about equally many rows each.
+// The first sequence of the `block`-th of `blocks` with about equally many rows each.
 inline int64_t block_border(const RnnShape& s, int64_t block, int64_t blocks) {
   if (block == blocks) return s.batch;
   int64_t sequence = 0;
