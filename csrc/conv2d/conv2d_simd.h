@@ -8,6 +8,7 @@
 
 #include "conv2d/bias_gradient_simd.h"
 #include "conv2d/correlation_simd.h"
+#include "conv2d/phase_weight_simd.h"
 #include "conv2d/weight_gradient_simd.h"
 #include "conv2d/winograd_gradient_simd.h"
 #include "gemm/short_sums.h"
@@ -66,7 +67,7 @@ void forward_rows(const Conv2dParams& p, int64_t n, int64_t batch, int64_t row, 
                          .images = images,
                          .all_rows = p.oh,
                          .batch = batch,
-                         .weight = pass_weight<T>(p, p.weight, pass),
+                         .weight = {pass_weight<T>(p, p.weight, pass), channels, images.taps(), 1},
                          .channels = channels,
                          .result = y + channel_offset(p.channels_last, pass * channels, plane),
                          .channel_stride = plane,
@@ -81,36 +82,11 @@ void conv2d_forward(const Conv2dParams& p) {
   forward_rows(p, 0, p.n, 0, p.oh, static_cast<T*>(p.y));
 }
 
-// weight[c, tap] = w[o, c, ky, kx] for the taps of a phase, in the order of the layout.
-template <class T>
-void transpose_weight(const Conv2dShape& s, const T* w, const GradientPhase& y,
-                      const GradientPhase& x, T* weight) {
-  const bool depthwise = is_depthwise(s), pixel = s.channels_last && !depthwise;
-  const int64_t o_count = s.group_o(), c_count = depthwise ? s.c : s.group_c();
-  const int64_t window = y.axis.taps * x.axis.taps;
-  const int64_t w_tap = pixel ? c_count : 1, w_c = pixel ? 1 : s.kh * s.kw;
-  const int64_t out_tap = pixel ? o_count : 1, out_o = pixel ? 1 : window;
-  parallel_for(0, c_count, 8, [&](int64_t begin, int64_t end) {
-    for (int64_t c = begin; c < end; ++c) {
-      T* row = weight + c * o_count * window;
-      for (int64_t t = 0; t < window; ++t) {
-        const int64_t ky = y.tap_first + t / x.axis.taps * y.tap_step;
-        const int64_t kx = x.tap_first + t % x.axis.taps * x.tap_step;
-        const T* from = w + c * w_c + (ky * s.kw + kx) * w_tap;
-        for (int64_t o = 0; o < o_count; ++o) {
-          row[t * out_tap + o * out_o] = from[o * s.group_c() * s.kh * s.kw];
-        }
-      }
-    }
-  });
-}
-
 template <class T, bool kMasked>
 void backward_input(const Conv2dBackwardParams& p, int64_t pass, const GradientPhase& y,
                     const GradientPhase& x) {
   const int64_t channels = p.c / passes(p), plane = p.h * p.w, pixel = p.channels_last ? p.c : 1;
-  Scratch<T> weight(channels * p.group_o() * y.axis.taps * x.axis.taps);
-  transpose_weight(p, pass_weight<T>(p, p.weight, pass), y, x, weight.get());
+  const PhaseWeight<T> weight(p, pass_weight<T>(p, p.weight, pass), y, x);
   const bool dense = y.axis.positions == p.h && x.axis.positions == p.w;
   const PositionMap strided{x.axis.positions, y.axis.positions, p.c * plane,
                             p.stride_h * p.w * pixel, p.stride_w * pixel};
@@ -119,7 +95,7 @@ void backward_input(const Conv2dBackwardParams& p, int64_t pass, const GradientP
                          .images = gradient_images<T>(p, pass, y.axis, x.axis),
                          .all_rows = y.axis.positions,
                          .batch = p.n,
-                         .weight = weight.get(),
+                         .weight = weight.operand(),
                          .channels = channels,
                          .result = static_cast<T*>(p.grad_x) +
                                    channel_offset(p.channels_last, pass * channels, plane) +
@@ -237,12 +213,40 @@ void backward_weight(const Conv2dBackwardParams& p, int64_t pass) {
   });
 }
 
+// One tap sees what lies at its stride, in runs that are short for vectors: the gradient is that of
+// a convolution of these pixels alone.
+template <class T, bool kMasked>
+void backward_weights_of_seen(Conv2dBackwardParams p) {
+  const int64_t pixel = p.channels_last ? p.c : 1, rows = p.n * p.c / pixel * p.oh;
+  Scratch<T> seen(rows * p.ow * pixel);
+  parallel_for(0, rows, ceil_div(64, pixel), [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      const int64_t line = row / p.oh * p.h + row % p.oh * p.stride_h;
+      const T* from = static_cast<const T*>(p.x) + line * p.w * pixel;
+      T* to = &seen[row * p.ow * pixel];
+      for (int64_t i = 0; i < p.ow; ++i, from += p.stride_w * pixel, to += pixel) {
+        std::copy_n(from, pixel, to);
+      }
+    }
+  });
+  p.x = seen.get();
+  p.h = p.oh, p.w = p.ow, p.stride_h = p.stride_w = 1;
+  for (int64_t pass = 0; pass < passes(p); ++pass) backward_weight<T, kMasked>(p, pass);
+}
+
+template <class T, bool kMasked>
+void backward_weights(const Conv2dBackwardParams& p) {
+  const bool one_tap = p.kh * p.kw == 1 && p.padding_h + p.padding_w == 0;
+  if (one_tap && p.stride_w > 1) return backward_weights_of_seen<T, kMasked>(p);
+  for (int64_t pass = 0; pass < passes(p); ++pass) backward_weight<T, kMasked>(p, pass);
+}
+
 template <class T, bool kMasked>
 void conv2d_backward(const Conv2dBackwardParams& p) {
   if (p.grad_bias != nullptr) backward_bias<T, kMasked>(p);
+  if (p.grad_weight != nullptr) backward_weights<T, kMasked>(p);
+  if (p.grad_x == nullptr) return;
   for (int64_t pass = 0; pass < passes(p); ++pass) {
-    if (p.grad_weight != nullptr) backward_weight<T, kMasked>(p, pass);
-    if (p.grad_x == nullptr) continue;
     for (int64_t y = 0; y < std::min(p.stride_h, p.h); ++y) {
       const GradientPhase rows = gradient_phase(forward_axis_y(p), y);
       for (int64_t x = 0; x < std::min(p.stride_w, p.w); ++x) {

@@ -98,10 +98,9 @@ void multiply_taps(int64_t depth, Rows from, int64_t count, const int64_t* offse
 template <int kWidth, class T>
 void pack_taps(const Correlation<T>& c, int64_t i, float* of_tap, float* panel) {
   const int64_t taps = c.images.taps(), channels = c.images.channels, window = taps / channels;
-  const StridedOperand<T> weight{c.weight, c.channels, taps, 1};
-  if (!c.channels_last) return weight.template pack<kWidth>(i, 0, taps, panel);
+  if (!c.channels_last) return c.weight.template pack<kWidth>(i, 0, taps, panel);
   for (int64_t k = 0; k < window; ++k) {
-    weight.template pack<kWidth>(i, k * channels, channels, of_tap);
+    c.weight.template pack<kWidth>(i, k * channels, channels, of_tap);
     for (int64_t j = 0; j < channels; ++j) {
       std::copy_n(of_tap + j * kWidth, kWidth, panel + (j * window + k) * kWidth);
     }

@@ -26,9 +26,8 @@ void correlate_patches(const Correlation<T>& c) {
     images.y.size = images.y.positions = 1;
   }
   const int64_t positions = c.batch * images.positions_per_image(), taps = images.taps();
-  const StridedOperand<T> weight{c.weight, c.channels, taps, 1};
   if (!c.channels_last) {
-    gemm(c.channels, positions, taps, weight, PlanarPatches<T, kMasked>{images, 0, positions},
+    gemm(c.channels, positions, taps, c.weight, PlanarPatches<T, kMasked>{images, 0, positions},
          PlanarSink<T>{c.result, c.channel_stride, c.map, c.epilogue}, c.precision);
     return;
   }
@@ -36,10 +35,10 @@ void correlate_patches(const Correlation<T>& c) {
   if (identity) {
     const StridedOperand<T, kMasked> pixels{images.data, positions, images.total_channels, 1,
                                             images.mask};
-    gemm(positions, c.channels, taps, pixels, weight, sink, c.precision);
+    gemm(positions, c.channels, taps, pixels, c.weight, sink, c.precision);
   } else {
     const Transposed<PixelPatches<T, kMasked>> patches{{images, 0}, positions};
-    gemm(positions, c.channels, taps, patches, weight, sink, c.precision);
+    gemm(positions, c.channels, taps, patches, c.weight, sink, c.precision);
   }
 }
 

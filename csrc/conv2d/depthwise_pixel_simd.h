@@ -192,7 +192,7 @@ void depthwise_pixel(const Correlation<T>& c) {
   const int64_t taps = y.taps * c.images.x.taps;
   Scratch<Acc> weight(taps * c.channels);
   for (int64_t i = 0; i < taps * c.channels; ++i) {
-    weight[i % taps * c.channels + i / taps] = static_cast<Acc>(c.weight[i]);
+    weight[i % taps * c.channels + i / taps] = static_cast<Acc>(c.weight.data[i]);
   }
   const DepthwisePixels<T> pixels(c, weight.get());
   parallel_for(0, c.batch * y.positions, 1, [&](int64_t begin, int64_t end) {

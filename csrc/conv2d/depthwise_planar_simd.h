@@ -257,7 +257,7 @@ void depthwise_planar(const Correlation<T>& c) {
     for (int64_t task = begin; task < end; ++task) {
       const int64_t n = task / c.channels, channel = task % c.channels;
       padded.fill(c.images, task * plane, image.get());
-      planes.run(image.get(), c.weight + channel * taps, channel,
+      planes.run(image.get(), c.weight.data + channel * taps, channel,
                  n * c.images.positions_per_image());
     }
   });

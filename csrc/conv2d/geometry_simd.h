@@ -120,8 +120,8 @@ struct Correlation {
   Images<T> images;
   int64_t all_rows;  // of positions of an image, of which these may be some
   int64_t batch;
-  const T* weight;   // (channels, taps), taps in the order of the images' layout
-  int64_t channels;  // of the result
+  StridedOperand<T> weight;  // of channels and taps, these in the order of the images' layout
+  int64_t channels;          // of the result
   T* result;
   int64_t channel_stride;  // of a planar result
   PositionMap map;

@@ -105,8 +105,7 @@ class PairedPlanes {
 
   static bool pack_weight(Engine& engine, const Correlation<BFloat16>& c, int64_t channel,
                           uint16_t* out) {
-    const StridedOperand<BFloat16> weight{c.weight, c.channels, c.images.channels, 1};
-    return engine.pack_a(weight, channel, 0, c.images.channels, out);
+    return engine.pack_a(c.weight, channel, 0, c.images.channels, out);
   }
 
   void set_grid(const PaddedGrid& grid) {

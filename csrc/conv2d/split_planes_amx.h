@@ -33,9 +33,7 @@ class SplitPlanes {
         parts_(units * elements(grid, c.images.channels)) {}
 
   static bool pack_weight(Engine& engine, const Correlation<T>& c, int64_t channel, uint16_t* out) {
-    const int64_t taps = c.images.taps();
-    const StridedOperand<T> weight{c.weight, c.channels, taps, 1};
-    return engine.pack_a(weight, channel, 0, taps, out);
+    return engine.pack_a(c.weight, channel, 0, c.images.taps(), out);
   }
 
   void set_grid(const PaddedGrid& grid) {
