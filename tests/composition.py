@@ -111,6 +111,16 @@ class Composition:
         graph = torch.autograd.grad(loss, leaves.values(), create_graph=True)
         torch.testing.assert_close(graph, plain, rtol=1e-10, atol=1e-12)
 
+    def test_results_are_no_views(self, case):
+        """But where native's are: a view is not to be detached in place."""
+        if case.arguments.get("batch_first"):
+            pytest.skip("a transposed result is a view")
+        for grad in (True, False):
+            arguments = case.draw(torch.float32, grad=grad)
+            ours, native = flat(self.op(**arguments)), flat(self.reference(**arguments))
+            views = [a._is_view() and not b._is_view() for a, b in zip(ours, native, strict=True)]
+            assert not any(views)
+
     def test_checkpoint(self, device):
         """Saved tensors go through PyTorch's hooks: forgotten, computed again, the same."""
         case = self.cases[0]
