@@ -83,6 +83,17 @@ class Composition:
         with torch.no_grad():
             self.judge(small.draw(torch.float32, device, grad=False), small, compiled)
 
+    def test_compile_with_one_static(self, device):
+        """Sizes of all tensors but the first are symbols: none is asked for in place of another."""
+        torch._dynamo.reset()
+        case = self.cases[0]
+        arguments = case.draw(torch.float32, device)
+        for t in list(tensors_of(arguments).values())[1:]:
+            for dim in range(t.dim()):
+                torch._dynamo.maybe_mark_dynamic(t, dim)
+        compiled = torch.compile(self.op, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(results(compiled, arguments), results(self.op, arguments))
+
     @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
     def test_one_gradient_alone(self, compiled, device):
         """A backward that computes nothing unasked still answers each question right."""
