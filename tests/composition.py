@@ -83,6 +83,17 @@ class Composition:
         with torch.no_grad():
             self.judge(small.draw(torch.float32, device, grad=False), small, compiled)
 
+    def test_compile_with_one_static(self, device):
+        """Sizes of all tensors but the first are symbols: none is asked for in place of another."""
+        torch._dynamo.reset()
+        case = self.cases[0]
+        arguments = case.draw(torch.float32, device)
+        for t in list(tensors_of(arguments).values())[1:]:
+            for dim in range(t.dim()):
+                torch._dynamo.maybe_mark_dynamic(t, dim)
+        compiled = torch.compile(self.op, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(results(compiled, arguments), results(self.op, arguments))
+
     @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
     def test_one_gradient_alone(self, compiled, device):
         """A backward that computes nothing unasked still answers each question right."""
@@ -110,6 +121,16 @@ class Composition:
         plain = torch.autograd.grad(loss, leaves.values(), retain_graph=True)
         graph = torch.autograd.grad(loss, leaves.values(), create_graph=True)
         torch.testing.assert_close(graph, plain, rtol=1e-10, atol=1e-12)
+
+    def test_results_are_no_views(self, case):
+        """But where native's are: a view is not to be detached in place."""
+        if case.arguments.get("batch_first"):
+            pytest.skip("a transposed result is a view")
+        for grad in (True, False):
+            arguments = case.draw(torch.float32, grad=grad)
+            ours, native = flat(self.op(**arguments)), flat(self.reference(**arguments))
+            views = [a._is_view() and not b._is_view() for a, b in zip(ours, native, strict=True)]
+            assert not any(views)
 
     def test_checkpoint(self, device):
         """Saved tensors go through PyTorch's hooks: forgotten, computed again, the same."""

@@ -325,6 +325,15 @@ class TestLstmCell(CellSuite):
     transformable = staticmethod(step("lstm"))
     cases, rejects = cell_cases("lstm"), cell_rejects("lstm")
 
+    @pytest.mark.parametrize("low", ["h", "c"])
+    def test_autocast_keeps_the_precision_of_c(self, low):
+        """Of states in two dtypes, as after a projection, c is the one that carries on."""
+        arguments = self.cases[1].draw(torch.float32, grad=False)
+        arguments[low] = arguments[low].bfloat16()
+        with torch.autocast("cpu", torch.bfloat16):
+            ours, native = self.op(**arguments), self.reference(**arguments)
+        torch.testing.assert_close(ours, native, rtol=0.02, atol=0.02)
+
 
 class TestGruCell(CellSuite):
     op = staticmethod(with_state(gru_cell))

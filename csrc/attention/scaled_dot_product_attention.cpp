@@ -222,7 +222,8 @@ Tensor attention(const Tensor& query, const Tensor& key, const Tensor& value,
   Shape shape(leading.begin() + (rank - natural_rank), leading.end());
   shape.push_back(l);
   shape.push_back(e);
-  return out.view_symint(shape);
+  // As native's no view, but on a GPU the backward keeps `out` itself and must notice writes.
+  return out.is_cuda() ? out.view_symint(shape) : at::_unsafe_view_symint(out, shape);
 }
 
 }  // namespace

@@ -179,14 +179,17 @@ Tensor call_forward(const Tensor& x, const Tensor& w, const OptionalTensor& bias
   return op.call(x, w, bias, stride, padding, dilation, groups);
 }
 
+// What of one image has no dimension of batch gets one.
+Tensor as_batch(const Tensor& t) { return t.defined() && t.dim() == 3 ? t.unsqueeze(0) : t; }
+
 variable_list input_gradients(const RecordedCall& call) {
   const auto numbers = integers_of<7>(call.values);
   const IntArrayRef arguments(numbers);
   const auto& saved = call.saved;
-  auto [grad_x, grad_w, grad_bias] =
-      conv2d_backward(call.grads[0], saved[0], saved[1], value_if_defined(saved[2]),
-                      arguments.slice(0, 2), arguments.slice(2, 2), arguments.slice(4, 2),
-                      arguments[6], {call.wanted[0], call.wanted[1], call.wanted[2]});
+  auto [grad_x, grad_w, grad_bias] = conv2d_backward(
+      as_batch(call.grads[0]), saved[0], saved[1], value_if_defined(as_batch(saved[2])),
+      arguments.slice(0, 2), arguments.slice(2, 2), arguments.slice(4, 2), arguments[6],
+      {call.wanted[0], call.wanted[1], call.wanted[2]});
   return {grad_x, grad_w, grad_bias};
 }
 template <bool kRelu>
@@ -201,19 +204,17 @@ Tensor conv2d_autograd(const Tensor& x, const Tensor& w, const OptionalTensor& b
   }
   check_same_kind(kName<kRelu>, "weight", w, x);
   if (bias) check_same_kind(kName<kRelu>, "bias", *bias, x);
-  if (x.dim() == 3) {
-    return conv2d_autograd<kRelu>(x.unsqueeze(0), w, bias, stride, padding, dilation, groups)
-        .squeeze(0);
-  }
+  const Tensor batch = as_batch(x);
   if (is_abstract(x)) {
-    check_conv2d(kName<kRelu>, x, w, value_or_undefined(bias),
+    check_conv2d(kName<kRelu>, batch, w, value_or_undefined(bias),
                  conv2d_arguments(kName<kRelu>, stride, padding, dilation, groups));
   }
+  // Of one image too the result is, as native's ReLU, no view that could not be detached in place.
   const Tensor y = call_forward<kRelu>(x, w, bias, stride, padding, dilation, groups);
   if (needs_grad({x, w, bias})) {
     const Pair s(kName<kRelu>, "stride", stride), p(kName<kRelu>, "padding", padding),
         d(kName<kRelu>, "dilation", dilation);
-    record(kGradient<kRelu>, {x, w, bias}, {y}, {x, w, kRelu ? y : Tensor()},
+    record(kGradient<kRelu>, {batch, w, bias}, {y}, {batch, w, kRelu ? y : Tensor()},
            {s.h, s.w, p.h, p.w, d.h, d.w, groups});
   }
   return y;

@@ -95,9 +95,10 @@ Conv2dShape conv2d_shape(const char* op, const Tensor& x, const Tensor& w, const
 }
 
 bool is_empty(const char* op, const Tensor& x, const Tensor& w) {
-  if (x.unsafeGetTensorImpl()->has_symbolic_sizes_strides() || (x.numel() > 0 && w.numel() > 0)) {
-    return false;  // a symbolic size stands for two or more
-  }
+  const auto has_elements = [](const Tensor& t) {  // a symbolic size stands for two or more
+    return t.unsafeGetTensorImpl()->has_symbolic_sizes_strides() || t.numel() > 0;
+  };
+  if (has_elements(x) && has_elements(w)) return false;
   if (explaining()) record_call(op, "native", {x, w}, {{"every kernel of ours", "empty"}});
   return true;
 }

@@ -255,9 +255,10 @@ Tensor pooled_autograd(const Tensor& x, const Tensor& w, const OptionalTensor& b
   check_same_kind(kPooledName, "weight", w, x);
   if (bias) check_same_kind(kPooledName, "bias", *bias, x);
   if (x.dim() == 3) {
-    return pooled_autograd(x.unsqueeze(0), w, bias, stride, padding, dilation, groups, kernel_size,
-                           pool_stride, pool_padding, pool_dilation, ceil_mode)
-        .squeeze(0);
+    const Tensor y =
+        pooled_autograd(x.unsqueeze(0), w, bias, stride, padding, dilation, groups, kernel_size,
+                        pool_stride, pool_padding, pool_dilation, ceil_mode);
+    return at::_unsafe_view_symint(y, y.sym_sizes().slice(1));  // as native's no view
   }
   if (is_abstract(x)) check_conv2d(kPooledName, x, w, value_or_undefined(bias), s.convolution());
   if (needs_grad({x, w, bias})) return std::get<0>(record_forward(x, w, bias, s));

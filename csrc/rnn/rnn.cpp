@@ -93,8 +93,10 @@ RnnLayer layer_of(const Network& n, const Tensor& x, int64_t index) {
   return layer;
 }
 
-Tensor stack_states(std::vector<Tensor>& states) {
-  return states.size() == 1 ? states[0].unsqueeze(0) : at::stack(states);
+// Of one layer without a copy, and yet no view: `h.detach_()` between segments of a sequence.
+Tensor stack_states(const std::vector<Tensor>& states) {
+  if (states.size() != 1) return at::stack(states);
+  return at::_unsafe_view_symint(states[0], {1, states[0].sym_size(0), states[0].sym_size(1)});
 }
 
 // Of all layers, or of none: dropout between them wants each layer's y as a whole, and only GPUs

@@ -75,18 +75,18 @@ RnnOutputs rnn_layer_autograd(const RnnLayer& layer) {
   return results;
 }
 
-// Native multiplies in the lower precision but carries the states in their own dtype, and answers
-// in it, unless a projection, a product as well, makes the output. So everything follows the state.
+// Native multiplies in the lower precision but carries the state in its own dtype, and answers in
+// it, unless a projection, a product as well, makes the output. So everything follows the state,
+// c where there is one: h is made from it.
 RnnOutputs rnn_layer_autocast(const RnnLayer& layer) {
   const auto device = layer.h0.device().type();
   const c10::impl::ExcludeDispatchKeyGuard no_autocast(
       at::autocast::get_autocast_dispatch_key_from_device_type(device));
-  const auto cast = [&](const Tensor& t) {
-    return at::autocast::cached_cast(layer.h0.scalar_type(), t, device);
-  };
+  const auto dtype = layer.c0.value_or(layer.h0).scalar_type();
+  const auto cast = [&](const Tensor& t) { return at::autocast::cached_cast(dtype, t, device); };
   RnnLayer same = layer;
-  for (Tensor* t : {&same.input, &same.w_ih, &same.w_hh}) *t = cast(*t);
-  for (OptionalTensor* t : {&same.c0, &same.b_ih, &same.b_hh, &same.w_hr}) {
+  for (Tensor* t : {&same.input, &same.h0, &same.w_ih, &same.w_hh}) *t = cast(*t);
+  for (OptionalTensor* t : {&same.b_ih, &same.b_hh, &same.w_hr}) {
     if (*t) *t = cast(**t);
   }
   auto [y, hn, cn, reserve] = call_rnn_layer(same);
