@@ -224,8 +224,8 @@ void backward_weights_of_seen(Conv2dBackwardParams p) {
       const int64_t line = row / p.oh * p.h + row % p.oh * p.stride_h;
       const T* from = static_cast<const T*>(p.x) + line * p.w * pixel;
       T* to = &seen[row * p.ow * pixel];
-      for (int64_t i = 0; i < p.ow; ++i, from += p.stride_w * pixel, to += pixel) {
-        std::copy_n(from, pixel, to);
+      for (int64_t i = 0; i < p.ow; ++i) {
+        for (int64_t c = 0; c < pixel; ++c) to[i * pixel + c] = from[i * p.stride_w * pixel + c];
       }
     }
   });
