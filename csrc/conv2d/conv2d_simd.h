@@ -8,7 +8,6 @@
 
 #include "conv2d/bias_gradient_simd.h"
 #include "conv2d/correlation_simd.h"
-#include "conv2d/phase_weight_simd.h"
 #include "conv2d/weight_gradient_simd.h"
 #include "conv2d/winograd_gradient_simd.h"
 #include "gemm/short_sums.h"
@@ -62,12 +61,14 @@ void forward_rows(const Conv2dParams& p, int64_t n, int64_t batch, int64_t row, 
   for (int64_t pass = 0; pass < passes(p); ++pass) {
     auto images = row_band(input_images<T>(p, p.x, pass), row, rows);
     images.data += n * p.c * p.h * p.w;
+    const Weights<T> weights(pass_weight<T>(p, p.weight, pass), channels,
+                             p.channels_last && !is_depthwise(p), images);
     correlate<false, T>({.channels_last = p.channels_last,
                          .depthwise = is_depthwise(p),
                          .images = images,
                          .all_rows = p.oh,
                          .batch = batch,
-                         .weight = {pass_weight<T>(p, p.weight, pass), channels, images.taps(), 1},
+                         .weights = &weights,
                          .channels = channels,
                          .result = y + channel_offset(p.channels_last, pass * channels, plane),
                          .channel_stride = plane,
@@ -86,7 +87,7 @@ template <class T, bool kMasked>
 void backward_input(const Conv2dBackwardParams& p, int64_t pass, const GradientPhase& y,
                     const GradientPhase& x) {
   const int64_t channels = p.c / passes(p), plane = p.h * p.w, pixel = p.channels_last ? p.c : 1;
-  const PhaseWeight<T> weight(p, pass_weight<T>(p, p.weight, pass), y, x);
+  const Weights<T> weights(p, pass_weight<T>(p, p.weight, pass), y, x);
   const bool dense = y.axis.positions == p.h && x.axis.positions == p.w;
   const PositionMap strided{x.axis.positions, y.axis.positions, p.c * plane,
                             p.stride_h * p.w * pixel, p.stride_w * pixel};
@@ -95,7 +96,7 @@ void backward_input(const Conv2dBackwardParams& p, int64_t pass, const GradientP
                          .images = gradient_images<T>(p, pass, y.axis, x.axis),
                          .all_rows = y.axis.positions,
                          .batch = p.n,
-                         .weight = weight.operand(),
+                         .weights = &weights,
                          .channels = channels,
                          .result = static_cast<T*>(p.grad_x) +
                                    channel_offset(p.channels_last, pass * channels, plane) +

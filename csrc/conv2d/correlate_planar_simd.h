@@ -62,7 +62,8 @@ class PlanarCorrelation {
   void run() {
     Scratch<float> window(kRows * c_.images.channels);
     for (int64_t k = 0; k < panels_; ++k) {
-      pack_taps<kRows>(c_, first(k), window.get(), weight_.get() + k * kRows * taps_);
+      c_.weights->template pack_taps<kRows>(first(k), window.get(),
+                                            weight_.get() + k * kRows * taps_);
     }
     for_bands<kMasked>(c_, [&] { return Worker(*this); });
   }

@@ -7,6 +7,7 @@
 #pragma once
 
 #include "conv2d/grid_sink_simd.h"
+#include "conv2d/weights_simd.h"
 
 namespace pyops::PYOPS_ISA_NAMESPACE {
 
@@ -93,20 +94,6 @@ void multiply_taps(int64_t depth, Rows from, int64_t count, const int64_t* offse
   }
 }
 
-// A panel of the weights of kWidth channels from i on, its depth in the order (channel, ky, kx)
-// whatever the layout's; `of_tap` has room for one element of the window.
-template <int kWidth, class T>
-void pack_taps(const Correlation<T>& c, int64_t i, float* of_tap, float* panel) {
-  const int64_t taps = c.images.taps(), channels = c.images.channels, window = taps / channels;
-  if (!c.channels_last) return c.weight.template pack<kWidth>(i, 0, taps, panel);
-  for (int64_t k = 0; k < window; ++k) {
-    c.weight.template pack<kWidth>(i, k * channels, channels, of_tap);
-    for (int64_t j = 0; j < channels; ++j) {
-      std::copy_n(of_tap + j * kWidth, kWidth, panel + (j * window + k) * kWidth);
-    }
-  }
-}
-
 // What lies between the rows is computed too, but where the tiles of all panels can do without.
 template <class T>
 Numbering numbering(const Correlation<T>& c, const Axis& y, const Axis& x) {
@@ -180,7 +167,8 @@ class VectorCorrelation {
       Scratch<float> window(kCols * c_.images.channels);
       for (int64_t i = begin * kCols; i < std::min(c_.channels, end * kCols); i += kCols) {
         with_vectors(c_.channels - i, [&]<int kVecs>(std::integral_constant<int, kVecs>) {
-          pack_taps<kVecs * V::kWidth>(c_, i, window.get(), weight_.get() + i * taps_);
+          c_.weights->template pack_taps<kVecs * V::kWidth>(i, window.get(),
+                                                            weight_.get() + i * taps_);
         });
       }
     });

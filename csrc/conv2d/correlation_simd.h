@@ -10,6 +10,7 @@
 #include "conv2d/winograd_simd.h"
 #if defined(__AMX_TILE__)
 #include "conv2d/correlate_amx.h"
+#include "conv2d/weights_simd.h"
 #endif
 
 namespace pyops::PYOPS_ISA_NAMESPACE {
@@ -27,7 +28,8 @@ void correlate_patches(const Correlation<T>& c) {
   }
   const int64_t positions = c.batch * images.positions_per_image(), taps = images.taps();
   if (!c.channels_last) {
-    gemm(c.channels, positions, taps, c.weight, PlanarPatches<T, kMasked>{images, 0, positions},
+    gemm(c.channels, positions, taps, c.weights->matrix(),
+         PlanarPatches<T, kMasked>{images, 0, positions},
          PlanarSink<T>{c.result, c.channel_stride, c.map, c.epilogue}, c.precision);
     return;
   }
@@ -35,10 +37,10 @@ void correlate_patches(const Correlation<T>& c) {
   if (identity) {
     const StridedOperand<T, kMasked> pixels{images.data, positions, images.total_channels, 1,
                                             images.mask};
-    gemm(positions, c.channels, taps, pixels, c.weight, sink, c.precision);
+    gemm(positions, c.channels, taps, pixels, c.weights->matrix(), sink, c.precision);
   } else {
     const Transposed<PixelPatches<T, kMasked>> patches{{images, 0}, positions};
-    gemm(positions, c.channels, taps, patches, c.weight, sink, c.precision);
+    gemm(positions, c.channels, taps, patches, c.weights->matrix(), sink, c.precision);
   }
 }
 

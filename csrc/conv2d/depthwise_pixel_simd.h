@@ -3,6 +3,7 @@
 #pragma once
 
 #include "conv2d/patches_simd.h"
+#include "conv2d/weights_simd.h"
 
 namespace pyops::PYOPS_ISA_NAMESPACE {
 
@@ -190,9 +191,10 @@ void depthwise_pixel(const Correlation<T>& c) {
   using Acc = acc_t<T>;
   const Axis& y = c.images.y;
   const int64_t taps = y.taps * c.images.x.taps;
+  const T* rows = c.weights->matrix().data;
   Scratch<Acc> weight(taps * c.channels);
   for (int64_t i = 0; i < taps * c.channels; ++i) {
-    weight[i % taps * c.channels + i / taps] = static_cast<Acc>(c.weight.data[i]);
+    weight[i % taps * c.channels + i / taps] = static_cast<Acc>(rows[i]);
   }
   const DepthwisePixels<T> pixels(c, weight.get());
   parallel_for(0, c.batch * y.positions, 1, [&](int64_t begin, int64_t end) {

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "conv2d/patches_simd.h"
+#include "conv2d/weights_simd.h"
 #include "core/lanes_simd.h"
 
 namespace pyops::PYOPS_ISA_NAMESPACE {
@@ -250,6 +251,7 @@ void depthwise_planar(const Correlation<T>& c) {
   Scratch<int64_t> offsets(taps);
   for (int64_t t = 0; t < taps; ++t) offsets[t] = padded.tap_offset(t);
   const PlanarSink<T> sink{c.result, c.channel_stride, c.map, c.epilogue};
+  const T* weight = c.weights->matrix().data;
   const DepthwisePlane<T> planes(padded, offsets.get(), sink);
   parallel_for(0, c.batch * c.channels, 1, [&](int64_t begin, int64_t end) {
     Scratch<acc_t<T>> image(padded.size());
@@ -257,8 +259,7 @@ void depthwise_planar(const Correlation<T>& c) {
     for (int64_t task = begin; task < end; ++task) {
       const int64_t n = task / c.channels, channel = task % c.channels;
       padded.fill(c.images, task * plane, image.get());
-      planes.run(image.get(), c.weight.data + channel * taps, channel,
-                 n * c.images.positions_per_image());
+      planes.run(image.get(), weight + channel * taps, channel, n * c.images.positions_per_image());
     }
   });
 }

@@ -7,10 +7,6 @@
 
 namespace pyops::PYOPS_ISA_NAMESPACE {
 
-inline bool is_depthwise(const Conv2dShape& s) {
-  return s.groups > 1 && s.c == s.groups && s.o == s.groups;
-}
-
 template <class T>
 void depthwise(const Correlation<T>& c) {
   c.channels_last ? depthwise_pixel(c) : depthwise_planar(c);

@@ -112,6 +112,9 @@ inline int64_t channel_offset(bool channels_last, int64_t channel, int64_t plane
   return channels_last ? channel : channel * plane;
 }
 
+template <class T>
+class Weights;
+
 // result[channel, position] = Σ_tap weight[channel, tap] · images[tap at position]
 template <class T>
 struct Correlation {
@@ -120,8 +123,8 @@ struct Correlation {
   Images<T> images;
   int64_t all_rows;  // of positions of an image, of which these may be some
   int64_t batch;
-  StridedOperand<T> weight;  // of channels and taps, these in the order of the images' layout
-  int64_t channels;          // of the result
+  const Weights<T>* weights;
+  int64_t channels;  // of the result
   T* result;
   int64_t channel_stride;  // of a planar result
   PositionMap map;
@@ -134,6 +137,10 @@ template <class T>
 Correlation<T> uncut(Correlation<T> c) {
   c.images.y.positions = c.all_rows;
   return c;
+}
+
+inline bool is_depthwise(const Conv2dShape& s) {
+  return s.groups > 1 && s.c == s.groups && s.o == s.groups;
 }
 
 inline Axis forward_axis_y(const Conv2dShape& s) {

@@ -105,7 +105,7 @@ class PairedPlanes {
 
   static bool pack_weight(Engine& engine, const Correlation<BFloat16>& c, int64_t channel,
                           uint16_t* out) {
-    return engine.pack_a(c.weight, channel, 0, c.images.channels, out);
+    return engine.pack_a(c.weights->matrix(), channel, 0, c.images.channels, out);
   }
 
   void set_grid(const PaddedGrid& grid) {

@@ -39,7 +39,7 @@ inline void order_weight(const Correlation<BFloat16>& c, int64_t channel, int64_
   const int64_t channels = c.images.channels, taps = c.images.taps(), window = taps / channels;
   const auto left = [](int64_t n) { return static_cast<int>(std::clamp<int64_t>(n, 0, 16)); };
   for (int64_t r = 0; r < rows; ++r, out += taps) {
-    const BFloat16* weight = c.weight.data + (channel + r) * taps;
+    const BFloat16* weight = c.weights->matrix().data + (channel + r) * taps;
     for (int64_t i = 0; i < channels; i += 16) {
       for (int64_t k = 0; k < window; k += 16) {
         V block[16];
@@ -115,7 +115,7 @@ class PixelPlanes {
   static bool pack_weight(Engine&, const Correlation<BFloat16>& c, int64_t channel, uint16_t* out) {
     const int64_t taps = c.images.taps(), rows = std::min<int64_t>(32, c.channels - channel);
     if (!kPlanar || taps == c.images.channels) {
-      pack_pixel_weight(c.images, c.weight.data + channel * taps, rows, out);
+      pack_pixel_weight(c.images, c.weights->matrix().data + channel * taps, rows, out);
       return true;
     }
     Scratch<BFloat16> ordered(rows * taps);
@@ -284,7 +284,7 @@ class BarePixels {
 
   static bool pack_weight(Engine&, const Correlation<BFloat16>& c, int64_t channel, uint16_t* out) {
     const int64_t rows = std::min<int64_t>(32, c.channels - channel);
-    pack_pixel_weight(c.images, c.weight.data + channel * c.images.channels, rows, out);
+    pack_pixel_weight(c.images, c.weights->matrix().data + channel * c.images.channels, rows, out);
     return true;
   }
 

@@ -33,7 +33,7 @@ class SplitPlanes {
         parts_(units * elements(grid, c.images.channels)) {}
 
   static bool pack_weight(Engine& engine, const Correlation<T>& c, int64_t channel, uint16_t* out) {
-    return engine.pack_a(c.weight, channel, 0, c.images.taps(), out);
+    return engine.pack_a(c.weights->matrix(), channel, 0, c.images.taps(), out);
   }
 
   void set_grid(const PaddedGrid& grid) {

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "conv2d/tile_sums_amx.h"
+#include "conv2d/weights_simd.h"
 
 namespace pyops::PYOPS_ISA_NAMESPACE {
 

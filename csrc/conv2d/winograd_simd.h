@@ -7,6 +7,7 @@
 
 #include <atomic>
 
+#include "conv2d/weights_simd.h"
 #include "conv2d/winograd_tiles_simd.h"
 
 namespace pyops::PYOPS_ISA_NAMESPACE {
@@ -160,7 +161,7 @@ class WinogradCorrelation {
   // [point][channel][kCols] of a panel of channels of the result.
   void pack_panel(int64_t panel, float* out) const {
     Scratch<float> of_tap(kCols * channels_), taps(kCols * channels_ * 9);
-    pack_taps<kCols>(c_, panel * kCols, of_tap.get(), taps.get());
+    c_.weights->template pack_taps<kCols>(panel * kCols, of_tap.get(), taps.get());
     transform_weights(channels_, taps.get(), out);
   }
 

@@ -171,7 +171,7 @@ struct Vec<double> {
   static Vec abs(Vec a) { return {_mm512_andnot_pd(_mm512_set1_pd(-0.0), a.v)}; }
   static Vec max_magnitude(Vec a, Vec b) {
     const Vec x = abs(a);
-    return {(x.v > b.v) | (x.v != x.v) ? x.v : b.v};
+    return {((x.v > b.v) | (x.v != x.v)) ? x.v : b.v};
   }
   static Vec copysign(Vec magnitude, Vec sign) {
     return {_mm512_or_pd(magnitude.v, _mm512_and_pd(_mm512_set1_pd(-0.0), sign.v))};

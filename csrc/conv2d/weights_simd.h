@@ -1,0 +1,164 @@
+// The weights of a correlation, elements (result's channel, image's channel, tap), where they are:
+// an input gradient's have their channels exchanged and the taps of a phase, in reverse. Kernels
+// that pack their own panels read them so; for others there is a dense copy, in blocks, since each
+// line of memory holds weights of many channels.
+#pragma once
+
+#include <optional>
+
+#include "conv2d/geometry_simd.h"
+
+namespace pyops::PYOPS_ISA_NAMESPACE {
+
+template <class T>
+class Weights {
+ public:
+  // Of a forward: dense rows of taps in the order of the images.
+  Weights(const T* data, int64_t channels, bool pixel, const Images<T>& images)
+      : data_(data),
+        pixel_(pixel),
+        dense_(true),
+        channels_(channels),
+        images_(images.channels),
+        taps_x_(images.x.taps),
+        window_(images.y.taps * taps_x_),
+        channel_stride_(images.taps()),
+        image_stride_(pixel ? 1 : window_),
+        tap_x_(pixel ? images_ : 1),
+        tap_y_(tap_x_ * taps_x_) {}
+
+  // Of an input gradient.
+  Weights(const Conv2dShape& s, const T* data, const GradientPhase& y, const GradientPhase& x)
+      : pixel_(s.channels_last && !is_depthwise(s)),
+        dense_(false),
+        channels_(is_depthwise(s) ? s.c : s.group_c()),
+        images_(s.group_o()),
+        taps_x_(x.axis.taps),
+        window_(y.axis.taps * taps_x_),
+        kernel_(s.kh * s.kw),
+        channel_stride_(pixel_ ? 1 : kernel_),
+        image_stride_(s.group_c() * kernel_) {
+    const int64_t tap = pixel_ ? channels_ : 1;
+    data_ = data + (y.tap_first * s.kw + x.tap_first) * tap;
+    origin_ = data;
+    tap_x_ = x.tap_step * tap;
+    tap_y_ = y.tap_step * s.kw * tap;
+    if (kAllDense || is_depthwise(s)) matrix();
+  }
+
+  // Rows of channels, columns (image's channel, tap) in the order of the images.
+  StridedOperand<T> matrix() const {
+    if (dense_) return {data_, channels_, channel_stride_, 1};
+    if (window_ == 1 && channel_stride_ == 1 && !kAllDense) return of_tap(0);
+    if (!copy_) copy();
+    return {copy_->get(), channels_, images_ * window_, 1};
+  }
+
+  // A panel of kWidth channels from i on, its depth in the order (image's channel, ky, kx) whatever
+  // the images'; `room` is for the image's channels of a tap.
+  template <int kWidth>
+  void pack_taps(int64_t i, float* room, float* panel) const {
+    if (pixel_) {
+      for (int64_t t = 0; t < window_; ++t) {
+        of_tap(t).template pack<kWidth>(i, 0, images_, room);
+        for (int64_t j = 0; j < images_; ++j) {
+          std::copy_n(room + j * kWidth, kWidth, panel + (j * window_ + t) * kWidth);
+        }
+      }
+    } else if (dense_) {
+      matrix().template pack<kWidth>(i, 0, images_ * window_, panel);
+    } else {
+      const Scratch<float> kernel(kernel_ * kWidth);
+      for (int64_t j = 0; j < images_; ++j) {
+        const StridedOperand<T> of_image{origin_ + j * image_stride_, channels_, channel_stride_,
+                                         1};
+        of_image.template pack<kWidth>(i, 0, kernel_, kernel.get());
+        for (int64_t t = 0; t < window_; ++t, panel += kWidth) {
+          std::copy_n(&kernel[(tap(t) + (data_ - origin_)) * kWidth], kWidth, panel);
+        }
+      }
+    }
+  }
+
+ private:
+  using V = Vec<acc_t<T>>;
+  static constexpr int64_t kBlock = 64 / sizeof(T);  // channels of a line
+  // The AMX unit's packing takes rows, and may do so in any thread.
+#if defined(__AMX_TILE__)
+  static constexpr bool kAllDense = true;
+#else
+  static constexpr bool kAllDense = false;
+#endif
+
+  int64_t tap(int64_t t) const { return t / taps_x_ * tap_y_ + t % taps_x_ * tap_x_; }
+  StridedOperand<T> of_tap(int64_t t) const {
+    return {data_ + tap(t), channels_, channel_stride_, image_stride_};
+  }
+
+  void copy() const {
+    copy_.emplace(channels_ * images_ * window_);
+    parallel_for(0, ceil_div(channels_, kBlock), 1, [&](int64_t begin, int64_t end) {
+      for (int64_t c = begin * kBlock; c < std::min(end * kBlock, channels_); c += kBlock) {
+        const int64_t some = std::min(kBlock, channels_ - c);
+        pixel_ ? copy_pixels(c, some) : copy_planes(c, some);
+      }
+    });
+  }
+
+  void copy_pixels(int64_t c, int64_t channels) const {
+    const int64_t row = images_ * window_;
+    for (int64_t t = 0; t < window_; ++t) {
+      for (int64_t j = 0; j < images_; j += V::kWidth) {
+        const int some = static_cast<int>(std::min<int64_t>(V::kWidth, images_ - j));
+        for (int64_t i = 0; i < channels; i += V::kWidth) {
+          const int n = static_cast<int>(std::min<int64_t>(V::kWidth, channels - i));
+          copy_transposed(data_ + tap(t) + j * image_stride_ + c + i, some, n,
+                          copy_->get() + (c + i) * row + t * images_ + j);
+        }
+      }
+    }
+  }
+  void copy_transposed(const T* from, int images, int channels, T* to) const {
+    const int64_t row = images_ * window_;
+    if constexpr (std::is_same_v<acc_t<T>, float>) {
+      V block[V::kWidth];
+      for (int j = 0; j < V::kWidth; ++j) {
+        const T* line = from + j * image_stride_;
+        block[j] = j >= images             ? V::zero()
+                   : channels == V::kWidth ? V::load(line)
+                                           : V::load(line, channels);
+        __builtin_prefetch(line + V::kWidth * image_stride_);
+      }
+      transpose(block);
+      for (int c = 0; c < channels; ++c) {
+        images == V::kWidth ? block[c].store(to + c * row) : block[c].store(to + c * row, images);
+      }
+    } else {
+      for (int c = 0; c < channels; ++c) {
+        for (int j = 0; j < images; ++j) to[c * row + j] = from[j * image_stride_ + c];
+      }
+    }
+  }
+
+  void copy_planes(int64_t c, int64_t channels) const {
+    const int64_t row = images_ * window_;
+    for (int64_t j = 0; j < images_; ++j) {
+      const T* from = data_ + c * channel_stride_ + j * image_stride_;
+      T* to = copy_->get() + c * row + j * window_;
+      for (int64_t i = 0; i < channels; ++i, from += channel_stride_, to += row) {
+        for (int64_t t = 0, y = 0; t < window_; ++y) {
+          for (int64_t x = 0; x < taps_x_; ++x, ++t) to[t] = from[y * tap_y_ + x * tap_x_];
+        }
+      }
+    }
+  }
+
+  const T* data_;              // of tap 0
+  const T* origin_ = nullptr;  // of the kernel
+  bool pixel_, dense_;
+  int64_t channels_, images_, taps_x_, window_, kernel_ = 0;
+  int64_t channel_stride_, image_stride_, tap_x_, tap_y_;
+  mutable std::optional<Scratch<T>> copy_;
+};
+
+}  // namespace pyops::PYOPS_ISA_NAMESPACE
