@@ -50,8 +50,8 @@ class Weights {
   StridedOperand<T> matrix() const {
     if (dense_) return {data_, channels_, channel_stride_, 1};
     if (window_ == 1 && channel_stride_ == 1 && !kAllDense) return of_tap(0);
-    if (!copy_) copy();
-    return {copy_->get(), channels_, images_ * window_, 1};
+    if (rows_ == nullptr) copy();
+    return {rows_, channels_, images_ * window_, 1};
   }
 
   // A panel of kWidth channels from i on, its depth in the order (image's channel, ky, kx) whatever
@@ -96,7 +96,7 @@ class Weights {
   }
 
   void copy() const {
-    copy_.emplace(channels_ * images_ * window_);
+    rows_ = copy_.emplace(channels_ * images_ * window_).get();
     parallel_for(0, ceil_div(channels_, kBlock), 1, [&](int64_t begin, int64_t end) {
       for (int64_t c = begin * kBlock; c < std::min(end * kBlock, channels_); c += kBlock) {
         const int64_t some = std::min(kBlock, channels_ - c);
@@ -113,7 +113,7 @@ class Weights {
         for (int64_t i = 0; i < channels; i += V::kWidth) {
           const int n = static_cast<int>(std::min<int64_t>(V::kWidth, channels - i));
           copy_transposed(data_ + tap(t) + j * image_stride_ + c + i, some, n,
-                          copy_->get() + (c + i) * row + t * images_ + j);
+                          rows_ + (c + i) * row + t * images_ + j);
         }
       }
     }
@@ -144,7 +144,7 @@ class Weights {
     const int64_t row = images_ * window_;
     for (int64_t j = 0; j < images_; ++j) {
       const T* from = data_ + c * channel_stride_ + j * image_stride_;
-      T* to = copy_->get() + c * row + j * window_;
+      T* to = rows_ + c * row + j * window_;
       for (int64_t i = 0; i < channels; ++i, from += channel_stride_, to += row) {
         for (int64_t t = 0, y = 0; t < window_; ++y) {
           for (int64_t x = 0; x < taps_x_; ++x, ++t) to[t] = from[y * tap_y_ + x * tap_x_];
@@ -159,6 +159,7 @@ class Weights {
   int64_t channels_, images_, taps_x_, window_, kernel_ = 0;
   int64_t channel_stride_, image_stride_, tap_x_, tap_y_;
   mutable std::optional<Scratch<T>> copy_;
+  mutable T* rows_ = nullptr;  // of the copy
 };
 
 }  // namespace pyops::PYOPS_ISA_NAMESPACE

@@ -211,7 +211,7 @@ struct Vec<double> {
   static Vec abs(Vec a) { return {_mm256_andnot_pd(_mm256_set1_pd(-0.0), a.v)}; }
   static Vec max_magnitude(Vec a, Vec b) {
     const Vec x = abs(a);
-    return {(x.v > b.v) | (x.v != x.v) ? x.v : b.v};
+    return {((x.v > b.v) | (x.v != x.v)) ? x.v : b.v};
   }
   static Vec copysign(Vec magnitude, Vec sign) {
     return {_mm256_or_pd(magnitude.v, _mm256_and_pd(_mm256_set1_pd(-0.0), sign.v))};
