@@ -215,30 +215,31 @@ void backward_weight(const Conv2dBackwardParams& p, int64_t pass) {
 }
 
 // One tap sees what lies at its stride, in runs that are short for vectors: the gradient is that of
-// a convolution of these pixels alone.
-template <class T, bool kMasked>
-void backward_weights_of_seen(Conv2dBackwardParams p) {
+// a convolution of these pixels alone, which are copied to `seen`.
+template <class T>
+Conv2dBackwardParams of_seen_pixels(Conv2dBackwardParams p, T* seen) {
   const int64_t pixel = p.channels_last ? p.c : 1, rows = p.n * p.c / pixel * p.oh;
-  Scratch<T> seen(rows * p.ow * pixel);
   parallel_for(0, rows, ceil_div(64, pixel), [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
       const int64_t line = row / p.oh * p.h + row % p.oh * p.stride_h;
       const T* from = static_cast<const T*>(p.x) + line * p.w * pixel;
-      T* to = &seen[row * p.ow * pixel];
+      T* to = seen + row * p.ow * pixel;
       for (int64_t i = 0; i < p.ow; ++i) {
         for (int64_t c = 0; c < pixel; ++c) to[i * pixel + c] = from[i * p.stride_w * pixel + c];
       }
     }
   });
-  p.x = seen.get();
+  p.x = seen;
   p.h = p.oh, p.w = p.ow, p.stride_h = p.stride_w = 1;
-  for (int64_t pass = 0; pass < passes(p); ++pass) backward_weight<T, kMasked>(p, pass);
+  return p;
 }
 
 template <class T, bool kMasked>
-void backward_weights(const Conv2dBackwardParams& p) {
+void backward_weights(Conv2dBackwardParams p) {
   const bool one_tap = p.kh * p.kw == 1 && p.padding_h + p.padding_w == 0;
-  if (one_tap && p.stride_w > 1) return backward_weights_of_seen<T, kMasked>(p);
+  const bool skips = one_tap && p.stride_w > 1;
+  const Scratch<T> seen(skips ? p.n * p.c * p.oh * p.ow : 0);
+  if (skips) p = of_seen_pixels<T>(p, seen.get());
   for (int64_t pass = 0; pass < passes(p); ++pass) backward_weight<T, kMasked>(p, pass);
 }
 

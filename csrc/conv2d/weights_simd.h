@@ -29,7 +29,8 @@ class Weights {
 
   // Of an input gradient.
   Weights(const Conv2dShape& s, const T* data, const GradientPhase& y, const GradientPhase& x)
-      : pixel_(s.channels_last && !is_depthwise(s)),
+      : data_(data),
+        pixel_(s.channels_last && !is_depthwise(s)),
         dense_(false),
         channels_(is_depthwise(s) ? s.c : s.group_c()),
         images_(s.group_o()),
@@ -39,17 +40,16 @@ class Weights {
         channel_stride_(pixel_ ? 1 : kernel_),
         image_stride_(s.group_c() * kernel_) {
     const int64_t tap = pixel_ ? channels_ : 1;
-    data_ = data + (y.tap_first * s.kw + x.tap_first) * tap;
-    origin_ = data;
+    first_ = (y.tap_first * s.kw + x.tap_first) * tap;
     tap_x_ = x.tap_step * tap;
     tap_y_ = y.tap_step * s.kw * tap;
-    if (kAllDense || is_depthwise(s)) matrix();
+    if (kAllDense) matrix();
   }
 
   // Rows of channels, columns (image's channel, tap) in the order of the images.
   StridedOperand<T> matrix() const {
     if (dense_) return {data_, channels_, channel_stride_, 1};
-    if (window_ == 1 && channel_stride_ == 1 && !kAllDense) return of_tap(0);
+    if (window_ == 1 && channel_stride_ == 1 && !kAllDense) return at_tap(first_);
     if (rows_ == nullptr) copy();
     return {rows_, channels_, images_ * window_, 1};
   }
@@ -59,23 +59,22 @@ class Weights {
   template <int kWidth>
   void pack_taps(int64_t i, float* room, float* panel) const {
     if (pixel_) {
-      for (int64_t t = 0; t < window_; ++t) {
-        of_tap(t).template pack<kWidth>(i, 0, images_, room);
+      for_taps([&](int64_t t, int64_t at) {
+        at_tap(at).template pack<kWidth>(i, 0, images_, room);
         for (int64_t j = 0; j < images_; ++j) {
           std::copy_n(room + j * kWidth, kWidth, panel + (j * window_ + t) * kWidth);
         }
-      }
+      });
     } else if (dense_) {
       matrix().template pack<kWidth>(i, 0, images_ * window_, panel);
     } else {
       const Scratch<float> kernel(kernel_ * kWidth);
-      for (int64_t j = 0; j < images_; ++j) {
-        const StridedOperand<T> of_image{origin_ + j * image_stride_, channels_, channel_stride_,
-                                         1};
+      for (int64_t j = 0; j < images_; ++j, panel += window_ * kWidth) {
+        const StridedOperand<T> of_image{data_ + j * image_stride_, channels_, channel_stride_, 1};
         of_image.template pack<kWidth>(i, 0, kernel_, kernel.get());
-        for (int64_t t = 0; t < window_; ++t, panel += kWidth) {
-          std::copy_n(&kernel[(tap(t) + (data_ - origin_)) * kWidth], kWidth, panel);
-        }
+        for_taps([&](int64_t t, int64_t at) {
+          std::copy_n(&kernel[at * kWidth], kWidth, panel + t * kWidth);
+        });
       }
     }
   }
@@ -90,9 +89,15 @@ class Weights {
   static constexpr bool kAllDense = false;
 #endif
 
-  int64_t tap(int64_t t) const { return t / taps_x_ * tap_y_ + t % taps_x_ * tap_x_; }
-  StridedOperand<T> of_tap(int64_t t) const {
-    return {data_ + tap(t), channels_, channel_stride_, image_stride_};
+  // f(tap, its distance from the kernel's first)
+  template <class F>
+  void for_taps(const F& f) const {
+    for (int64_t t = 0, y = 0; t < window_; ++y) {
+      for (int64_t x = 0; x < taps_x_; ++x, ++t) f(t, first_ + y * tap_y_ + x * tap_x_);
+    }
+  }
+  StridedOperand<T> at_tap(int64_t at) const {
+    return {data_ + at, channels_, channel_stride_, image_stride_};
   }
 
   void copy() const {
@@ -107,16 +112,16 @@ class Weights {
 
   void copy_pixels(int64_t c, int64_t channels) const {
     const int64_t row = images_ * window_;
-    for (int64_t t = 0; t < window_; ++t) {
+    for_taps([&](int64_t t, int64_t at) {
       for (int64_t j = 0; j < images_; j += V::kWidth) {
         const int some = static_cast<int>(std::min<int64_t>(V::kWidth, images_ - j));
         for (int64_t i = 0; i < channels; i += V::kWidth) {
           const int n = static_cast<int>(std::min<int64_t>(V::kWidth, channels - i));
-          copy_transposed(data_ + tap(t) + j * image_stride_ + c + i, some, n,
+          copy_transposed(data_ + at + j * image_stride_ + c + i, some, n,
                           rows_ + (c + i) * row + t * images_ + j);
         }
       }
-    }
+    });
   }
   void copy_transposed(const T* from, int images, int channels, T* to) const {
     const int64_t row = images_ * window_;
@@ -124,15 +129,11 @@ class Weights {
       V block[V::kWidth];
       for (int j = 0; j < V::kWidth; ++j) {
         const T* line = from + j * image_stride_;
-        block[j] = j >= images             ? V::zero()
-                   : channels == V::kWidth ? V::load(line)
-                                           : V::load(line, channels);
+        block[j] = j < images ? load(line, channels) : V::zero();
         __builtin_prefetch(line + V::kWidth * image_stride_);
       }
       transpose(block);
-      for (int c = 0; c < channels; ++c) {
-        images == V::kWidth ? block[c].store(to + c * row) : block[c].store(to + c * row, images);
-      }
+      for (int c = 0; c < channels; ++c) store(block[c], to + c * row, images);
     } else {
       for (int c = 0; c < channels; ++c) {
         for (int j = 0; j < images; ++j) to[c * row + j] = from[j * image_stride_ + c];
@@ -146,18 +147,15 @@ class Weights {
       const T* from = data_ + c * channel_stride_ + j * image_stride_;
       T* to = rows_ + c * row + j * window_;
       for (int64_t i = 0; i < channels; ++i, from += channel_stride_, to += row) {
-        for (int64_t t = 0, y = 0; t < window_; ++y) {
-          for (int64_t x = 0; x < taps_x_; ++x, ++t) to[t] = from[y * tap_y_ + x * tap_x_];
-        }
+        for_taps([&](int64_t t, int64_t at) { to[t] = from[at]; });
       }
     }
   }
 
-  const T* data_;              // of tap 0
-  const T* origin_ = nullptr;  // of the kernel
+  const T* data_;
   bool pixel_, dense_;
   int64_t channels_, images_, taps_x_, window_, kernel_ = 0;
-  int64_t channel_stride_, image_stride_, tap_x_, tap_y_;
+  int64_t channel_stride_, image_stride_, first_ = 0, tap_x_, tap_y_;
   mutable std::optional<Scratch<T>> copy_;
   mutable T* rows_ = nullptr;  // of the copy
 };
