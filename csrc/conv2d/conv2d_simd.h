@@ -6,8 +6,11 @@
 // order. The ReLU mask is applied while grad_y is packed.
 #pragma once
 
+#include <cstring>
+
 #include "conv2d/bias_gradient_simd.h"
 #include "conv2d/correlation_simd.h"
+#include "conv2d/depthwise_gradient_simd.h"
 #include "conv2d/weight_gradient_simd.h"
 #include "conv2d/winograd_gradient_simd.h"
 #include "gemm/short_sums.h"
@@ -85,9 +88,9 @@ void conv2d_forward(const Conv2dParams& p) {
 
 template <class T, bool kMasked>
 void backward_input(const Conv2dBackwardParams& p, int64_t pass, const GradientPhase& y,
-                    const GradientPhase& x) {
+                    const GradientPhase& x, const GradientColumns<T>& columns) {
   const int64_t channels = p.c / passes(p), plane = p.h * p.w, pixel = p.channels_last ? p.c : 1;
-  const Weights<T> weights(p, pass_weight<T>(p, p.weight, pass), y, x);
+  const Weights<T> weights(p, pass_weight<T>(p, p.weight, pass), y, x, columns);
   const bool dense = y.axis.positions == p.h && x.axis.positions == p.w;
   const PositionMap strided{x.axis.positions, y.axis.positions, p.c * plane,
                             p.stride_h * p.w * pixel, p.stride_w * pixel};
@@ -107,6 +110,29 @@ void backward_input(const Conv2dBackwardParams& p, int64_t pass, const GradientP
                          .precision = p.precision});
 }
 
+template <class T, bool kMasked>
+void backward_inputs(const Conv2dBackwardParams& p) {
+  if constexpr (!kMasked) {
+    if (DepthwiseGradient<T>::pays(p)) return DepthwiseGradient<T>(p).run();
+  }
+  const auto is_seen = [](const GradientPhase& y, const GradientPhase& x) {
+    return y.axis.taps > 0 && x.axis.taps > 0;
+  };
+  bool all_seen = true;
+  for_phases(p, [&](const auto& y, const auto& x) { all_seen = all_seen && is_seen(y, x); });
+  if (!all_seen) {
+    auto* bytes = static_cast<char*>(p.grad_x);
+    parallel_for(0, p.n * p.c * p.h * p.w * static_cast<int64_t>(sizeof(T)), 1 << 16,
+                 [&](int64_t begin, int64_t end) { std::memset(bytes + begin, 0, end - begin); });
+  }
+  for (int64_t pass = 0; pass < passes(p); ++pass) {
+    const GradientColumns<T> columns(p, pass_weight<T>(p, p.weight, pass));
+    for_phases(p, [&](const GradientPhase& y, const GradientPhase& x) {
+      if (is_seen(y, x)) backward_input<T, kMasked>(p, pass, y, x, columns);
+    });
+  }
+}
+
 // sums[r, t] = Σ_position grad_y[r, position] · x[tap t at position], positions [begin, end).
 template <class T, bool kMasked, class Sink>
 void sum_over_positions(const Conv2dBackwardParams& p, int64_t pass, int64_t begin, int64_t end,
@@ -122,9 +148,12 @@ void sum_over_positions(const Conv2dBackwardParams& p, int64_t pass, int64_t beg
     gemm_in_short_sums(p.group_o(), x.taps(), count, gradient, PixelPatches<T>{x, begin}, sink,
                        p.precision);
   } else {
-    const Transposed<PlanarPatches<T, kMasked>> gradient{{g, begin, count}, p.group_o()};
-    const Transposed<PlanarPatches<T>> patches{{x, begin, count}, x.taps()};
-    gemm_in_short_sums(p.group_o(), x.taps(), count, gradient, patches, sink, p.precision);
+    const PlanarPixels<T, kMasked> gradient{g, begin};
+    const auto sum = [&](const auto& pixels) {
+      gemm_in_short_sums(p.group_o(), x.taps(), count, gradient, pixels, sink, p.precision);
+    };
+    x.is_identity() ? sum(PlanarPixels<T>{x, begin})
+                    : sum(Transposed<PlanarPatches<T>>{{x, begin, count}, x.taps()});
   }
 }
 
@@ -166,8 +195,7 @@ bool backward_weight_on_grid(const Conv2dBackwardParams& p, int64_t pass, T* gra
 #else
     // Without patches it is a product of matrices, which gemm() blocks for the caches.
     constexpr int64_t kManyChannels = 128;
-    const bool is_product = x.x.is_identity() && x.y.is_identity();
-    if (is_product && (x.channels >= kManyChannels || x.channels > p.group_o())) return false;
+    if (x.is_identity() && (x.channels >= kManyChannels || x.channels > p.group_o())) return false;
     return p.group_o() > Vec<float>::kWidth ? run(OutLanes<2>{}) : run(OutLanes<1>{});
 #endif
   }
@@ -247,15 +275,7 @@ template <class T, bool kMasked>
 void conv2d_backward(const Conv2dBackwardParams& p) {
   if (p.grad_bias != nullptr) backward_bias<T, kMasked>(p);
   if (p.grad_weight != nullptr) backward_weights<T, kMasked>(p);
-  if (p.grad_x == nullptr) return;
-  for (int64_t pass = 0; pass < passes(p); ++pass) {
-    for (int64_t y = 0; y < std::min(p.stride_h, p.h); ++y) {
-      const GradientPhase rows = gradient_phase(forward_axis_y(p), y);
-      for (int64_t x = 0; x < std::min(p.stride_w, p.w); ++x) {
-        backward_input<T, kMasked>(p, pass, rows, gradient_phase(forward_axis_x(p), x));
-      }
-    }
-  }
+  if (p.grad_x != nullptr) backward_inputs<T, kMasked>(p);
 }
 
 // With the ReLU's mask applied to the gradient beforehand.

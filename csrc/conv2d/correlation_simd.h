@@ -19,7 +19,7 @@ namespace pyops::PYOPS_ISA_NAMESPACE {
 template <bool kMasked, class T>
 void correlate_patches(const Correlation<T>& c) {
   Images<T> images = c.images;
-  const bool identity = images.x.is_identity() && images.y.is_identity();
+  const bool identity = images.is_identity();
   if (identity) {
     // One long row, whose runs no panel breaks.
     const int64_t plane = images.y.size * images.x.size;

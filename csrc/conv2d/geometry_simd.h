@@ -53,6 +53,8 @@ struct Images {
 
   int64_t taps() const { return channels * y.taps * x.taps; }
   int64_t positions_per_image() const { return y.positions * x.positions; }
+  // Whether every position is a pixel.
+  bool is_identity() const { return x.is_identity() && y.is_identity(); }
 };
 
 // Walks the position grid in order.
@@ -155,6 +157,8 @@ struct GradientPhase {
   Axis axis;                    // over grad_y; its taps are those of the kernel below
   int64_t first;                // input coordinate of q = 0
   int64_t tap_first, tap_step;  // tap j of the axis is tap_first + j * tap_step of the kernel
+
+  int64_t tap(int64_t j) const { return tap_first + j * tap_step; }
 };
 
 // i + padding = o * stride + k * dilation holds for every (stride / gcd)-th tap k. The taps go
@@ -175,6 +179,16 @@ inline GradientPhase gradient_phase(const Axis& forward, int64_t first) {
                   .origin = taps > 0 ? (first + padding - last * forward.dilation) / stride : 0,
                   .dilation = step * forward.dilation / stride};
   return {axis, first, last, -step};
+}
+
+// f(rows' phase, columns' phase) for every pair of them.
+template <class F>
+void for_phases(const Conv2dShape& s, const F& f) {
+  const Axis rows = forward_axis_y(s), columns = forward_axis_x(s);
+  for (int64_t y = 0; y < std::min(s.stride_h, s.h); ++y) {
+    const GradientPhase row = gradient_phase(rows, y);
+    for (int64_t x = 0; x < std::min(s.stride_w, s.w); ++x) f(row, gradient_phase(columns, x));
+  }
 }
 
 }  // namespace pyops::PYOPS_ISA_NAMESPACE

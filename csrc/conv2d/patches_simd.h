@@ -85,15 +85,14 @@ void copy_pixels(const Images<T>& images, bool channels_last, int64_t offset, in
                  int64_t channels, float* out, int64_t width, int64_t pitch) {
   using V = Vec<float>;
   const int64_t plane = images.y.size * images.x.size;
-  for (int64_t c = 0; c < width; c += V::kWidth) {
-    const int have = static_cast<int>(std::clamp<int64_t>(channels - c, 0, V::kWidth));
-    const int room = static_cast<int>(std::min<int64_t>(V::kWidth, width - c));
+  // Of `have` channels from c on, to `room` of them.
+  const auto copy = [&](int64_t c, auto have, auto room) {
     const auto put = [&](V pixel, int64_t i) { store(pixel, out + i * pitch + c, room); };
     if (channels_last) {
       for (int64_t i = 0; i < length; ++i) {
         put(load_masked<T, kMasked>(images, offset + i * images.total_channels + c, have), i);
       }
-      continue;
+      return;
     }
     for (int64_t i = 0; i < length; i += V::kWidth) {
       const int n = static_cast<int>(std::min<int64_t>(V::kWidth, length - i));
@@ -105,6 +104,12 @@ void copy_pixels(const Images<T>& images, bool channels_last, int64_t offset, in
       transpose(block);
       for (int k = 0; k < n; ++k) put(block[k], i + k);
     }
+  };
+  for (int64_t c = 0; c < width; c += V::kWidth) {
+    const int have = static_cast<int>(std::clamp<int64_t>(channels - c, 0, V::kWidth));
+    const int room = static_cast<int>(std::min<int64_t>(V::kWidth, width - c));
+    constexpr std::integral_constant<int, V::kWidth> kAll;
+    have == V::kWidth&& room == V::kWidth ? copy(c, kAll, kAll) : copy(c, have, room);
   }
 }
 
@@ -269,6 +274,29 @@ struct Transposed {
       for (int q = 0; q < columns; ++q) {
         for (int r = 0; r < kWidth; ++r) panel[q * kWidth + r] = lines[r * kSpan + q];
       }
+    }
+  }
+};
+
+// Pixels of planes: i is a channel, p a position, which runs through the images.
+template <class T, bool kMasked = false>
+struct PlanarPixels {
+  using Element = T;
+  using Acc = acc_t<T>;
+  static constexpr bool kPackOnce = true;
+  Images<T> images;
+  int64_t first;  // position of p = 0
+
+  template <int kWidth>
+  void pack(int64_t i0, int64_t p0, int64_t depth, Acc* panel) const {
+    const int64_t plane = images.y.size * images.x.size;
+    for (int64_t p = first + p0, end = p + depth; p < end;) {
+      const int64_t run = std::min(end - p, plane - p % plane);
+      const int64_t image = p / plane * images.total_channels * plane;
+      const StridedOperand<T, kMasked> pixels{images.data + image, images.channels, plane, 1,
+                                              kMasked ? images.mask + image : nullptr};
+      pixels.template pack<kWidth>(i0, p % plane, run, panel);
+      panel += run * kWidth, p += run;
     }
   }
 };

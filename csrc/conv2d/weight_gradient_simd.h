@@ -11,27 +11,44 @@
 
 namespace pyops::PYOPS_ISA_NAMESPACE {
 
+// Elements of a line of taps, from[offsets[p]] on at position p.
+struct Elements {
+  const float* from;
+  const int64_t* offsets;
+  int64_t count;
+};
+
 // A tile of kLine elements of a line and kOuts output channels, of which kVecs vectors.
 template <int kVecs>
 struct OutLanes {
   static constexpr int kLine = TapTile::kSums / kVecs, kOuts = kVecs * Vec<float>::kWidth;
-  static constexpr int64_t sum_of(int64_t element, int64_t o) { return element * kOuts + o; }
+  static constexpr int kElementStride = kOuts;
 
-  static void multiply(int64_t count, const float* from, const int64_t* offsets, const float* panel,
+  // Sums of n channels from o on, of the element that begins there.
+  static Vec<float> load_outs(const float* element, int64_t o, int n) {
+    return load(element + o, n);
+  }
+  static void multiply(int64_t count, const Elements& elements, const float* panel,
                        int64_t /*outs*/, float* sums, bool add) {
-    multiply_at<kLine, kVecs>(count, from, offsets, panel, Tile<float>{sums, kOuts, add});
+    with_constant<kLine>(elements.count, [&]<int kSome>(std::integral_constant<int, kSome>) {
+      multiply_at<kSome, kVecs>(count, elements.from, elements.offsets, panel,
+                                Tile<float>{sums, kOuts, add});
+    });
   }
 };
 
 // The same with vectors of elements, for up to kOuts channels.
 struct LineLanes {
   static constexpr int kVecs = 3, kLine = kVecs * Vec<float>::kWidth, kOuts = 4;
-  static constexpr int64_t sum_of(int64_t element, int64_t o) { return o * kLine + element; }
+  static constexpr int kElementStride = 1;
 
-  static void multiply(int64_t count, const float* from, const int64_t* offsets, const float* panel,
-                       int64_t outs, float* sums, bool add) {
+  static Vec<float> load_outs(const float* element, int64_t o, int n) {
+    return load_strided(element + o * kLine, kLine, n);
+  }
+  static void multiply(int64_t count, const Elements& elements, const float* panel, int64_t outs,
+                       float* sums, bool add) {
     const auto columns = [=](int64_t p) { return panel + p * kOuts; };
-    const auto rows = [=](int64_t p) { return from + offsets[p]; };
+    const auto rows = [=](int64_t p) { return elements.from + elements.offsets[p]; };
     with_constant<kOuts>(outs, [&]<int kSome>(std::integral_constant<int, kSome>) {
       multiply_rows<float, kSome, kVecs>(count, columns, rows, Tile<float>{sums, kLine, add});
     });
@@ -68,12 +85,11 @@ class VectorWeightGradient {
         worker.run(slice * length, std::min(units_, (slice + 1) * length));
       }
     });
-    parallel_for(0, lines_ * line_, 16, [&](int64_t begin, int64_t end) {
-      for (int64_t tap = begin; tap < end; ++tap) write_tap(partial.get(), sums, tap, grad);
-    });
+    write(partial.get(), sums, grad);
   }
 
  private:
+  using V = Vec<float>;
   static constexpr int kLine = Lanes::kLine, kOuts = Lanes::kOuts;
   static constexpr int64_t kTileSums = kLine * kOuts;
   // The pixels of a band and the sums of many a layer share an L2 of 512 KiB.
@@ -90,27 +106,52 @@ class VectorWeightGradient {
   int64_t height(int64_t rows) const {
     return (rows - 1) * x_.y.stride + (x_.y.taps - 1) * x_.y.dilation + 1;
   }
-  // Of a band; the last panel of the last line reads on.
-  int64_t pixel_elements(int64_t rows) const { return height(rows) * width_ * x_.channels + kLine; }
+  // Of a band; the last panel of the last line reads on, in whole vectors.
+  int64_t pixel_elements(int64_t rows) const {
+    return height(rows) * width_ * x_.channels + kLine + V::kWidth;
+  }
+  // Of panel j of a line: panels of about the same length.
+  int64_t first_element(int64_t j) const { return line_ * j / line_panels_; }
   // Of a line's first tap, from a position's first pixel.
   int64_t line_offset(int64_t line) const {
     const int64_t in_row = lines_ / x_.y.taps;
     return (line / in_row * x_.y.dilation * width_ + line % in_row * x_.x.dilation) * x_.channels;
   }
 
-  // Tap `tap` in the order (ky, kx, channel) for all output channels.
-  void write_tap(const float* sums, int64_t stride, int64_t tap, T* grad) const {
-    const int64_t window = x_.y.taps * x_.x.taps, taps = window * x_.channels;
-    const int64_t at = channels_last_ ? tap : tap % x_.channels * window + tap / x_.channels;
-    const int64_t panel = tap / line_ * line_panels_ + tap % line_ / kLine;
-    const float* tiles = sums + panel * out_panels_ * kTileSums;
-    for (int64_t o = 0; o < g_.channels; ++o) {
-      const float* from =
-          tiles + o / kOuts * kTileSums + Lanes::sum_of(tap % line_ % kLine, o % kOuts);
-      float sum = from[0];
-      for (int64_t s = 1; s < slices_; ++s) sum += from[s * stride];
-      grad[o * taps + at] = static_cast<T>(sum);
-    }
+  // The slices' sums, `stride` apart, added to grad: in blocks, because a tap's channels lie side
+  // by side among the sums, a channel's taps in grad.
+  void write(const float* sums, int64_t stride, T* grad) const {
+    constexpr int64_t kWidth = V::kWidth;
+    const int64_t taps = x_.taps(), blocks = ceil_div(taps, kWidth);
+    Scratch<int64_t> begins(taps);
+    for (int64_t at = 0; at < taps; ++at) begins[at] = sums_begin(at);
+    parallel_for(0, ceil_div(g_.channels, kWidth) * blocks, 64, [&](int64_t begin, int64_t end) {
+      for (int64_t unit = begin; unit < end; ++unit) {
+        const int64_t o = unit / blocks * kWidth, at = unit % blocks * kWidth;
+        const int outs = static_cast<int>(std::min(kWidth, g_.channels - o));
+        const int some = static_cast<int>(std::min(kWidth, taps - at));
+        const float* tiles = sums + o / kOuts * kTileSums;
+        V block[kWidth];
+        for (int k = 0; k < kWidth; ++k) {
+          block[k] = V::zero();
+          if (k >= some) continue;
+          for (int64_t s = 0; s < slices_; ++s) {
+            const float* element = tiles + s * stride + begins[at + k];
+            block[k] = block[k] + Lanes::load_outs(element, o % kOuts, outs);
+          }
+        }
+        transpose(block);
+        for (int k = 0; k < outs; ++k) store(block[k], grad + (o + k) * taps + at, some);
+      }
+    });
+  }
+  // Of the tap that grad has at `at`, for the first panel of channels.
+  int64_t sums_begin(int64_t at) const {
+    const int64_t window = x_.y.taps * x_.x.taps;
+    const int64_t tap = channels_last_ ? at : at % window * x_.channels + at / window;
+    const int64_t element = tap % line_, j = ((element + 1) * line_panels_ - 1) / line_;
+    const int64_t tile = (tap / line_ * line_panels_ + j) * out_panels_;
+    return tile * kTileSums + (element - first_element(j)) * Lanes::kElementStride;
   }
 
   class Worker {
@@ -120,12 +161,15 @@ class VectorWeightGradient {
           sums_(sums),
           pixels_(job.pixel_elements(job.bands_.rows)),
           panels_(job.out_panels_ * kBlock * kOuts),
-          offsets_(job.bands_.rows * job.x_.x.positions) {
+          line_panel_(kBlock * kLine + V::kWidth),
+          offsets_(job.bands_.rows * job.x_.x.positions),
+          line_offsets_(kBlock) {
       const Axis &y = job.x_.y, &x = job.x_.x;
       for (int64_t p = 0; p < job.bands_.rows * x.positions; ++p) {
         const int64_t pixel = p / x.positions * y.stride * job.width_ + p % x.positions * x.stride;
         offsets_[p] = pixel * job.x_.channels;
       }
+      for (int64_t q = 0; q < kBlock; ++q) line_offsets_[q] = q * kLine;
       std::memset(pixels_.get(), 0, sizeof(float) * job.pixel_elements(job.bands_.rows));
     }
 
@@ -188,22 +232,37 @@ class VectorWeightGradient {
 
     void multiply(int64_t p, int64_t count, bool add) {
       float* tile = sums_;
-      const int64_t* offsets = offsets_.get() + p;
       for (int64_t line = 0; line < job_.lines_; ++line) {
         for (int64_t j = 0; j < job_.line_panels_; ++j) {
-          const float* from = pixels_.get() + job_.line_offset(line) + j * kLine;
+          const Elements elements = line_elements(line, j, p, count);
           for (int64_t k = 0; k < job_.out_panels_; ++k, tile += kTileSums) {
             const float* panel = panels_.get() + k * kBlock * kOuts;
-            Lanes::multiply(count, from, offsets, panel, job_.g_.channels, tile, add);
+            Lanes::multiply(count, elements, panel, job_.g_.channels, tile, add);
           }
         }
       }
     }
 
+    // Panel j of a line at positions [p, p + count): where many panels of channels will meet it a
+    // copy, because pixels a power of two apart share few sets of L1.
+    Elements line_elements(int64_t line, int64_t j, int64_t p, int64_t count) {
+      constexpr int64_t kMany = 4;
+      const int64_t first = job_.first_element(j), some = job_.first_element(j + 1) - first;
+      const float* from = pixels_.get() + job_.line_offset(line) + first;
+      const int64_t* offsets = offsets_.get() + p;
+      if (job_.out_panels_ < kMany) return {from, offsets, some};
+      for (int64_t q = 0; q < count; ++q) {
+        for (int64_t e = 0; e < kLine; e += V::kWidth) {
+          V::load(from + offsets[q] + e).store(&line_panel_[q * kLine + e]);
+        }
+      }
+      return {line_panel_.get(), line_offsets_.get(), some};
+    }
+
     const VectorWeightGradient& job_;
     float* const sums_;
-    Scratch<float> pixels_, panels_;
-    Scratch<int64_t> offsets_;
+    Scratch<float> pixels_, panels_, line_panel_;
+    Scratch<int64_t> offsets_, line_offsets_;
   };
 
   const Images<T> x_, g_;

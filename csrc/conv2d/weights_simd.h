@@ -10,6 +10,80 @@
 
 namespace pyops::PYOPS_ISA_NAMESPACE {
 
+// An input gradient's weights of planes, the channels of a tap side by side: where the matrix of a
+// phase has rows (image's channel, tap). All phases at once, since a line of memory has taps of
+// each.
+template <class T>
+class GradientColumns {
+ public:
+  GradientColumns(const Conv2dShape& s, const T* data)
+      : s_(s), data_(data), channels_(s.group_c()), images_(s.group_o()), kernel_(s.kh * s.kw) {}
+
+  // Of the phase that begins at these coordinates of the input.
+  const T* of(int64_t y, int64_t x) const {
+    if (!copy_) copy();
+    return (*begins_)[y * phases_x() + x];
+  }
+
+ private:
+  using V = Vec<acc_t<T>>;
+  // Where a tap of image's channel 0 goes, and how far the next channel's is.
+  struct Column {
+    T* to;
+    int64_t step;
+  };
+
+  int64_t phases_x() const { return std::min(s_.stride_w, s_.w); }
+
+  void copy() const {
+    T* to = copy_.emplace(channels_ * images_ * kernel_).get();
+    begins_.emplace(std::min(s_.stride_h, s_.h) * phases_x());
+    const Scratch<Column> columns(kernel_);
+    std::fill_n(columns.get(), kernel_, Column{nullptr, 0});
+    for_phases(s_, [&](const GradientPhase& y, const GradientPhase& x) {
+      (*begins_)[y.first * phases_x() + x.first] = to;
+      const int64_t window = y.axis.taps * x.axis.taps;
+      for (int64_t t = 0; t < window; ++t) {
+        const int64_t tap = y.tap(t / x.axis.taps) * s_.kw + x.tap(t % x.axis.taps);
+        columns[tap] = {to + t * channels_, window * channels_};
+      }
+      to += images_ * window * channels_;
+    });
+    parallel_for(0, images_, 4, [&](int64_t begin, int64_t end) {
+      for (int64_t j = begin; j < end; ++j) copy_image(columns.get(), j);
+    });
+  }
+
+  void copy_image(const Column* columns, int64_t j) const {
+    const T* from = data_ + j * channels_ * kernel_;
+    const auto put = [&](V x, int64_t tap, int64_t c, int n) {
+      const Column& column = columns[tap];
+      if (column.to != nullptr) store(x, column.to + j * column.step + c, n);
+    };
+    for (int64_t c = 0; c < channels_; c += V::kWidth) {
+      const int n = static_cast<int>(std::min<int64_t>(V::kWidth, channels_ - c));
+      int64_t tap = 0;
+      if constexpr (std::is_same_v<acc_t<T>, float>) {
+        for (; n == V::kWidth && kernel_ - tap >= V::kWidth / 2; tap += V::kWidth) {
+          const int taps = static_cast<int>(std::min<int64_t>(V::kWidth, kernel_ - tap));
+          V block[V::kWidth];
+          for (int k = 0; k < V::kWidth; ++k) block[k] = load(from + (c + k) * kernel_ + tap, taps);
+          transpose(block);
+          for (int k = 0; k < taps; ++k) put(block[k], tap + k, c, n);
+        }
+      }
+      for (; tap < kernel_; ++tap)
+        put(load_strided(from + c * kernel_ + tap, kernel_, n), tap, c, n);
+    }
+  }
+
+  const Conv2dShape s_;
+  const T* data_;
+  const int64_t channels_, images_, kernel_;
+  mutable std::optional<Scratch<T>> copy_;
+  mutable std::optional<Scratch<const T*>> begins_;  // of the phases
+};
+
 template <class T>
 class Weights {
  public:
@@ -27,8 +101,9 @@ class Weights {
         tap_x_(pixel ? images_ : 1),
         tap_y_(tap_x_ * taps_x_) {}
 
-  // Of an input gradient.
-  Weights(const Conv2dShape& s, const T* data, const GradientPhase& y, const GradientPhase& x)
+  // Of an input gradient, whose columns may be asked for.
+  Weights(const Conv2dShape& s, const T* data, const GradientPhase& y, const GradientPhase& x,
+          const GradientColumns<T>& columns)
       : data_(data),
         pixel_(s.channels_last && !is_depthwise(s)),
         dense_(false),
@@ -38,7 +113,10 @@ class Weights {
         window_(y.axis.taps * taps_x_),
         kernel_(s.kh * s.kw),
         channel_stride_(pixel_ ? 1 : kernel_),
-        image_stride_(s.group_c() * kernel_) {
+        image_stride_(s.group_c() * kernel_),
+        columns_(&columns),
+        phase_y_(y.first),
+        phase_x_(x.first) {
     const int64_t tap = pixel_ ? channels_ : 1;
     first_ = (y.tap_first * s.kw + x.tap_first) * tap;
     tap_x_ = x.tap_step * tap;
@@ -50,6 +128,9 @@ class Weights {
   StridedOperand<T> matrix() const {
     if (dense_) return {data_, channels_, channel_stride_, 1};
     if (window_ == 1 && channel_stride_ == 1 && !kAllDense) return at_tap(first_);
+    // Rows of planes would begin a power of two apart, but a depthwise kernel reads such.
+    if (!pixel_ && !kAllDense && images_ > 1)
+      return {columns_->of(phase_y_, phase_x_), channels_, 1, channels_};
     if (rows_ == nullptr) copy();
     return {rows_, channels_, images_ * window_, 1};
   }
@@ -156,6 +237,8 @@ class Weights {
   bool pixel_, dense_;
   int64_t channels_, images_, taps_x_, window_, kernel_ = 0;
   int64_t channel_stride_, image_stride_, first_ = 0, tap_x_, tap_y_;
+  const GradientColumns<T>* columns_ = nullptr;
+  int64_t phase_y_ = 0, phase_x_ = 0;
   mutable std::optional<Scratch<T>> copy_;
   mutable T* rows_ = nullptr;  // of the copy
 };
