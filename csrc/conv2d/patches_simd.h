@@ -325,7 +325,7 @@ struct PlanarSink {
   }
 
   // Of a tile whose positions are one run.
-  Lines<T> lines(int64_t i, int64_t j, int /*rows*/, int cols) const {
+  Lines<T> lines(int64_t i, int64_t j, int64_t /*rows*/, int cols) const {
     const bool whole = map.col_stride == 1 && map.run(j) >= cols;
     if (!whole) return {};
     return {.out = y + i * channel_stride + map.offset(j),
@@ -375,7 +375,7 @@ struct PixelSink {
   void put(Vec<Acc> x, T* to, int n) const { store(epilogue(x), to, n); }
 
   // Of a tile whose positions are one run.
-  Lines<T> lines(int64_t i, int64_t j, int rows, int /*cols*/) const {
+  Lines<T> lines(int64_t i, int64_t j, int64_t rows, int /*cols*/) const {
     if (map.run(i) < rows) return {};
     return {.out = y + map.offset(i) + j,
             .stride = map.col_stride,

@@ -21,8 +21,8 @@ class GradientColumns {
 
   // Of the phase that begins at these coordinates of the input.
   const T* of(int64_t y, int64_t x) const {
-    if (!copy_) copy();
-    return (*begins_)[y * phases_x() + x];
+    if (columns_ == nullptr) copy();
+    return columns_ + begins_[y * phases_x() + x];
   }
 
  private:
@@ -36,12 +36,13 @@ class GradientColumns {
   int64_t phases_x() const { return std::min(s_.stride_w, s_.w); }
 
   void copy() const {
-    T* to = copy_.emplace(channels_ * images_ * kernel_).get();
-    begins_.emplace(std::min(s_.stride_h, s_.h) * phases_x());
+    columns_ = room_.emplace(channels_ * images_ * kernel_).get();
+    begins_ = begins_room_.emplace(std::min(s_.stride_h, s_.h) * phases_x()).get();
+    T* to = columns_;
     const Scratch<Column> columns(kernel_);
     std::fill_n(columns.get(), kernel_, Column{nullptr, 0});
     for_phases(s_, [&](const GradientPhase& y, const GradientPhase& x) {
-      (*begins_)[y.first * phases_x() + x.first] = to;
+      begins_[y.first * phases_x() + x.first] = to - columns_;
       const int64_t window = y.axis.taps * x.axis.taps;
       for (int64_t t = 0; t < window; ++t) {
         const int64_t tap = y.tap(t / x.axis.taps) * s_.kw + x.tap(t % x.axis.taps);
@@ -80,8 +81,10 @@ class GradientColumns {
   const Conv2dShape s_;
   const T* data_;
   const int64_t channels_, images_, kernel_;
-  mutable std::optional<Scratch<T>> copy_;
-  mutable std::optional<Scratch<const T*>> begins_;  // of the phases
+  mutable std::optional<Scratch<T>> room_;
+  mutable std::optional<Scratch<int64_t>> begins_room_;
+  mutable T* columns_ = nullptr;
+  mutable int64_t* begins_ = nullptr;  // of the phases
 };
 
 template <class T>

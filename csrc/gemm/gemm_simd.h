@@ -217,49 +217,73 @@ class Gemm {
         if (!b_once_) pack_b(engine, j, block, b, 0);
         const int64_t b_at = b_once_ ? block * ceil_div(n_, kCols) + j / kCols : 0;
         const int cols = static_cast<int>(std::min<int64_t>(kCols, j1 - j));
-        for (int64_t i = i0; i < i1; i += kRows) {
+        for (int64_t i = i0, tiles; i < i1; i += tiles * kRows) {
           const int64_t a_at = a_once_ ? block * ceil_div(m_, kRows) + i / kRows : (i - i0) / kRows;
-          const int rows = static_cast<int>(std::min<int64_t>(kRows, i1 - i));
-          const Part part{i, j, rows, cols, block, block + 1 == blocking_.depth_blocks};
+          const Part part{i, j, i1 - i, cols, block, block + 1 == blocking_.depth_blocks};
           Acc* tile = one_pass() ? c_block : c_block + (i - i0) * ldc + (j - j0);
-          const bool regular = a.regular(a_at) && b.regular(b_at);
-          if (regular && send_on(engine, part, a.data(a_at), b.data(b_at), tile, ldc)) continue;
-          if (regular) {
-            engine.multiply(rows, cols, depth_at(block), a.data(a_at), b.data(b_at), tile, ldc,
-                            block > 0);
-          } else {
-            multiply_exactly(part, tile, ldc);
-          }
-          if (part.last) sink_(i, j, rows, cols, tile, ldc);
+          tiles = multiply_column(engine, part, a.data(a_at), b.data(b_at), tile, ldc);
+          if (tiles > 0) continue;
+          multiply_tile(engine, part, {a.data(a_at), a.regular(a_at)},
+                        {b.data(b_at), b.regular(b_at)}, tile, ldc);
+          tiles = 1;
         }
       }
     }
   }
 
-  // A tile's products over a block of the depth.
+  // Products over a block of the depth, of rows from i on.
   struct Part {
-    int64_t i, j;
-    int rows, cols;
+    int64_t i, j, rows;
+    int cols;
     int64_t block;
     bool last;
   };
 
-  // Whether the sums, then whole, could leave from the registers.
-  bool send_on([[maybe_unused]] Engine& engine, const Part& at, [[maybe_unused]] const Element* a,
-               [[maybe_unused]] const Element* b, [[maybe_unused]] Acc* tile,
-               [[maybe_unused]] int64_t ldc) const {
-    if constexpr (KnowsLines<Sink>) {
-      if (!at.last) return false;
-      const auto lines = sink_.lines(at.i, at.j, at.rows, at.cols);
-      if (lines.out == nullptr) return false;
-      lines.prefetch(at.rows, at.cols);
-      if constexpr (requires { Engine::is_whole(0, 0); }) {
-        if (!Engine::is_whole(at.rows, at.cols)) return false;
-        engine.multiply_to(at.cols, depth_at(at.block), a, b, tile, ldc, at.block > 0, lines);
-        return true;
+  // As many whole tiles below each other as leave from the registers at once; maybe none.
+  int64_t multiply_column([[maybe_unused]] Engine& engine, [[maybe_unused]] const Part& at,
+                          [[maybe_unused]] const Element* a, [[maybe_unused]] const Element* b,
+                          [[maybe_unused]] Acc* tile, [[maybe_unused]] int64_t ldc) const {
+    if constexpr (requires { Engine::is_whole(0); }) {
+      int64_t tiles = at.rows / kRows;
+      if (tiles == 0 || !Engine::is_whole(at.cols)) return 0;
+      const auto multiply = [&](const auto& lines) {
+        engine.multiply_column({tiles, at.cols, depth_at(at.block), a, a_panel_elements(), b, tile,
+                                one_pass() ? 0 : kRows * ldc, ldc, at.block > 0},
+                               lines);
+        return tiles;
+      };
+      if (!at.last) return multiply(Lines<Acc>{});
+      if constexpr (KnowsLines<Sink>) {
+        const auto lines = sink_.lines(at.i, at.j, tiles * kRows, at.cols);
+        if (lines.out != nullptr) return multiply(lines);
+        tiles = 1;
+        const auto some = sink_.lines(at.i, at.j, kRows, at.cols);
+        if (some.out != nullptr) return multiply(some);
       }
     }
-    return false;
+    return 0;
+  }
+
+  struct Panel {
+    const Element* data;
+    bool regular;
+  };
+  // The first tile of a part, and to the sink with the last block.
+  void multiply_tile(Engine& engine, const Part& at, const Panel& a, const Panel& b, Acc* tile,
+                     int64_t ldc) const {
+    const int rows = static_cast<int>(std::min<int64_t>(kRows, at.rows));
+    if constexpr (KnowsLines<Sink>) {
+      if (at.last) {
+        const auto lines = sink_.lines(at.i, at.j, rows, at.cols);
+        if (lines.out != nullptr) lines.prefetch(rows, at.cols);
+      }
+    }
+    if (a.regular && b.regular) {
+      engine.multiply(rows, at.cols, depth_at(at.block), a.data, b.data, tile, ldc, at.block > 0);
+    } else {
+      multiply_exactly(at, tile, ldc);
+    }
+    if (at.last) sink_(at.i, at.j, rows, at.cols, tile, ldc);
   }
 
   // A tile whose numbers the engine cannot represent, from the operands themselves. Rare, so plain.
@@ -315,10 +339,8 @@ void gemm(int64_t m, int64_t n, int64_t k, const A& a, const B& b, const Sink& s
   }
 #endif
   if constexpr (ColumnReadable<B>) {
-    const bool in_place = b.i_stride == 1;
-    if (in_place && k <= kThin) return thin_depth_in_place(m, n, k, a, b, sink);
-    if (in_place && m <= kThin) return thin_rows(m, n, k, a, b, sink);
-    if (k <= kThin) return thin_depth_packed(m, n, k, a, b, sink);
+    if (m <= kThin && b.i_stride == 1) return thin_rows(m, n, k, a, b, sink);
+    if (m <= kThin && k <= kThin) return thin_depth(m, n, k, a, b, sink);
   }
   Gemm<VectorEngine<Acc>, A, B, Sink>(m, n, k, a, b, sink).run();
 }

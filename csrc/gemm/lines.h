@@ -72,10 +72,10 @@ struct Lines {
   }
 };
 
-// A sink that can tell the lines of a tile's rows: it is asked to before they are computed, and
-// sums then go there from their registers.
+// A sink that can tell the lines of tiles' rows: it is asked to before they are computed, and sums
+// then go there from their registers.
 template <class Sink>
-concept KnowsLines = requires(const Sink& s) { s.lines(int64_t{}, int64_t{}, 0, 0); };
+concept KnowsLines = requires(const Sink& s) { s.lines(int64_t{}, int64_t{}, int64_t{}, 0); };
 
 // Writes tiles to a row-major matrix.
 template <class T>
@@ -87,7 +87,7 @@ struct MatrixSink {
   bool relu = false;
   bool accumulate = false;
 
-  Lines<T> lines(int64_t i, int64_t j, int /*rows*/, int /*cols*/) const {
+  Lines<T> lines(int64_t i, int64_t j, int64_t /*rows*/, int /*cols*/) const {
     return {.out = c + i * row_stride + j,
             .stride = row_stride,
             .col_bias = col_bias != nullptr ? col_bias + j : nullptr,

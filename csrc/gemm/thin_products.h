@@ -1,5 +1,5 @@
-// C = A·B where few rows, or little depth, leave packing B nothing to be shared by: B is read where
-// it lies, along its rows, and the numbers of A are broadcast.
+// C = A·B of few rows, which leave packing B little to be shared by: B is read where it lies, along
+// its rows, and the numbers of A are broadcast.
 #pragma once
 
 #include <algorithm>
@@ -130,49 +130,28 @@ void thin_rows(int64_t m, int64_t n, int64_t k, const A& a, const B& b, const Si
   });
 }
 
-// Little depth: rows of C are written once, in long runs. multiply(a, j, cols, tile) is one tile of
-// A's rows and B's columns [j, j + cols).
-template <class A, class Multiply, class Sink>
-void thin_depth(int64_t m, int64_t n, int64_t k, const A& a, const Multiply& multiply,
-                const Sink& sink) {
+// Little depth too: B is packed once, and rows of C are written once, in long runs.
+template <class A, class B, class Sink>
+void thin_depth(int64_t m, int64_t n, int64_t k, const A& a, const B& b, const Sink& sink) {
   using Acc = typename A::Acc;
   constexpr int64_t kCols = kThinVecs * Vec<Acc>::kWidth, kMinimumWork = 1 << 16;
+  Scratch<Acc> columns(ceil_div(n, kCols) * kCols * k);
+  pack_whole<kCols>(b, n, k, columns.get());
   const int64_t grain = std::max<int64_t>(1, kMinimumWork / (kThinRows * n));
   parallel_for(0, ceil_div(m, kThinRows), grain, [&](int64_t begin, int64_t end) {
-    Acc packed[kThinRows * kThin];
+    Acc rows[kThinRows * kThin];
     alignas(64) Acc tile[kThinRows * kCols];
     for (int64_t i = begin * kThinRows; i < std::min(m, end * kThinRows); i += kThinRows) {
-      a.template pack<kThinRows>(i, 0, k, packed);
+      a.template pack<kThinRows>(i, 0, k, rows);
       for (int64_t j = 0; j < n; j += kCols) {
         const int64_t cols = std::min(kCols, n - j);
-        multiply(packed, j, cols, tile);
+        const StridedOperand<Acc> panel{columns.get() + j * k, kCols, 1, kCols};
+        thin_columns<false>(rows, panel, 0, cols, 0, k, tile, kCols);
         sink(i, j, static_cast<int>(std::min<int64_t>(kThinRows, m - i)), static_cast<int>(cols),
              tile, kCols);
       }
     }
   });
-}
-
-// The same with B as it lies, its columns side by side, or packed so.
-template <class A, class B, class Sink>
-void thin_depth_in_place(int64_t m, int64_t n, int64_t k, const A& a, const B& b,
-                         const Sink& sink) {
-  const auto multiply = [&](const auto* rows, int64_t j, int64_t cols, auto* tile) {
-    thin_columns<false>(rows, b, j, cols, 0, k, tile, kThinVecs * Vec<typename A::Acc>::kWidth);
-  };
-  thin_depth(m, n, k, a, multiply, sink);
-}
-template <class A, class B, class Sink>
-void thin_depth_packed(int64_t m, int64_t n, int64_t k, const A& a, const B& b, const Sink& sink) {
-  using Acc = typename A::Acc;
-  constexpr int64_t kCols = kThinVecs * Vec<Acc>::kWidth;
-  Scratch<Acc> packed(ceil_div(n, kCols) * kCols * k);
-  pack_whole<kCols>(b, n, k, packed.get());
-  const auto multiply = [&](const Acc* rows, int64_t j, int64_t cols, Acc* tile) {
-    const StridedOperand<Acc> panel{packed.get() + j * k, kCols, 1, kCols};
-    thin_columns<false>(rows, panel, 0, cols, 0, k, tile, kCols);
-  };
-  thin_depth(m, n, k, a, multiply, sink);
 }
 
 }  // namespace pyops::PYOPS_ISA_NAMESPACE

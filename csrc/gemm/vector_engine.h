@@ -133,16 +133,6 @@ void multiply_panels(int64_t depth, const Acc* a, const Acc* b, const Tile<Acc>&
   multiply_rows<Acc, kRows, kVecs>(depth, columns, rows, tile);
 }
 
-// The same of a whole tile, and out.
-template <int kVecs, class T, class Acc>
-void multiply_panels_to(int64_t depth, const Acc* a, const Acc* b, const Tile<Acc>& tile,
-                        const Lines<T>& lines) {
-  using Shape = RegisterTile<Acc>;
-  const auto columns = [a](int64_t p) { return a + p * Shape::kRows; };
-  const auto rows = [b](int64_t p) { return b + p * Shape::kCols; };
-  multiply_rows<Acc, Shape::kRows, kVecs>(depth, columns, rows, Leaving<T>{tile, lines});
-}
-
 template <class Acc>
 using MultiplyPanels = void (*)(int64_t, const Acc*, const Acc*, const Tile<Acc>&);
 
@@ -202,38 +192,77 @@ struct VectorEngine {
   void multiply(int rows, int cols, int64_t depth, const T* a, const T* b, T* c, int64_t ldc,
                 bool add) {
     const auto multiply_stretch = multiply_panels_for<T>(rows, cols);
-    in_stretches(depth, [&](int64_t p, int64_t some, bool /*last*/) {
-      multiply_stretch(some, a + p * kRows, b + p * kCols, {c, ldc, add || p > 0});
-    });
+    const int64_t length = stretch(depth);
+    for (int64_t p = 0; p == 0 || p < depth; p += length) {
+      multiply_stretch(std::min(length, depth - p), a + p * kRows, b + p * kCols,
+                       {c, ldc, add || p > 0});
+    }
   }
 
-  // Whether multiply_to can do a tile of so many rows and columns.
-  static constexpr bool is_whole(int rows, int cols) {
-    return rows == kRows && cols % Vec<T>::kWidth == 0;
-  }
-  // The same, and on to where the whole sums go.
+  // Tiles of whole rows below each other, from panels of A `apart` from each other, to tiles of C
+  // `tiles_apart`, of which each may hold a part of its sums.
+  struct Column {
+    int64_t tiles;
+    int cols;
+    int64_t depth;
+    const T* a;
+    int64_t apart;
+    const T* b;
+    T* c;
+    int64_t tiles_apart, ldc;
+    bool add;
+  };
+  // Whether multiply_column can do tiles of so many columns.
+  static constexpr bool is_whole(int cols) { return cols % Vec<T>::kWidth == 0; }
+  // Where there are lines for them, the sums are whole and go there.
   template <class Out>
-  void multiply_to(int cols, int64_t depth, const T* a, const T* b, T* c, int64_t ldc, bool add,
-                   const Lines<Out>& lines) {
-    const bool wide = cols == kCols;
-    const auto multiply_stretch = multiply_panels_for<T>(kRows, cols);
-    in_stretches(depth, [&](int64_t p, int64_t some, bool last) {
-      const Tile<T> tile{c, ldc, add || p > 0};
-      const T *from_a = a + p * kRows, *from_b = b + p * kCols;
-      if (!last) return multiply_stretch(some, from_a, from_b, tile);
-      wide ? multiply_panels_to<2>(some, from_a, from_b, tile, lines)
-           : multiply_panels_to<1>(some, from_a, from_b, tile, lines);
-    });
+  void multiply_column(const Column& column, const Lines<Out>& lines) {
+    const bool at_once = lines.out != nullptr && !column.add && column.depth <= kStretch;
+    const auto multiply = [&]<int kVecs>(std::integral_constant<int, kVecs>) {
+      at_once ? multiply_at_once<kVecs>(column, lines) : multiply_tiles<kVecs>(column, lines);
+    };
+    column.cols == kCols ? multiply(std::integral_constant<int, 2>{})
+                         : multiply(std::integral_constant<int, 1>{});
   }
 
  private:
-  // f(first, number, whether they are the last)
-  template <class F>
-  static void in_stretches(int64_t depth, const F& f) {
-    const int64_t some = std::max<int64_t>(depth, 1),
-                  length = ceil_div(some, ceil_div(some, kStretch));
-    for (int64_t p = 0; p == 0 || p < depth; p += length) {
-      f(p, std::min(length, depth - p), p + length >= depth);
+  // Products of a running sum.
+  static int64_t stretch(int64_t depth) {
+    const int64_t some = std::max<int64_t>(depth, 1);
+    return ceil_div(some, ceil_div(some, kStretch));
+  }
+
+  // Whole sums in one stretch, whose tiles have one function to themselves: with little depth, what
+  // comes between two would take a third of the time.
+  template <int kVecs, class Out>
+  [[gnu::noinline]] static void multiply_at_once(Column at, Lines<Out> lines) {
+    const auto rows = [b = at.b](int64_t p) { return b + p * kCols; };
+    for (; at.tiles > 0; --at.tiles, at.a += at.apart, lines = lines.below(kRows)) {
+      const auto columns = [a = at.a](int64_t p) { return a + p * kRows; };
+      lines.prefetch(kRows, kVecs * Vec<T>::kWidth);
+      multiply_rows<T, kRows, kVecs>(at.depth, columns, rows,
+                                     Leaving<Out>{{nullptr, 0, false}, lines});
+    }
+  }
+
+  template <int kVecs, class Out>
+  [[gnu::noinline]] static void multiply_tiles(Column at, Lines<Out> lines) {
+    const int64_t length = stretch(at.depth);
+    const auto multiply = [&](int64_t p, const auto& put) {
+      const T *from_a = at.a + p * kRows, *from_b = at.b + p * kCols;
+      const auto columns = [=](int64_t q) { return from_a + q * kRows; };
+      const auto rows = [=](int64_t q) { return from_b + q * kCols; };
+      multiply_rows<T, kRows, kVecs>(std::min(length, at.depth - p), columns, rows, put);
+    };
+    for (; at.tiles > 0; --at.tiles, at.a += at.apart, at.c += at.tiles_apart) {
+      const bool leaves = lines.out != nullptr;
+      if (leaves) lines.prefetch(kRows, kVecs * Vec<T>::kWidth);
+      int64_t p = 0;
+      for (; p + length < at.depth; p += length)
+        multiply(p, Tile<T>{at.c, at.ldc, at.add || p > 0});
+      const Tile<T> tile{at.c, at.ldc, at.add || p > 0};
+      leaves ? multiply(p, Leaving<Out>{tile, lines}) : multiply(p, tile);
+      if (leaves) lines = lines.below(kRows);
     }
   }
 };
