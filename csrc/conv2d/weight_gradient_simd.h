@@ -118,7 +118,7 @@ class VectorWeightGradient {
     return (line / in_row * x_.y.dilation * width_ + line % in_row * x_.x.dilation) * x_.channels;
   }
 
-  // The slices' sums, `stride` apart, added to grad: in blocks, because a tap's channels lie side
+  // The slices' sums, `stride` apart, added up to grad: by blocks, since a tap's channels lie side
   // by side among the sums, a channel's taps in grad.
   void write(const float* sums, int64_t stride, T* grad) const {
     constexpr int64_t kWidth = V::kWidth;
