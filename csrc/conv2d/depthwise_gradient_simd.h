@@ -22,12 +22,8 @@ class DepthwiseGradient {
       : p_(p),
         even_(gradient_phase(forward_axis_x(p), 0)),
         odd_(gradient_phase(forward_axis_x(p), 1)),
-        gradient_{static_cast<const T*>(p.grad_y),
-                  nullptr,
-                  p.o,
-                  p.o,
-                  around(p.oh, p.stride_h, forward_axis_y(p)),
-                  around(p.ow, p.stride_w, forward_axis_x(p))},
+        gradient_{static_cast<const T*>(p.grad_y), nullptr, p.o, p.o, around(forward_axis_y(p)),
+                  around(forward_axis_x(p))},
         padded_(gradient_) {}
 
   void run() const {
@@ -46,9 +42,10 @@ class DepthwiseGradient {
 
  private:
   // Every position that an input of any phase sees.
-  static Axis around(int64_t size, int64_t stride, const Axis& forward) {
+  static Axis around(const Axis& forward) {
+    const int64_t size = forward.positions;
     int64_t positions = 1, begin = size, end = 0;
-    for (int64_t first = 0; first < std::min(stride, forward.size); ++first) {
+    for (int64_t first = 0; first < gradient_phases(forward); ++first) {
       const Axis axis = gradient_phase(forward, first).axis;
       positions = std::max(positions, axis.positions);
       if (axis.taps == 0) continue;
@@ -58,8 +55,9 @@ class DepthwiseGradient {
   }
 
   void run_plane(const Acc* image, const Acc* weights, T* out) const {
-    for (int64_t first = 0; first < std::min(p_.stride_h, p_.h); ++first) {
-      const GradientPhase y = gradient_phase(forward_axis_y(p_), first);
+    const Axis forward = forward_axis_y(p_);
+    for (int64_t first = 0; first < gradient_phases(forward); ++first) {
+      const GradientPhase y = gradient_phase(forward, first);
       const AnyTaps even{*this, y, even_, image, weights}, odd{*this, y, odd_, image, weights};
       if (std::min(even.count(), odd.count()) == 0 || std::max(even.count(), odd.count()) > kFew) {
         run_phase(y, even, odd, out);

@@ -181,13 +181,18 @@ inline GradientPhase gradient_phase(const Axis& forward, int64_t first) {
   return {axis, first, last, -step};
 }
 
+// How many phases an axis has.
+inline int64_t gradient_phases(const Axis& forward) {
+  return std::min(forward.stride, forward.size);
+}
+
 // f(rows' phase, columns' phase) for every pair of them.
 template <class F>
 void for_phases(const Conv2dShape& s, const F& f) {
   const Axis rows = forward_axis_y(s), columns = forward_axis_x(s);
-  for (int64_t y = 0; y < std::min(s.stride_h, s.h); ++y) {
+  for (int64_t y = 0; y < gradient_phases(rows); ++y) {
     const GradientPhase row = gradient_phase(rows, y);
-    for (int64_t x = 0; x < std::min(s.stride_w, s.w); ++x) f(row, gradient_phase(columns, x));
+    for (int64_t x = 0; x < gradient_phases(columns); ++x) f(row, gradient_phase(columns, x));
   }
 }
 

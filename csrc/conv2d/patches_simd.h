@@ -109,7 +109,8 @@ void copy_pixels(const Images<T>& images, bool channels_last, int64_t offset, in
     const int have = static_cast<int>(std::clamp<int64_t>(channels - c, 0, V::kWidth));
     const int room = static_cast<int>(std::min<int64_t>(V::kWidth, width - c));
     constexpr std::integral_constant<int, V::kWidth> kAll;
-    have == V::kWidth&& room == V::kWidth ? copy(c, kAll, kAll) : copy(c, have, room);
+    const bool whole = have == V::kWidth && room == V::kWidth;
+    whole ? copy(c, kAll, kAll) : copy(c, have, room);
   }
 }
 

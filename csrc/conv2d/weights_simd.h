@@ -33,11 +33,11 @@ class GradientColumns {
     int64_t step;
   };
 
-  int64_t phases_x() const { return std::min(s_.stride_w, s_.w); }
+  int64_t phases_x() const { return gradient_phases(forward_axis_x(s_)); }
 
   void copy() const {
     columns_ = room_.emplace(channels_ * images_ * kernel_).get();
-    begins_ = begins_room_.emplace(std::min(s_.stride_h, s_.h) * phases_x()).get();
+    begins_ = begins_room_.emplace(gradient_phases(forward_axis_y(s_)) * phases_x()).get();
     T* to = columns_;
     const Scratch<Column> columns(kernel_);
     std::fill_n(columns.get(), kernel_, Column{nullptr, 0});
