@@ -27,8 +27,9 @@ demo: build
 test: build
 	$(BIN)/pytest -n auto
 
-# The kernels of AVX-512 and AMX where the processor has AVX2 alone: in the module of a second tree
-# their intrinsics are emulated. `make emulate TESTS=tests/test_rnn.py` for other tests of them.
+# The kernels of AVX-512, its bfloat16 and AMX where the processor has AVX2 alone: in the module of a
+# second tree their intrinsics are emulated. `make emulate TESTS=tests/test_rnn.py` for other tests of
+# them.
 TESTS ?= $(addprefix tests/test_,emulation.py emulation_tiles.py attention.py conv2d.py \
   conv2d_exact.py conv2d_winograd.py linear_relu.py max_pool2d.py rnn.py vectors.py)
 emulate: build

@@ -14,11 +14,12 @@ import torch
 from pyops import _C
 from pyops.cli.info import ISAS
 
-# MKL multiplies PyTorch's float32 matrices. Our own avx512 has bfloat16 products, but not float16.
+# MKL multiplies PyTorch's float32 matrices. float16 has no instructions of ours below AMX.
 NATIVE = {
     "scalar": ("default", "SSE41", "SSE4_2"),
     "avx2": ("avx2", "AVX2", "AVX2"),
-    "avx512": ("avx512", "AVX512_CORE_BF16", "AVX512"),
+    "avx512": ("avx512", "AVX512_CORE_VNNI", "AVX512"),
+    "avx512_bf16": ("avx512", "AVX512_CORE_BF16", "AVX512"),
 }
 VARIABLES = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS")
 

@@ -77,7 +77,7 @@ AMX: dict[tuple[str, str], tuple[Goal, ...]] = {
 }
 """By cases and dtype, where the ISA in use is amx."""
 
-WHOLE = {"avx2": 1.0, "avx512": 1.2}
+WHOLE = {"avx2": 1.0, "avx512": 1.2, "avx512_bf16": 1.2}
 """The least mean ratio of everything where no more than that is in use, by native too."""
 
 

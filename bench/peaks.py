@@ -112,14 +112,14 @@ def _by_dtype(matmul: Mapping[str, float], loops: Mapping[str, float]) -> dict[s
     tiles = loops.get("amx_bfloat16", 0.0)
     fma = max((rate for unit, rate in loops.items() if unit.endswith("float32")), default=0.0)
     # float32 splits into three bfloat16 parts: 6 tile products give float32, 3 give "high"; a
-    # float16 splits into two, 3 products. AVX-512's own 16-bit instructions do twice the work of a
-    # float32 FMA.
+    # float16 splits into two, 3 products. AVX-512's own float16 FMAs do twice float32's work.
     flags = cpu_fact("flags").split()
+    pairs = loops.get("avx512_bf16_bfloat16", 0.0)
     return {
         "float64": max(matmul["float64"], fma / 2),
         "float32": max(matmul["float32"], fma, tiles / 6),
         "float32-high": max(matmul["float32"], fma, tiles / 3),
-        "bfloat16": max(matmul["bfloat16"], fma * (1 + ("avx512_bf16" in flags)), tiles),
+        "bfloat16": max(matmul["bfloat16"], fma, pairs, tiles),
         "float16": max(matmul["float16"], fma * (1 + ("avx512_fp16" in flags)), tiles / 3),
     }
 

@@ -22,7 +22,8 @@ void set_isa_cap(const std::string& name) {
   if (pyops::parse_isa(name.c_str(), &isa)) return pyops::set_isa_cap(isa);
   if (pyops::parse_arch(name.c_str(), &arch)) return pyops::set_arch_cap(arch);
   throw std::invalid_argument(
-      "isa: expected one of scalar, avx2, avx512, amx, sm_80, sm_90, got '" + name + "'");
+      "isa: expected one of scalar, avx2, avx512, avx512_bf16, amx, sm_80, sm_90, got '" + name +
+      "'");
 }
 
 py::list tables() {

@@ -9,7 +9,9 @@ from pyops import _C
 
 
 def isa() -> str:
-    """The instruction set kernels may use now: "scalar", "avx2", "avx512" or "amx"."""
+    """The instruction set kernels may use now: "scalar", "avx2", "avx512",
+    "avx512_bf16" or "amx".
+    """
     return _C.isa()
 
 

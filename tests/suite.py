@@ -25,7 +25,7 @@ __all__ = ["DEVICES", "Case", "ExactSuite", "OpSuite", "Randn", "Reject", "isas"
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 HALF = [torch.bfloat16, torch.float16]
-ISAS = ["scalar", "avx2", "avx512", "amx"]
+ISAS = ["scalar", "avx2", "avx512", "avx512_bf16", "amx"]
 SMALL = 100  # input elements of a case that finite differences can afford
 
 

@@ -1,6 +1,6 @@
 """The emulated intrinsics of AVX-512's vectors against the manual, and against a processor.
 
-Models are numpy's, lane by lane. Where the processor has AMX the same table is put to it.
+Models are numpy's, lane by lane. Where the processor has all of them the same table is put to it.
 """
 
 import ctypes
@@ -78,6 +78,20 @@ def fused(sign):
         return odd.astype(F32)
 
     return model
+
+
+def add_pairs(sums, a, b):
+    """sums + a·b for pairs of bfloat16, rounded twice; subnormals are zero."""
+
+    def flush(x):
+        return np.where(np.abs(x) < SMALLEST, np.copysign(F32(0), x), x)
+
+    def numbers(x, odd):
+        return flush((bits(x) & U32(0xFFFF0000) if odd else bits(x) << U32(16)).view(F32))
+
+    for odd in (True, False):
+        sums = flush(fused(1)(numbers(a, odd), numbers(b, odd), flush(sums)))
+    return sums
 
 
 def unpack(high):
@@ -240,6 +254,7 @@ TABLE = {
     "cvtps_ph": ((F32,), lambda a: a.astype(np.float16)),
     "cvtneps_pbh": ((F32,), to_bf16),
     "cvtne2ps_pbh": ((F32, F32), lambda a, b: to_bf16(np.concatenate([b, a]))),
+    "dpbf16_ps": ((F32, F32, F32), add_pairs),
     "roundscale_ps": ((F32,), np.round),
     "roundscale_pd": ((F64,), np.round),
     "reduce_ps": ((F32,), fraction),

@@ -57,7 +57,7 @@ def multiply(machine, a, b, c):
     sums[:m, :n] = c
     tiles = pairs(a, m), pairs(right, k // 2), sums
     pointers = [t.ctypes.data_as(ctypes.c_void_p) for t in tiles]
-    instructions(machine).multiply_tiles(configuration(m, k, n), *pointers)
+    instructions(machine, tiles=True).multiply_tiles(configuration(m, k, n), *pointers)
     assert np.isnan(sums[m:]).all() and np.isnan(sums[:, n:]).all()
     return sums[:m, :n]
 

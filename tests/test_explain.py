@@ -19,7 +19,8 @@ def test_a_call_is_described():
     assert (call.op, call.dtype, call.kernel) == ("linear", "float64", "linear_forward_scalar")
     assert call.shapes == [(2, 3), (4, 3)]
     reasons = dict(call.rejected)
-    assert set(reasons) == {"linear_forward_amx", "linear_forward_avx512", "linear_forward_avx2"}
+    better = ("amx", "avx512_bf16", "avx512", "avx2")
+    assert set(reasons) == {f"linear_forward_{isa}" for isa in better}
     assert set(reasons.values()) <= {"above the ISA cap", "not on this CPU", "dtype"}
 
 
@@ -88,14 +89,14 @@ def test_printing_gives_a_table():
 
 
 def test_a_reason_is_printed_once_with_the_places_it_holds_for():
-    absent = [(f"f_forward_{place}", "not on this CPU") for place in ("amx", "avx512")]
+    absent = [(f"f_forward_{place}", "not on this CPU") for place in ("amx", "avx512_bf16")]
     rejected = [*absent, ("f_forward_avx2", "dtype")]
     calls = [
         Call("f", [(2, 3)], "float32", "f_forward_scalar", rejected),
         Call("f", [()], "int32", "native", [("every kernel of ours", "dtype")]),
     ]
     _, first, second = str(pyops.CallLog(calls)).splitlines()
-    assert first.endswith("f_forward_scalar  amx, avx512: not on this CPU; avx2: dtype")
+    assert first.endswith("f_forward_scalar  amx, avx512_bf16: not on this CPU; avx2: dtype")
     assert second.endswith("native            every kernel of ours: dtype")
 
 

@@ -25,7 +25,7 @@ def linear_kernel(dtype):
 def test_the_capped_kernel_is_the_one_that_runs(isa):
     with pyops.isa_cap(isa):
         assert pyops.isa() == isa
-        assert linear_kernel(torch.float32) == f"linear_forward_{isa}"
+        assert linear_kernel(torch.bfloat16) == f"linear_forward_{isa}"
     assert pyops.isa() == pyops._C.isa_detected()
 
 
@@ -81,7 +81,7 @@ def test_the_environment_sets_the_cap():
 def test_an_unknown_name_in_the_environment_is_one_clear_error():
     result = run_with("avx1024")
     assert result.returncode == 1
-    expected = "expected one of scalar, avx2, avx512, amx, sm_80, sm_90, got 'avx1024'"
+    expected = "expected one of scalar, avx2, avx512, avx512_bf16, amx, sm_80, sm_90, got 'avx1024'"
     assert result.stderr.splitlines()[-1] == f"ValueError: PYOPS_ISA: {expected}"
     assert result.stderr.count("Traceback") == 1
 

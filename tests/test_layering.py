@@ -12,7 +12,9 @@ ROOT = Path(__file__).parent.parent
 CSRC = ROOT / "csrc"
 SOURCES = sorted(p for p in CSRC.rglob("*") if p.suffix in (".h", ".cpp", ".cu", ".cuh"))
 KERNELS = [
-    p for p in SOURCES if re.search(r"_(scalar|avx2|avx512|amx|cuda|sm90)\.(cpp|cu)$", p.name)
+    p
+    for p in SOURCES
+    if re.search(r"_(scalar|avx2|avx512(_bf16)?|amx|cuda|sm90)\.(cpp|cu)$", p.name)
 ]
 TORCH = re.compile(r"(torch|ATen|c10|pybind11|Python\.h)\b")
 # An inline function of these, compiled for AVX-512, could be the copy the linker keeps for all.
@@ -72,12 +74,16 @@ def test_kernels_see_no_torch_and_no_containers(path):
 
 def test_kernel_objects_share_no_code():
     """A weak symbol outside the namespace of its ISA is one that the linker may keep for all."""
-    objects = [p for p in ROOT.glob("build/**/*.o") if re.search(r"_(avx2|avx512|amx)\.", p.name)]
+    objects = [
+        p for p in ROOT.glob("build/**/*.o") if re.search(r"_(avx2|avx512(_bf16)?|amx)\.", p.name)
+    ]
     if not objects or shutil.which("nm") is None:
         pytest.skip("not built from these sources")
     names = subprocess.run(["nm", "-C", *objects], capture_output=True, text=True, check=True)
     weak = re.findall(r" W (.*)", names.stdout)
-    assert [name for name in weak if not re.search(r"pyops::(avx2|avx512|amx)::", name)] == []
+    assert [
+        name for name in weak if not re.search(r"pyops::(avx2|avx512(_bf16)?|amx)::", name)
+    ] == []
 
 
 @by_path

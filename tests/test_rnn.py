@@ -219,7 +219,7 @@ class NetworkSuite(RecurrentSuite):
             torch.testing.assert_close(compiled(**arguments)[0], self.op(**arguments)[0])
 
     def test_explain_names_the_kernels(self, place):
-        arguments = self.cases[1].draw(torch.float32, place)
+        arguments = self.cases[1].draw(torch.bfloat16, place)
         with pyops.explain() as log:
             results(self.op, arguments)
         assert [c.op for c in log.calls] == [self.kind, f"{self.kind}_backward"]

@@ -43,6 +43,8 @@ constexpr Candidate<AttentionParams> kForward[] = {
 #endif
     {"attention_forward_amx", Isa::kAmx, kBFloat16, attention_forward_amx, suits_tiles,
      kSuitsTiles},
+    {"attention_forward_avx512_bf16", Isa::kAvx512Bf16, kBFloat16, attention_forward_avx512_bf16,
+     suits_tiles, kSuitsTiles},
     {"attention_forward_avx512", Isa::kAvx512, kAnyFloat, attention_forward_avx512},
     {"attention_forward_avx2", Isa::kAvx2, kAnyFloat, attention_forward_avx2},
     {"attention_forward_scalar", Isa::kScalar, kAnyFloat, attention_forward_scalar},
@@ -61,6 +63,8 @@ constexpr Candidate<AttentionBackwardParams> kBackward[] = {
 #endif
     {"attention_backward_amx", Isa::kAmx, kBFloat16, attention_backward_amx, suits_tiles,
      kSuitsTilesBackward},
+    {"attention_backward_avx512_bf16", Isa::kAvx512Bf16, kBFloat16, attention_backward_avx512_bf16,
+     suits_tiles, kSuitsTilesBackward},
     {"attention_backward_avx512", Isa::kAvx512, kAnyFloat, attention_backward_avx512},
     {"attention_backward_avx2", Isa::kAvx2, kAnyFloat, attention_backward_avx2},
     {"attention_backward_scalar", Isa::kScalar, kAnyFloat, attention_backward_scalar},

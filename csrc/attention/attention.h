@@ -92,6 +92,7 @@ constexpr int64_t attention_row_sums(int64_t batch, int64_t heads, int64_t queri
 void attention_forward_scalar(const AttentionParams& params);
 void attention_forward_avx2(const AttentionParams& params);
 void attention_forward_avx512(const AttentionParams& params);
+void attention_forward_avx512_bf16(const AttentionParams& params);
 void attention_forward_amx(const AttentionParams& params);
 cudaError_t attention_forward_sm90(const AttentionParams& params, cudaStream_t stream);
 cudaError_t attention_forward_tensorop_cuda(const AttentionParams& params, cudaStream_t stream);
@@ -102,6 +103,7 @@ cudaError_t attention_forward_cuda(const AttentionParams& params, cudaStream_t s
 void attention_backward_scalar(const AttentionBackwardParams& params);
 void attention_backward_avx2(const AttentionBackwardParams& params);
 void attention_backward_avx512(const AttentionBackwardParams& params);
+void attention_backward_avx512_bf16(const AttentionBackwardParams& params);
 void attention_backward_amx(const AttentionBackwardParams& params);
 cudaError_t attention_backward_sm90(const AttentionBackwardParams& params, cudaStream_t stream);
 cudaError_t attention_backward_tensorop_cuda(const AttentionBackwardParams& params,

@@ -1,5 +1,5 @@
-#include "attention/attention_backward_amx.h"
-#include "attention/attention_forward_amx.h"
+#include "attention/attention_backward_bf16.h"
+#include "attention/attention_forward_bf16.h"
 
 namespace pyops {
 

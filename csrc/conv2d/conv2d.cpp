@@ -23,6 +23,7 @@ constexpr Candidate<Conv2dParams> kForward[] = {
     {"conv2d_forward_cuda", Arch::kSm80, kAnyFloat, conv2d_forward_cuda},
 #endif
     {"conv2d_forward_amx", Isa::kAmx, kTileTypes, conv2d_forward_amx},
+    {"conv2d_forward_avx512_bf16", Isa::kAvx512Bf16, kBFloat16, conv2d_forward_avx512_bf16},
     {"conv2d_forward_avx512", Isa::kAvx512, kAnyFloat, conv2d_forward_avx512},
     {"conv2d_forward_avx2", Isa::kAvx2, kAnyFloat, conv2d_forward_avx2},
     {"conv2d_forward_scalar", Isa::kScalar, kAnyFloat, conv2d_forward_scalar},
@@ -43,6 +44,7 @@ constexpr Candidate<Conv2dBackwardParams> kBackward[] = {
      conv2d_backward_workspace},
 #endif
     {"conv2d_backward_amx", Isa::kAmx, kTileTypes, conv2d_backward_amx},
+    {"conv2d_backward_avx512_bf16", Isa::kAvx512Bf16, kBFloat16, conv2d_backward_avx512_bf16},
     {"conv2d_backward_avx512", Isa::kAvx512, kAnyFloat, conv2d_backward_avx512},
     {"conv2d_backward_avx2", Isa::kAvx2, kAnyFloat, conv2d_backward_avx2},
     {"conv2d_backward_scalar", Isa::kScalar, kAnyFloat, conv2d_backward_scalar},

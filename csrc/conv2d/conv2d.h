@@ -97,6 +97,7 @@ struct Conv2dPoolBackwardParams : Conv2dShape {
 void conv2d_forward_scalar(const Conv2dParams& params);
 void conv2d_forward_avx2(const Conv2dParams& params);
 void conv2d_forward_avx512(const Conv2dParams& params);
+void conv2d_forward_avx512_bf16(const Conv2dParams& params);
 void conv2d_forward_amx(const Conv2dParams& params);
 cudaError_t conv2d_forward_depthwise_cuda(const Conv2dParams& params, cudaStream_t stream);
 cudaError_t conv2d_forward_cuda(const Conv2dParams& params, cudaStream_t stream);
@@ -104,6 +105,7 @@ cudaError_t conv2d_forward_cuda(const Conv2dParams& params, cudaStream_t stream)
 void conv2d_backward_scalar(const Conv2dBackwardParams& params);
 void conv2d_backward_avx2(const Conv2dBackwardParams& params);
 void conv2d_backward_avx512(const Conv2dBackwardParams& params);
+void conv2d_backward_avx512_bf16(const Conv2dBackwardParams& params);
 void conv2d_backward_amx(const Conv2dBackwardParams& params);
 cudaError_t conv2d_backward_depthwise_cuda(const Conv2dBackwardParams& params, cudaStream_t stream);
 cudaError_t conv2d_backward_cuda(const Conv2dBackwardParams& params, cudaStream_t stream);
@@ -111,6 +113,7 @@ cudaError_t conv2d_backward_cuda(const Conv2dBackwardParams& params, cudaStream_
 void conv2d_pool_forward_scalar(const Conv2dPoolParams& params);
 void conv2d_pool_forward_avx2(const Conv2dPoolParams& params);
 void conv2d_pool_forward_avx512(const Conv2dPoolParams& params);
+void conv2d_pool_forward_avx512_bf16(const Conv2dPoolParams& params);
 void conv2d_pool_forward_amx(const Conv2dPoolParams& params);
 cudaError_t conv2d_pool_forward_fused_cuda(const Conv2dPoolParams& params, cudaStream_t stream);
 cudaError_t conv2d_pool_forward_cuda(const Conv2dPoolParams& params, cudaStream_t stream);

@@ -27,6 +27,8 @@ constexpr Candidate<Conv2dPoolParams> kForward[] = {
      conv2d_pool_workspace},
 #endif
     {"conv2d_pool_forward_amx", Isa::kAmx, kTileTypes, conv2d_pool_forward_amx},
+    {"conv2d_pool_forward_avx512_bf16", Isa::kAvx512Bf16, kBFloat16,
+     conv2d_pool_forward_avx512_bf16},
     {"conv2d_pool_forward_avx512", Isa::kAvx512, kAnyFloat, conv2d_pool_forward_avx512},
     {"conv2d_pool_forward_avx2", Isa::kAvx2, kAnyFloat, conv2d_pool_forward_avx2},
     {"conv2d_pool_forward_scalar", Isa::kScalar, kAnyFloat, conv2d_pool_forward_scalar},

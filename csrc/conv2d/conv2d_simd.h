@@ -14,8 +14,8 @@
 #include "conv2d/weight_gradient_simd.h"
 #include "conv2d/winograd_gradient_simd.h"
 #include "gemm/short_sums.h"
-#if defined(__AMX_TILE__)
-#include "conv2d/weight_gradient_amx.h"
+#if defined(__AVX512BF16__)
+#include "conv2d/weight_gradient_bf16.h"
 #endif
 
 namespace pyops::PYOPS_ISA_NAMESPACE {
@@ -162,7 +162,7 @@ void sum_over_positions(const Conv2dBackwardParams& p, int64_t pass, int64_t beg
 template <class T, bool kMasked>
 bool backward_weight_on_grid(const Conv2dBackwardParams& p, int64_t pass, T* grad) {
   if constexpr (std::is_same_v<acc_t<T>, float>) {
-#if defined(__AMX_TILE__)
+#if defined(__AVX512BF16__)
     const int64_t many_weights = 512 << 10;
 #else
     // Patches of planes, the other way, would be transposed for every tap.
@@ -185,7 +185,7 @@ bool backward_weight_on_grid(const Conv2dBackwardParams& p, int64_t pass, T* gra
       return true;
     };
     if (vectors_pay<T>(p.precision) && p.group_o() <= LineLanes::kOuts) return run(LineLanes{});
-#if defined(__AMX_TILE__)
+#if defined(__AVX512BF16__)
     if (p.group_o() < 8) return false;
     return with_parts<T>(p.precision, [&](auto parts) {
       constexpr int kParts = decltype(parts)::value;

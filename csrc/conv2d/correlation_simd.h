@@ -8,8 +8,8 @@
 #include "conv2d/depthwise_simd.h"
 #include "conv2d/patches_simd.h"
 #include "conv2d/winograd_simd.h"
-#if defined(__AMX_TILE__)
-#include "conv2d/correlate_amx.h"
+#if defined(__AVX512BF16__)
+#include "conv2d/correlate_bf16.h"
 #include "conv2d/weights_simd.h"
 #endif
 
@@ -60,7 +60,7 @@ Correlation<T> band_of(const Correlation<T>& c, int64_t n, int64_t row, int64_t 
   return band;
 }
 
-#if defined(__AMX_TILE__)
+#if defined(__AVX512BF16__)
 // Whether it was done.
 template <bool kMasked, class T>
 bool correlate_tiles(const Correlation<T>& c) {
@@ -80,7 +80,7 @@ bool correlate_tiles(const Correlation<T>& c) {
 // faster where neighbours share the unit (Sapphire Rapids, November 2026).
 template <class T>
 bool vectors_pay([[maybe_unused]] Precision precision) {
-#if defined(__AMX_TILE__)
+#if defined(__AVX512BF16__)
   if (bf16_parts<StridedOperand<T>, StridedOperand<T>>(precision) < 3) return false;
 #endif
   return true;
@@ -98,7 +98,7 @@ void correlate_directly(const Correlation<T>& c) {
       if (c.channels >= 8 || c.channels_last) return VectorCorrelation<kMasked, T>(c).run();
     }
   }
-#if defined(__AMX_TILE__)
+#if defined(__AVX512BF16__)
   if (correlate_tiles<kMasked>(c)) return;
 #endif
   correlate_patches<kMasked>(c);

@@ -167,7 +167,7 @@ class Weights {
   using V = Vec<acc_t<T>>;
   static constexpr int64_t kBlock = 64 / sizeof(T);  // channels of a line
   // The AMX unit's packing takes rows, and may do so in any thread.
-#if defined(__AMX_TILE__)
+#if defined(__AVX512BF16__)
   static constexpr bool kAllDense = true;
 #else
   static constexpr bool kAllDense = false;

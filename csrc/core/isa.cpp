@@ -12,7 +12,7 @@
 namespace pyops {
 namespace {
 
-constexpr const char* kNames[] = {"scalar", "avx2", "avx512", "amx"};
+constexpr const char* kNames[] = {"scalar", "avx2", "avx512", "avx512_bf16", "amx"};
 
 struct CpuidLeaf {
   unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
@@ -54,9 +54,9 @@ Isa detect() {
              bw = has(extended.ebx, 30), vl = has(extended.ebx, 31);
   if (!(zmm && f && dq && cd && bw && vl)) return Isa::kAvx2;
   const bool amx_bf16 = has(extended.edx, 22), amx_tile = has(extended.edx, 24);
-  const bool avx512_bf16 = has(cpuid(7, 1).eax, 5);
-  if (!(tiles && amx_bf16 && amx_tile && avx512_bf16 && request_tile_state())) return Isa::kAvx512;
-  return Isa::kAmx;
+  const bool bf16 = has(cpuid(7, 1).eax, 5);
+  if (!bf16) return Isa::kAvx512;
+  return tiles && amx_bf16 && amx_tile && request_tile_state() ? Isa::kAmx : Isa::kAvx512Bf16;
 }
 
 std::atomic<Isa> cap{Isa::kAmx};

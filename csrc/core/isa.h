@@ -3,9 +3,10 @@
 
 namespace pyops {
 
-enum class Isa : int { kScalar, kAvx2, kAvx512, kAmx };
+enum class Isa : int { kScalar, kAvx2, kAvx512, kAvx512Bf16, kAmx };
 
-inline constexpr Isa kAllIsas[] = {Isa::kScalar, Isa::kAvx2, Isa::kAvx512, Isa::kAmx};
+inline constexpr Isa kAllIsas[] = {Isa::kScalar, Isa::kAvx2, Isa::kAvx512, Isa::kAvx512Bf16,
+                                   Isa::kAmx};
 
 const char* isa_name(Isa isa);
 // False for an unknown name; `isa` is left alone then.

@@ -42,6 +42,7 @@ std::vector<Peak> measure_peaks() {
     MultiplyAdd multiply_add;
   } units[] = {{"avx2_float32", Isa::kAvx2, multiply_add_float32_avx2},
                {"avx512_float32", Isa::kAvx512, multiply_add_float32_avx512},
+               {"avx512_bf16_bfloat16", Isa::kAvx512Bf16, multiply_add_bfloat16_avx512_bf16},
                {"amx_bfloat16", Isa::kAmx, multiply_add_bfloat16_amx}};
   std::vector<Peak> peaks;
   for (const auto& unit : units) {

@@ -7,7 +7,7 @@
 namespace pyops {
 
 struct Peak {
-  std::string unit;  // "avx2_float32", "avx512_float32", "amx_bfloat16"
+  std::string unit;  // "avx2_float32", "avx512_float32", "avx512_bf16_bfloat16", "amx_bfloat16"
   int threads;
   double gflops;
 };

@@ -17,6 +17,8 @@ namespace pyops::PYOPS_ISA_NAMESPACE {
 // What an operator's table offers the kernels of this instruction set.
 #if defined(__AMX_TILE__)
 inline constexpr DtypeSet kKernelTypes = kTileTypes;
+#elif defined(__AVX512BF16__)
+inline constexpr DtypeSet kKernelTypes = kBFloat16;
 #else
 inline constexpr DtypeSet kKernelTypes = kAnyFloat;
 #endif

@@ -7,12 +7,14 @@
 
 #if defined(__AMX_TILE__)
 #define PYOPS_ISA_NAMESPACE amx
+#elif defined(__AVX512BF16__)
+#define PYOPS_ISA_NAMESPACE avx512_bf16
 #elif defined(__AVX512F__)
 #define PYOPS_ISA_NAMESPACE avx512
 #elif defined(__AVX2__)
 #define PYOPS_ISA_NAMESPACE avx2
 #else
-#error "core/simd.h belongs in _avx2, _avx512 and _amx files"
+#error "core/simd.h belongs in _avx2, _avx512, _avx512_bf16 and _amx files"
 #endif
 
 namespace pyops::PYOPS_ISA_NAMESPACE {

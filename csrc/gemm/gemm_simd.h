@@ -16,8 +16,8 @@
 #include "gemm/lines.h"
 #include "gemm/thin_products.h"
 #include "gemm/vector_engine.h"
-#if defined(__AMX_TILE__)
-#include "gemm/amx_engine.h"
+#if defined(__AVX512BF16__)
+#include "gemm/tile_engine.h"
 #endif
 
 namespace pyops::PYOPS_ISA_NAMESPACE {
@@ -64,7 +64,7 @@ Blocking choose_blocking(int64_t m, int64_t n, int64_t k) {
 }
 
 // Room for packed panels of one size, with whether the engine's products of them come out right
-// (see amx_engine.h).
+// (see tile_engine.h).
 template <class Element>
 class Panels {
  public:
@@ -326,14 +326,17 @@ void gemm(int64_t m, int64_t n, int64_t k, const A& a, const B& b, const Sink& s
       return dot_products(m, n, k, a, b, sink);
     }
   }
-#if defined(__AMX_TILE__)
+#if defined(__AVX512BF16__)
   if constexpr (std::is_same_v<Acc, float>) {
     const int parts = bf16_parts<A, B>(precision);
-    if (amx_pays(m, n, k, parts)) {
-      if (parts == 1) return Gemm<AmxEngine<1>, A, B, Sink>(m, n, k, a, b, sink).run();
-      if (parts == 2) return Gemm<AmxEngine<2>, A, B, Sink>(m, n, k, a, b, sink).run();
-      if constexpr (bf16_parts<A, B>(Precision::kHighest) == 3) {
-        return Gemm<AmxEngine<3>, A, B, Sink>(m, n, k, a, b, sink).run();
+    if (tiles_pay(m, n, k, parts)) {
+      if (parts == 1) return Gemm<TileEngine<1>, A, B, Sink>(m, n, k, a, b, sink).run();
+      constexpr int kMost = bf16_parts<A, B>(Precision::kHighest);
+      if constexpr (kMost >= 2) {
+        if (parts == 2) return Gemm<TileEngine<2>, A, B, Sink>(m, n, k, a, b, sink).run();
+      }
+      if constexpr (kMost == 3) {
+        return Gemm<TileEngine<3>, A, B, Sink>(m, n, k, a, b, sink).run();
       }
     }
   }

@@ -15,9 +15,10 @@ struct ShallowEngine : VectorEngine<T, 64> {
 template <class A, class B, class Sink>
 void gemm_in_short_sums(int64_t m, int64_t n, int64_t k, const A& a, const B& b, const Sink& sink,
                         [[maybe_unused]] Precision precision) {
-#if defined(__AMX_TILE__)
+#if defined(__AVX512BF16__)
   if constexpr (std::is_same_v<typename A::Acc, float>) {
-    if (amx_pays(m, n, k, bf16_parts<A, B>(precision))) return gemm(m, n, k, a, b, sink, precision);
+    if (tiles_pay(m, n, k, bf16_parts<A, B>(precision)))
+      return gemm(m, n, k, a, b, sink, precision);
   }
 #endif
   if (m == 0 || n == 0) return;

@@ -20,6 +20,7 @@ constexpr Candidate<LinearParams> kForward[] = {
     {"linear_forward_cuda", Arch::kSm80, kAnyFloat, linear_forward_cuda},
 #endif
     {"linear_forward_amx", Isa::kAmx, kTileTypes, linear_forward_amx},
+    {"linear_forward_avx512_bf16", Isa::kAvx512Bf16, kBFloat16, linear_forward_avx512_bf16},
     {"linear_forward_avx512", Isa::kAvx512, kAnyFloat, linear_forward_avx512},
     {"linear_forward_avx2", Isa::kAvx2, kAnyFloat, linear_forward_avx2},
     {"linear_forward_scalar", Isa::kScalar, kAnyFloat, linear_forward_scalar},
@@ -37,6 +38,7 @@ constexpr Candidate<LinearBackwardParams> kBackward[] = {
     {"linear_backward_cuda", Arch::kSm80, kAnyFloat, linear_backward_cuda},
 #endif
     {"linear_backward_amx", Isa::kAmx, kTileTypes, linear_backward_amx},
+    {"linear_backward_avx512_bf16", Isa::kAvx512Bf16, kBFloat16, linear_backward_avx512_bf16},
     {"linear_backward_avx512", Isa::kAvx512, kAnyFloat, linear_backward_avx512},
     {"linear_backward_avx2", Isa::kAvx2, kAnyFloat, linear_backward_avx2},
     {"linear_backward_scalar", Isa::kScalar, kAnyFloat, linear_backward_scalar},

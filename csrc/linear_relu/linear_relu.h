@@ -40,6 +40,7 @@ struct LinearBackwardParams {
 void linear_forward_scalar(const LinearParams& params);
 void linear_forward_avx2(const LinearParams& params);
 void linear_forward_avx512(const LinearParams& params);
+void linear_forward_avx512_bf16(const LinearParams& params);
 void linear_forward_amx(const LinearParams& params);
 cudaError_t linear_forward_sm90(const LinearParams& params, cudaStream_t stream);
 cudaError_t linear_forward_tensorop_cuda(const LinearParams& params, cudaStream_t stream);
@@ -50,6 +51,7 @@ cudaError_t linear_forward_cuda(const LinearParams& params, cudaStream_t stream)
 void linear_backward_scalar(const LinearBackwardParams& params);
 void linear_backward_avx2(const LinearBackwardParams& params);
 void linear_backward_avx512(const LinearBackwardParams& params);
+void linear_backward_avx512_bf16(const LinearBackwardParams& params);
 void linear_backward_amx(const LinearBackwardParams& params);
 cudaError_t linear_backward_sm90(const LinearBackwardParams& params, cudaStream_t stream);
 int64_t linear_backward_workspace_sm90(const LinearBackwardParams& params);

@@ -106,6 +106,7 @@ struct RnnBackwardParams : RnnShape {
 void rnn_forward_scalar(const RnnParams& params);
 void rnn_forward_avx2(const RnnParams& params);
 void rnn_forward_avx512(const RnnParams& params);
+void rnn_forward_avx512_bf16(const RnnParams& params);
 void rnn_forward_amx(const RnnParams& params);
 cudaError_t rnn_forward_resident_tensorop_cuda(const RnnParams& params, cudaStream_t stream);
 cudaError_t rnn_forward_resident_cuda(const RnnParams& params, cudaStream_t stream);
@@ -115,6 +116,7 @@ cudaError_t rnn_forward_cuda(const RnnParams& params, cudaStream_t stream);
 void rnn_backward_scalar(const RnnBackwardParams& params);
 void rnn_backward_avx2(const RnnBackwardParams& params);
 void rnn_backward_avx512(const RnnBackwardParams& params);
+void rnn_backward_avx512_bf16(const RnnBackwardParams& params);
 void rnn_backward_amx(const RnnBackwardParams& params);
 cudaError_t rnn_backward_resident_sm90(const RnnBackwardParams& params, cudaStream_t stream);
 cudaError_t rnn_backward_resident_tensorop_cuda(const RnnBackwardParams& p, cudaStream_t stream);

@@ -20,6 +20,7 @@ constexpr Candidate<RnnParams> kForward[] = {
     {"rnn_forward_cuda", Arch::kSm80, kAnyFloat, rnn_forward_cuda},
 #endif
     {"rnn_forward_amx", Isa::kAmx, kTileTypes, rnn_forward_amx},
+    {"rnn_forward_avx512_bf16", Isa::kAvx512Bf16, kBFloat16, rnn_forward_avx512_bf16},
     {"rnn_forward_avx512", Isa::kAvx512, kAnyFloat, rnn_forward_avx512},
     {"rnn_forward_avx2", Isa::kAvx2, kAnyFloat, rnn_forward_avx2},
     {"rnn_forward_scalar", Isa::kScalar, kAnyFloat, rnn_forward_scalar},
@@ -38,6 +39,7 @@ constexpr Candidate<RnnBackwardParams> kBackward[] = {
     {"rnn_backward_cuda", Arch::kSm80, kAnyFloat, rnn_backward_cuda},
 #endif
     {"rnn_backward_amx", Isa::kAmx, kTileTypes, rnn_backward_amx},
+    {"rnn_backward_avx512_bf16", Isa::kAvx512Bf16, kBFloat16, rnn_backward_avx512_bf16},
     {"rnn_backward_avx512", Isa::kAvx512, kAnyFloat, rnn_backward_avx512},
     {"rnn_backward_avx2", Isa::kAvx2, kAnyFloat, rnn_backward_avx2},
     {"rnn_backward_scalar", Isa::kScalar, kAnyFloat, rnn_backward_scalar},

@@ -21,7 +21,7 @@ inline int64_t fork_grain(int64_t work_per_item) {
 }
 
 // Numbers of type X multiplied as faithfully as numbers of type T deserve: float32 gradients of
-// bfloat16 tensors need no split in AMX tiles.
+// bfloat16 tensors need no split in tiles.
 template <class T, class X>
 struct OperandLike : StridedOperand<X> {
   using Element = T;
@@ -144,7 +144,7 @@ class StepProduct {
         parts_(tile_parts(rows)),
         packed_(in_place_ ? 0 : packed_bytes()) {
     if (in_place_ || pack()) return;
-    parts_ = 0;  // AMX cannot represent the weight
+    parts_ = 0;  // tiles cannot represent the weight
     pack();
   }
 
@@ -170,11 +170,16 @@ class StepProduct {
 
   template <class F>
   auto with_engine(F&& f) const {
-#if defined(__AMX_TILE__)
+#if defined(__AVX512BF16__)
     if constexpr (std::is_same_v<Acc, float>) {
-      if (parts_ == 1) return f(Use<AmxEngine<1>>{});
-      if (parts_ == 2) return f(Use<AmxEngine<2>>{});
-      if (parts_ == 3) return f(Use<AmxEngine<3>>{});
+      if (parts_ == 1) return f(Use<TileEngine<1>>{});
+      constexpr int kMost = bf16_parts_of<StridedOperand<T>>(Precision::kHighest);
+      if constexpr (kMost >= 2) {
+        if (parts_ == 2) return f(Use<TileEngine<2>>{});
+      }
+      if constexpr (kMost == 3) {
+        if (parts_ == 3) return f(Use<TileEngine<3>>{});
+      }
     }
 #endif
     return f(Use<VectorEngine<Acc>>{});
@@ -186,12 +191,14 @@ class StepProduct {
            n_ * k_ * static_cast<int64_t>(sizeof(T)) > 2 * kCacheBytes;
   }
 
-  // Parts of a number in AMX tiles; 0 without them. The weight is split once, so a few rows pay.
+  // Parts of a number in tiles; 0 without them. The weight is split once, so a few rows pay: on the
+  // matrix unit; elsewhere a row is as much work as a tile of 8.
   int tile_parts([[maybe_unused]] int64_t rows) const {
-#if defined(__AMX_TILE__)
+#if defined(__AVX512BF16__)
     if constexpr (std::is_same_v<Acc, float>) {
       const int parts = bf16_parts_of<StridedOperand<T>>(precision_);
-      if (k_ >= 16 && rows >= (parts == 1 ? 1 : 12)) return parts;
+      const int64_t few = parts > 1 ? 12 : kMatrixUnit ? 1 : 8;
+      if (k_ >= 16 && rows >= few) return parts;
     }
 #endif
     return 0;

@@ -16,7 +16,7 @@ from pyops.cli import UserError, first_line
 
 from .table import show
 
-ISAS = ("scalar", "avx2", "avx512", "amx")
+ISAS = ("scalar", "avx2", "avx512", "avx512_bf16", "amx")
 ARCHITECTURES = ("sm_80", "sm_90")
 DTYPES = ("float64", "float32", "bfloat16", "float16")
 

@@ -1,9 +1,8 @@
 // AVX-512 with bfloat16 and AMX, as avx512.h.
 #pragma once
 
-#include "avx512.h"
+#include "avx512_bf16.h"
 
-#define __AVX512BF16__ 1
 #define __AMX_TILE__ 1
 #define __AMX_BF16__ 1
 

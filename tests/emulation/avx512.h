@@ -272,6 +272,12 @@ PYOPS_INTRINSIC __m256i _mm512_cvtneps_pbh(__m512 x) { return emulation::to_bf16
 PYOPS_INTRINSIC __m512i _mm512_cvtne2ps_pbh(__m512 high, __m512 low) {
   return emulation::join(emulation::to_bf16(low), emulation::to_bf16(high));
 }
+PYOPS_INTRINSIC __m512 _mm512_dpbf16_ps(__m512 sums, __m512bh a, __m512bh b) {
+  const auto s = emulation::halves(sums);
+  const auto x = emulation::halves((__m512i)a), y = emulation::halves((__m512i)b);
+  return emulation::join(emulation::add_pairs(s.low, x.low, y.low),
+                         emulation::add_pairs(s.high, x.high, y.high));
+}
 PYOPS_INTRINSIC __m512 _mm512_roundscale_ps(__m512 x, int how) {
   emulation::require(how == _MM_FROUND_TO_NEAREST_INT, "a rounding that is not emulated");
   const auto y = emulation::halves(x);

@@ -172,4 +172,18 @@ PYOPS_INTRINSIC __m256i to_bf16(__m512 x) {
   return low_words(bf16_words(halves(x).low), bf16_words(halves(x).high));
 }
 
+// Zero, with their sign, for subnormals.
+PYOPS_INTRINSIC __m256 flushed(__m256 x) {
+  const __m256 magnitude = _mm256_andnot_ps(_mm256_set1_ps(-0.0f), x);
+  const __m256 tiny = _mm256_cmp_ps(magnitude, _mm256_set1_ps(0x1p-126f), _CMP_LT_OQ);
+  return _mm256_andnot_ps(_mm256_andnot_ps(_mm256_set1_ps(-0.0f), tiny), x);
+}
+// sums + a·b for pairs of bfloat16: the odd numbers' product first, each step rounded, no subnormals.
+PYOPS_INTRINSIC __m256 add_pairs(__m256 sums, __m256i a, __m256i b) {
+  const auto odd = [](__m256i x) { return (__m256)_mm256_and_si256(x, _mm256_set1_epi32(~0xffff)); };
+  const auto even = [](__m256i x) { return (__m256)_mm256_slli_epi32(x, 16); };
+  sums = flushed(_mm256_fmadd_ps(flushed(odd(a)), flushed(odd(b)), flushed(sums)));
+  return flushed(_mm256_fmadd_ps(flushed(even(a)), flushed(even(b)), sums));
+}
+
 }  // namespace pyops::emulation

@@ -116,6 +116,7 @@ RESULT(cvtph_ps, _mm512_cvtph_ps(half(a)))
 RESULT(cvtps_ph, _mm512_cvtps_ph(ps(a), _MM_FROUND_TO_NEAREST_INT))
 RESULT(cvtneps_pbh, (__m256i)_mm512_cvtneps_pbh(ps(a)))
 RESULT(cvtne2ps_pbh, (__m512i)_mm512_cvtne2ps_pbh(ps(a), ps(b)))
+RESULT(dpbf16_ps, _mm512_dpbf16_ps(ps(a), (__m512bh)si(b), (__m512bh)si(c)))
 RESULT(roundscale_ps, _mm512_roundscale_ps(ps(a), _MM_FROUND_TO_NEAREST_INT))
 RESULT(roundscale_pd, _mm512_roundscale_pd(pd(a), _MM_FROUND_TO_NEAREST_INT))
 RESULT(reduce_ps, _mm512_reduce_ps(ps(a), _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC))
@@ -126,6 +127,7 @@ RESULT(reduce_max_pd, _mm512_reduce_max_pd(pd(a)))
 RESULT(reduce_max_epu32, _mm512_reduce_max_epu32(si(a)))
     // clang-format on
 
+#if defined(__AMX_TILE__)
     // sums += left · right for tiles of that configuration; each lies there row by row of 64 bytes.
     extern "C" void multiply_tiles(const void* config, const void* left, const void* right,
                                    void* sums) {
@@ -151,5 +153,6 @@ extern "C" void misuse(int how, const void* config) {
   _tile_release();
   _tile_stored(0, memory, 64);
 }
+#endif
 
 }  // namespace pyops

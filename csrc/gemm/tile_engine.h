@@ -12,7 +12,7 @@
 #include <cstring>
 
 #include "core/precision.h"
-#include "core/tile_config.h"
+#include "gemm/multiply_tiles.h"
 #include "gemm/operands.h"
 
 namespace pyops::PYOPS_ISA_NAMESPACE {
@@ -32,15 +32,10 @@ constexpr int bf16_parts(Precision precision) {
 // Splitting costs the same for every number whatever its use: a product that uses its numbers
 // seldom is faster in vector registers. Break-even against AVX-512 on Sapphire Rapids, November
 // 2026.
-inline bool amx_pays(int64_t m, int64_t n, int64_t k, int parts) {
+inline bool tiles_pay(int64_t m, int64_t n, int64_t k, int parts) {
   const int64_t narrow = parts == 1 ? 8 : parts == 2 ? 32 : 96;
   return m >= narrow && n >= narrow && k >= 16;
 }
-
-inline constexpr int kTileRows = 16, kTilePairs = 16, kTileElements = 512;
-
-// Before tile loads, which GCC does not know to read memory: what they read is written by then.
-inline void settle_memory() { asm volatile("" ::: "memory"); }
 
 // The first n of 32 numbers of 16 bits, for any n.
 inline __mmask32 first_words(int64_t n) {
@@ -61,14 +56,42 @@ inline __m512i interleaving(int begin) {
   return _mm512_load_si512(order);
 }
 
-// 16×16 dwords in place.
-inline void transpose_tile(uint16_t* tile) {
-  Vec<float> rows[kTileRows];
-  auto* data = reinterpret_cast<float*>(tile);
-  for (int r = 0; r < kTileRows; ++r) rows[r] = Vec<float>::load(data + r * kTilePairs);
-  transpose(rows);
-  for (int r = 0; r < kTileRows; ++r) rows[r].store(data + r * kTilePairs);
+// 16×16 dwords to a tile, transposed if `turned`.
+template <bool kTurned>
+void store_tile(__m512i (&rows)[kTileRows], uint16_t* tile) {
+  Vec<float> block[kTileRows];
+  for (int r = 0; r < kTileRows; ++r) block[r].v = _mm512_castsi512_ps(rows[r]);
+  if (kTurned) transpose(block);
+  for (int r = 0; r < kTileRows; ++r) {
+    block[r].store(reinterpret_cast<float*>(tile) + r * kTilePairs);
+  }
 }
+
+// In place.
+inline void transpose_tile(uint16_t* tile) {
+  __m512i rows[kTileRows];
+  for (int r = 0; r < kTileRows; ++r) rows[r] = _mm512_load_si512(tile + r * 32);
+  store_tile<true>(rows, tile);
+}
+
+// Numbers from data[at] on, zero beyond `lanes` and where the mask is not positive, as
+// where_positive has it: a NaN lets the gradient pass.
+template <bool kMasked>
+__m512i load_words(const BFloat16* data, const BFloat16* mask, int64_t at, __mmask32 lanes) {
+  const __m512i x = _mm512_maskz_loadu_epi16(lanes, data + at);
+  if constexpr (!kMasked) return x;
+  const __m512i y = _mm512_maskz_loadu_epi16(lanes, mask + at);
+  const __mmask32 positive =
+      _mm512_cmpgt_epi16_mask(y, _mm512_setzero_si512()) |
+      _mm512_cmpgt_epu16_mask(y, _mm512_set1_epi16(static_cast<int16_t>(0xff80)));
+  return _mm512_maskz_mov_epi16(positive, x);
+}
+
+// What the operands of a product in bfloat16 are, when they lie in rows or columns.
+template <class Source>
+struct IsWords : std::false_type {};
+template <bool kMasked>
+struct IsWords<StridedOperand<BFloat16, kMasked>> : std::true_type {};
 
 // Largest magnitude met, as float bits: what tells whether a split is faithful.
 struct Magnitude {
@@ -116,20 +139,8 @@ void split_row(__m512 low, __m512 high, uint16_t* out, int64_t part_stride) {
   }
 }
 
-// A panel of B in memory: for each step and part two tiles, whose rows are `row` elements apart.
-// Packed by an engine, everything lies at constant distances.
 template <int kParts>
-struct PackedTiles {
-  const uint16_t* data;
-
-  const uint16_t* at(int64_t step) const { return data + step * kParts * part(); }
-  static constexpr int64_t part() { return 2 * kTileElements; }
-  static constexpr int64_t half() { return kTileElements; }
-  static constexpr int64_t row() { return 32; }
-};
-
-template <int kParts>
-class AmxEngine {
+class TileEngine {
  public:
   using Acc = float;
   using Element = uint16_t;
@@ -141,11 +152,8 @@ class AmxEngine {
   static constexpr int64_t kPartElements = PackedTiles<kParts>::part();
   static constexpr int64_t kStepElements = kParts * kPartElements;
 
-  AmxEngine() { configure(); }
-  ~AmxEngine() { _tile_release(); }
-
-  // Again, after another engine of this thread is gone.
-  static void configure() { _tile_loadconfig(&kTileConfig); }
+  TileEngine() { configure_tiles(); }
+  ~TileEngine() { release_tiles(); }
 
   static constexpr int64_t panel_elements(int, int64_t depth) {
     return ceil_div(depth, kDepthStep) * kStepElements;
@@ -170,25 +178,20 @@ class AmxEngine {
     requires std::is_class_v<Tiles>
   void multiply(int rows, int cols, int64_t depth, const uint16_t* a, const Tiles& b, float* c,
                 int64_t ldc, bool add) {
-    const int64_t steps = ceil_div(depth, kDepthStep);
-    float* out = add ? sums_ : c;
-    const int64_t stride = (add ? kCols : ldc) * static_cast<int64_t>(sizeof(float));
+    const int64_t steps = ceil_div(depth, kDepthStep), ld = add ? kCols : ldc;
+    const TileSums out{add ? sums_ : c, ld, kTileRows, kTileRows * ld};
     const bool tall = rows > kTileRows, wide = cols > kTileRows;
-    if (tall && wide) {
-      multiply_tiles<true, true>(steps, a, b, out, stride);
-    } else if (tall) {
-      multiply_tiles<true, false>(steps, a, b, out, stride);
-    } else if (wide) {
-      multiply_tiles<false, true>(steps, a, b, out, stride);
-    } else {
-      multiply_tiles<false, false>(steps, a, b, out, stride);
-    }
+    multiply_tiles<kParts>(tall, wide, steps, PackedTiles<kParts>{a}, b, out, false);
     if (add) add_sums(tall ? 32 : 16, wide ? 32 : 16, c, ldc);
   }
 
  private:
   template <bool kIsA, class Source>
   bool pack(const Source& source, int64_t i0, int64_t p0, int64_t depth, uint16_t* panel) {
+    if constexpr (kParts == 1 && IsWords<Source>::value) {
+      if (source.p_stride == 1) return pack_word_rows<kIsA>(source, i0, p0, depth, panel);
+      if (source.i_stride == 1) return pack_word_columns<kIsA>(source, i0, p0, depth, panel);
+    }
     Magnitude magnitude;
     if constexpr (RowReadable<Source>) {
       if (source.rows_contiguous()) {
@@ -202,6 +205,48 @@ class AmxEngine {
       pack_floats<kIsA>(slice, panel + p / kDepthStep * kStepElements, magnitude);
     }
     return faithful<Source>(magnitude);
+  }
+
+  // Numbers as they are: the unit does with them what native's does.
+  template <bool kIsA, bool kMasked>
+  static bool pack_word_rows(const StridedOperand<BFloat16, kMasked>& x, int64_t i0, int64_t p0,
+                             int64_t depth, uint16_t* panel) {
+    for (int64_t p = 0; p < depth; p += kDepthStep, panel += kStepElements) {
+      for (int half = 0; half < 2; ++half) {
+        const int64_t i = i0 + half * kTileRows, some = x.extent - i;
+        const __mmask32 lanes = first_words(depth - p);
+        __m512i rows[kTileRows];
+        for (int r = 0; r < kTileRows; ++r) {
+          const int64_t at = (i + r) * x.i_stride + p0 + p;
+          if (r + 32 < some) prefetch_to_read(x.data + at + 32 * x.i_stride);
+          rows[r] =
+              r < some ? load_words<kMasked>(x.data, x.mask, at, lanes) : _mm512_setzero_si512();
+        }
+        store_tile<!kIsA>(rows, panel + half * kTileElements);
+      }
+    }
+    return true;
+  }
+  template <bool kIsA, bool kMasked>
+  static bool pack_word_columns(const StridedOperand<BFloat16, kMasked>& x, int64_t i0, int64_t p0,
+                                int64_t depth, uint16_t* panel) {
+    const __m512i low = interleaving(0), high = interleaving(16);
+    const __mmask32 lanes = first_words(x.extent - i0);
+    const auto row = [&](int64_t p) {
+      if (p >= depth) return _mm512_setzero_si512();
+      return load_words<kMasked>(x.data, x.mask, i0 + (p0 + p) * x.p_stride, lanes);
+    };
+    for (int64_t p = 0; p < depth; p += kDepthStep, panel += kStepElements) {
+      __m512i first[kTileRows], second[kTileRows];
+      for (int pair = 0; pair < kTilePairs; ++pair) {
+        const __m512i even = row(p + 2 * pair), odd = row(p + 2 * pair + 1);
+        first[pair] = _mm512_permutex2var_epi16(even, low, odd);
+        second[pair] = _mm512_permutex2var_epi16(even, high, odd);
+      }
+      store_tile<kIsA>(first, panel);
+      store_tile<kIsA>(second, panel + kTileElements);
+    }
+    return true;
   }
 
   // From floats_[p * 32 + i], padded with zeros to whole steps.
@@ -259,62 +304,6 @@ class AmxEngine {
     // bfloat16 operands are not split: the unit does with them what native's does.
     if (std::is_same_v<typename Source::Element, BFloat16> && kParts == 1) return true;
     return magnitude.regular();
-  }
-
-  // C tiles 0..3, A tiles 4 and 5, B tiles 6 and 7. The order of the products changes one operand
-  // at a time, smallest terms first: 13 12 22 21 11 31, or 12 11 21.
-  template <bool kTall, bool kWide, class Tiles>
-  static void multiply_tiles(int64_t steps, const uint16_t* a, const Tiles& b, float* c,
-                             int64_t stride) {
-    const uint16_t* b_step;
-    const int64_t b_row = b.row() * static_cast<int64_t>(sizeof(uint16_t));
-    const auto load_a = [&](int part) {
-      _tile_loadd(4, a + part * kPartElements, 64);
-      if (kTall) _tile_loadd(5, a + part * kPartElements + kTileElements, 64);
-    };
-    const auto load_b = [&](int part) {
-      _tile_loadd(6, b_step + part * b.part(), b_row);
-      if (kWide) _tile_loadd(7, b_step + part * b.part() + b.half(), b_row);
-    };
-    const auto products = [] {
-      _tile_dpbf16ps(0, 4, 6);
-      if (kWide) _tile_dpbf16ps(1, 4, 7);
-      if (kTall) _tile_dpbf16ps(2, 5, 6);
-      if (kTall && kWide) _tile_dpbf16ps(3, 5, 7);
-    };
-    settle_memory();
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
-    for (int64_t step = 0; step < steps; ++step, a += kStepElements) {
-      b_step = b.at(step);
-      load_a(0);
-      load_b(kParts - 1);
-      products();
-      if (kParts == 3) {
-        load_b(1);
-        products();
-        load_a(1);
-        products();
-        load_b(0);
-        products();
-        load_a(0);
-        products();
-        load_a(2);
-        products();
-      } else if (kParts == 2) {
-        load_b(0);
-        products();
-        load_a(1);
-        products();
-      }
-    }
-    float* below = reinterpret_cast<float*>(reinterpret_cast<char*>(c) + 16 * stride);
-    _tile_stored(0, c, stride);
-    if (kWide) _tile_stored(1, c + 16, stride);
-    if (kTall) _tile_stored(2, below, stride);
-    if (kTall && kWide) _tile_stored(3, below + 16, stride);
   }
 
   void add_sums(int rows, int cols, float* c, int64_t ldc) const {

@@ -6,7 +6,7 @@
 // up to 2^111 finite.
 #pragma once
 
-#include "attention/attention_tile_amx.h"
+#include "attention/attention_tile_bf16.h"
 
 namespace pyops::PYOPS_ISA_NAMESPACE {
 

@@ -1,12 +1,11 @@
-// bfloat16 on the matrix unit: what forward and backward share.
+// bfloat16 by tiles (gemm/multiply_tiles.h): what forward and backward share.
 //
 // A tile is 16 rows of 32 numbers. Left tiles run along the summed dimension within a row, right
 // tiles hold pairs along it (VNNI); four ways of packing make both from rows or from columns.
 #pragma once
 
 #include "attention/attention_tile_simd.h"
-#include "core/tile_config.h"
-#include "gemm/amx_engine.h"
+#include "gemm/tile_engine.h"
 
 namespace pyops::PYOPS_ISA_NAMESPACE {
 
@@ -17,12 +16,12 @@ inline constexpr int64_t kTileDepth = 32;
 class TileSession {
  public:
   TileSession() : control_(_mm_getcsr()) {
-    _tile_loadconfig(&kTileConfig);
+    configure_tiles();
     _mm_setcsr(control_ | _MM_FLUSH_ZERO_ON);
   }
   ~TileSession() {
     _mm_setcsr(control_);
-    _tile_release();
+    release_tiles();
   }
   TileSession(const TileSession&) = delete;
   TileSession& operator=(const TileSession&) = delete;
@@ -37,6 +36,12 @@ struct Tiles {
   int64_t stride;
 
   Tiles from(int64_t tile) const { return {data + tile * stride, stride}; }
+
+  // As multiply_tiles() reads two of them.
+  const uint16_t* at(int64_t step) const { return data + step * kTileElements; }
+  int64_t half() const { return stride; }
+  static constexpr int64_t part() { return 0; }
+  static constexpr int64_t row() { return kTileDepth; }
 };
 
 // Rows of a matrix in memory, zero beyond its ends.
@@ -95,55 +100,14 @@ void pack_columns(const Bf16Rows& from, int64_t tiles, int64_t max_steps, uint16
 // of the same address modulo 4096 wait for.
 inline constexpr int64_t kSumElements = 256;
 
-// One to four tiles of c, as AmxEngine::multiply_tiles: c in 0 … 3, a in 4 and 5, b in 6 and 7.
-template <bool kTall, bool kWide>
-void multiply_tiles(int64_t steps, const Tiles& a, const Tiles& b, float* c, float* below,
-                    bool add) {
-  if (add) {
-    _tile_loadd(0, c, 64);
-    if (kWide) _tile_loadd(1, c + kSumElements, 64);
-    if (kTall) _tile_loadd(2, below, 64);
-    if (kTall && kWide) _tile_loadd(3, below + kSumElements, 64);
-  } else {
-    _tile_zero(0);
-    if (kWide) _tile_zero(1);
-    if (kTall) _tile_zero(2);
-    if (kTall && kWide) _tile_zero(3);
-  }
-  for (int64_t at = 0; at < steps * kTileElements; at += kTileElements) {
-    _tile_loadd(4, a.data + at, 64);
-    if (kTall) _tile_loadd(5, a.data + a.stride + at, 64);
-    _tile_loadd(6, b.data + at, 64);
-    if (kWide) _tile_loadd(7, b.data + b.stride + at, 64);
-    _tile_dpbf16ps(0, 4, 6);
-    if (kWide) _tile_dpbf16ps(1, 4, 7);
-    if (kTall) _tile_dpbf16ps(2, 5, 6);
-    if (kTall && kWide) _tile_dpbf16ps(3, 5, 7);
-  }
-  _tile_stored(0, c, 64);
-  if (kWide) _tile_stored(1, c + kSumElements, 64);
-  if (kTall) _tile_stored(2, below, 64);
-  if (kTall && kWide) _tile_stored(3, below + kSumElements, 64);
-}
-
 // c = or += a·b for m×n tiles, `steps` of 32 deep; a row of c has `columns` tiles.
 inline void multiply(int64_t m, int64_t n, int64_t steps, const Tiles& a, const Tiles& b, float* c,
                      int64_t columns, bool add) {
-  settle_memory();
   for (int64_t j = 0; j < n; j += 2) {
     for (int64_t i = 0; i < m; i += 2) {
-      const bool tall = i + 1 < m, wide = j + 1 < n;
       float* at = c + (i * columns + j) * kSumElements;
-      float* below = at + columns * kSumElements;
-      if (tall && wide) {
-        multiply_tiles<true, true>(steps, a.from(i), b.from(j), at, below, add);
-      } else if (tall) {
-        multiply_tiles<true, false>(steps, a.from(i), b.from(j), at, below, add);
-      } else if (wide) {
-        multiply_tiles<false, true>(steps, a.from(i), b.from(j), at, below, add);
-      } else {
-        multiply_tiles<false, false>(steps, a.from(i), b.from(j), at, below, add);
-      }
+      const TileSums sums{at, kTileRows, kSumElements, columns * kSumElements};
+      multiply_tiles<1>(i + 1 < m, j + 1 < n, steps, a.from(i), b.from(j), sums, add);
     }
   }
 }

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "conv2d/grid_sink_simd.h"
-#include "conv2d/split_image_amx.h"
+#include "conv2d/split_image_bf16.h"
 
 namespace pyops::PYOPS_ISA_NAMESPACE {
 

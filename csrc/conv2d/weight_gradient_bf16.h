@@ -1,11 +1,11 @@
 // The weight gradient on AMX tiles: taps × positions times positions × output channels, both
-// numbered by a grid (split_image_amx.h), so that a tap's row of 32 positions is a copy.
+// numbered by a grid (split_image_bf16.h), so that a tap's row of 32 positions is a copy.
 //
 // A thread takes a slice of the images' bands and keeps its own sums of all weights; the slices are
 // added in order. Sums leave the tiles every kMaxDepth positions, which keeps float32's accuracy.
 #pragma once
 
-#include "conv2d/split_image_amx.h"
+#include "conv2d/split_image_bf16.h"
 
 namespace pyops::PYOPS_ISA_NAMESPACE {
 
@@ -84,7 +84,7 @@ class GridGradient {
 
 template <int kParts, bool kMasked, class T>
 class SplitWeightGradient {
-  using Engine = AmxEngine<kParts>;
+  using Engine = TileEngine<kParts>;
 
  public:
   // x meets the taps; g, of the same positions, has axes of one tap.

@@ -1,9 +1,9 @@
-// An image as its bfloat16 parts (gemm/amx_engine.h) on a padded grid: an element is split once,
+// An image as its bfloat16 parts (gemm/tile_engine.h) on a padded grid: an element is split once,
 // not once for every tap that meets it.
 #pragma once
 
 #include "conv2d/grid_simd.h"
-#include "gemm/amx_engine.h"
+#include "gemm/tile_engine.h"
 
 namespace pyops::PYOPS_ISA_NAMESPACE {
 

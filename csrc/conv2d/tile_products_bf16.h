@@ -3,7 +3,7 @@
 // planes, the other way round.
 #pragma once
 
-#include "conv2d/tile_sums_amx.h"
+#include "conv2d/tile_sums_bf16.h"
 #include "conv2d/weights_simd.h"
 
 namespace pyops::PYOPS_ISA_NAMESPACE {
@@ -17,46 +17,9 @@ struct ImageTiles {
 
   const uint16_t* at(int64_t step) const { return image + offsets[step]; }
   int64_t half() const { return halves; }
+  static constexpr int64_t part() { return 0; }
   int64_t row() const { return rows; }
 };
-
-// The sums of 32 (kTall) or 16 rows of A and 32 (kWide) or 16 columns of B; between() after each
-// step.
-template <bool kTall, bool kWide, class A, class B, class Between>
-void multiply_tiles(int64_t steps, const A& a, const B& b, float* sums, bool add,
-                    const Between& between) {
-  const int64_t a_row = a.row() * static_cast<int64_t>(sizeof(uint16_t));
-  const int64_t b_row = b.row() * static_cast<int64_t>(sizeof(uint16_t));
-  float* const below = sums + 16 * 32;
-  settle_memory();
-  if (add) {
-    _tile_loadd(0, sums, 128);
-    if (kWide) _tile_loadd(1, sums + 16, 128);
-    if (kTall) _tile_loadd(2, below, 128);
-    if (kTall && kWide) _tile_loadd(3, below + 16, 128);
-  } else {
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
-  }
-  for (int64_t step = 0; step < steps; ++step) {
-    const uint16_t *a_step = a.at(step), *b_step = b.at(step);
-    _tile_loadd(6, b_step, b_row);
-    if (kWide) _tile_loadd(7, b_step + b.half(), b_row);
-    _tile_loadd(4, a_step, a_row);
-    if (kTall) _tile_loadd(5, a_step + a.half(), a_row);
-    _tile_dpbf16ps(0, 4, 6);
-    if (kWide) _tile_dpbf16ps(1, 4, 7);
-    if (kTall) _tile_dpbf16ps(2, 5, 6);
-    if (kTall && kWide) _tile_dpbf16ps(3, 5, 7);
-    between();
-  }
-  _tile_stored(0, sums, 128);
-  if (kWide) _tile_stored(1, sums + 16, 128);
-  if (kTall) _tile_stored(2, below, 128);
-  if (kTall && kWide) _tile_stored(3, below + 16, 128);
-}
 
 template <class Planes>
 class TileProducts {
@@ -119,13 +82,14 @@ class TileProducts {
       // Free again: the tile before has left it by the time this one is stored.
       float* sums = sums_.get() + (j % kBlockPanels * group_ + k - i) % sum_tiles() * kTileSums;
       out_.expect(out, k * 32, p, last ? positions(image) : 0);
+      const TileSums to{sums, 32, kTileRows, kTileRows * 32};
       const bool both = channels_ - k * 32 > 16;
       if constexpr (Planes::kPixels) {
-        both ? multiply_tiles<true, true>(count, image, panel, sums, step > 0, between)
-             : multiply_tiles<true, false>(count, image, panel, sums, step > 0, between);
+        both ? multiply_tiles<1, true, true>(count, image, panel, to, step > 0, between)
+             : multiply_tiles<1, true, false>(count, image, panel, to, step > 0, between);
       } else {
-        both ? multiply_tiles<true, true>(count, panel, image, sums, step > 0, between)
-             : multiply_tiles<false, true>(count, panel, image, sums, step > 0, between);
+        both ? multiply_tiles<1, true, true>(count, panel, image, to, step > 0, between)
+             : multiply_tiles<1, false, true>(count, panel, image, to, step > 0, between);
       }
       out_.take(sums);
     }
@@ -135,7 +99,7 @@ class TileProducts {
   static int positions(const PackedTiles<1>&) { return kGridStep; }
   int64_t sum_tiles() const { return steps_ > kMaxSteps ? kBlockPanels * group_ : 1; }
 
-  const AmxEngine<1> configured_;
+  const TileEngine<1> configured_;
   const int64_t channels_, row_panels_, steps_, block_steps_, group_;
   int64_t grid_panels_ = 0;
   Scratch<uint16_t> panel_;

@@ -1,8 +1,8 @@
-// Images in planes of parts (split_image_amx.h) as GridCorrelation (correlate_amx.h) reads them.
+// Images in planes of parts (split_image_bf16.h) as GridCorrelation (correlate_bf16.h) reads them.
 #pragma once
 
-#include "conv2d/plane_products_amx.h"
-#include "conv2d/tile_products_amx.h"
+#include "conv2d/plane_products_bf16.h"
+#include "conv2d/tile_products_bf16.h"
 
 namespace pyops::PYOPS_ISA_NAMESPACE {
 
@@ -10,7 +10,7 @@ namespace pyops::PYOPS_ISA_NAMESPACE {
 template <int kParts, bool kMasked, class T>
 class SplitPlanes {
  public:
-  using Engine = AmxEngine<kParts>;
+  using Engine = TileEngine<kParts>;
   using Products = std::conditional_t<kUnsplit<kParts, T>, TileProducts<SplitPlanes>,
                                       PlaneProducts<SplitPlanes, T>>;
   using Sums = PlaneSums<false>;

@@ -1,9 +1,9 @@
 // A planar bfloat16 image as the AMX unit multiplies it: a plane for each pair of channels,
-// numbered like the grid of split_image_amx.h. Sixteen positions of 32 channels are then a tile of
+// numbered like the grid of split_image_bf16.h. Sixteen positions of 32 channels are then a tile of
 // B as they lie, and nothing is transposed on either way.
 #pragma once
 
-#include "conv2d/tile_products_amx.h"
+#include "conv2d/tile_products_bf16.h"
 
 namespace pyops::PYOPS_ISA_NAMESPACE {
 
@@ -84,11 +84,11 @@ class PairedImage {
   const int64_t plane_, begin_, length_;
 };
 
-// The images of a thread's tasks, as GridCorrelation (correlate_amx.h) reads them.
+// The images of a thread's tasks, as GridCorrelation (correlate_bf16.h) reads them.
 template <bool kMasked>
 class PairedPlanes {
  public:
-  using Engine = AmxEngine<1>;
+  using Engine = TileEngine<1>;
   using Products = TileProducts<PairedPlanes>;
   using Sums = PlaneSums<true>;
   static constexpr bool kPacks = false, kPixels = false;

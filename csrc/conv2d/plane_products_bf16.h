@@ -1,8 +1,8 @@
 // Products of packed weights with images in planes: the rows of a tile are output channels, its
-// columns positions of a grid (split_image_amx.h).
+// columns positions of a grid (split_image_bf16.h).
 #pragma once
 
-#include "conv2d/grid_sink_amx.h"
+#include "conv2d/grid_sink_bf16.h"
 
 namespace pyops::PYOPS_ISA_NAMESPACE {
 

@@ -7,7 +7,7 @@
 #pragma once
 
 #include "attention/attention_backward_simd.h"
-#include "attention/attention_tile_amx.h"
+#include "attention/attention_tile_bf16.h"
 
 namespace pyops::PYOPS_ISA_NAMESPACE {
 

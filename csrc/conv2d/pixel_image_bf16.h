@@ -4,7 +4,7 @@
 // either way.
 #pragma once
 
-#include "conv2d/tile_products_amx.h"
+#include "conv2d/tile_products_bf16.h"
 
 namespace pyops::PYOPS_ISA_NAMESPACE {
 
@@ -92,7 +92,7 @@ inline bool suits_pixels(const Correlation<BFloat16>& c) {
 template <bool kPlanar, bool kMasked>
 class PixelPlanes {
  public:
-  using Engine = AmxEngine<1>;
+  using Engine = TileEngine<1>;
   using Products = TileProducts<PixelPlanes>;
   using Sums = std::conditional_t<kPlanar, TransposedSums, PixelSums>;
   static constexpr bool kPacks = false, kPixels = true;
@@ -266,7 +266,7 @@ inline Correlation<BFloat16> in_panels(Correlation<BFloat16> c) {
 // The images of a 1×1 kernel, in panels, where they are.
 class BarePixels {
  public:
-  using Engine = AmxEngine<1>;
+  using Engine = TileEngine<1>;
   using Products = TileProducts<BarePixels>;
   using Sums = PixelSums;
   static constexpr bool kPacks = false, kPixels = true;

@@ -1,18 +1,18 @@
 // Correlation on AMX tiles: the weights are packed once per call and an image is written to a grid
 // once, where a panel of 32 positions meets a tap at one offset.
 //
-// Among pixels of bfloat16 (pixel_image_amx.h) such a panel is a tile of A as it lies, in planes of
-// channel pairs (paired_image_amx.h) one of B. In planes of parts (split_image_amx.h), which any
-// image has, it is packed by interleaving pairs of taps: two loads, two shuffles and two stores for
-// 64 products' worth of operand.
+// Among pixels of bfloat16 (pixel_image_bf16.h) such a panel is a tile of A as it lies, in planes
+// of channel pairs (paired_image_bf16.h) one of B. In planes of parts (split_image_bf16.h), which
+// any image has, it is packed by interleaving pairs of taps: two loads, two shuffles and two stores
+// for 64 products' worth of operand.
 //
 // A task is a band of rows of one image, or a few small images: its parts, the panels of B for a
 // block of the depth and the sums of a range of positions share a 2 MiB L2 with the weights.
 #pragma once
 
-#include "conv2d/paired_image_amx.h"
-#include "conv2d/pixel_image_amx.h"
-#include "conv2d/split_planes_amx.h"
+#include "conv2d/paired_image_bf16.h"
+#include "conv2d/pixel_image_bf16.h"
+#include "conv2d/split_planes_bf16.h"
 
 namespace pyops::PYOPS_ISA_NAMESPACE {
 
@@ -128,7 +128,7 @@ class GridCorrelation {
       }
       if (!regular) {
         other(first / job_.bands_.count, row_of(first), rows_of(first));
-        return Engine::configure();
+        return configure_tiles();  // the other kernel's engine released them
       }
       products_.run(planes_, job_.weight_.get(), last - first, [&](int64_t unit) {
         return job_.result((first + unit) / job_.bands_.count, row_of(first + unit));

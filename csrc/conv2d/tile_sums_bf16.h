@@ -4,20 +4,13 @@
 // for 3×3 32 → 64 of 48×48 (Sapphire Rapids, November 2026).
 #pragma once
 
-#include "conv2d/grid_sink_amx.h"
+#include "conv2d/grid_sink_bf16.h"
 
 namespace pyops::PYOPS_ISA_NAMESPACE {
 
-// The mask as where_positive reads it: a NaN lets the gradient pass.
 template <bool kMasked>
 __m512i load_words(const Images<BFloat16>& images, int64_t at, __mmask32 lanes) {
-  const __m512i x = _mm512_maskz_loadu_epi16(lanes, images.data + at);
-  if constexpr (!kMasked) return x;
-  const __m512i y = _mm512_maskz_loadu_epi16(lanes, images.mask + at);
-  const __mmask32 positive =
-      _mm512_cmpgt_epi16_mask(y, _mm512_setzero_si512()) |
-      _mm512_cmpgt_epu16_mask(y, _mm512_set1_epi16(static_cast<int16_t>(0xff80)));
-  return _mm512_maskz_mov_epi16(positive, x);
+  return load_words<kMasked>(images.data, images.mask, at, lanes);
 }
 
 // The bias as floats, and what the results are at least.

@@ -1,0 +1,181 @@
+// Products of tiles of bfloat16: by the matrix unit where it is (AMX), else by AVX-512's dot
+// products of pairs.
+//
+// A tile is 16 rows of 64 bytes: of A 32 numbers along the depth, of B pairs along the depth for 16
+// columns (VNNI), of sums 16 float32.
+#pragma once
+
+#include <cstring>
+#include <iterator>
+
+#include "core/simd.h"
+#include "core/tile_config.h"
+
+namespace pyops::PYOPS_ISA_NAMESPACE {
+
+inline constexpr int kTileRows = 16, kTilePairs = 16, kTileElements = 512;
+
+// Tiles at constant distances: a step of the depth has, part by part (tile_engine.h), two of them.
+template <int kParts>
+struct PackedTiles {
+  const uint16_t* data;
+
+  const uint16_t* at(int64_t step) const { return data + step * kParts * part(); }
+  static constexpr int64_t part() { return 2 * kTileElements; }
+  static constexpr int64_t half() { return kTileElements; }  // from the first to the second
+  static constexpr int64_t row() { return 32; }
+};
+
+// Where up to 2×2 tiles of sums lie, distances in numbers.
+struct TileSums {
+  float* data;
+  int64_t row, right, below;
+};
+
+#if defined(__AMX_TILE__)
+
+inline constexpr bool kMatrixUnit = true;
+// Which parts of A and B are multiplied, one operand changed at a time, smallest terms first.
+template <int kParts>
+struct PartProducts;
+template <>
+struct PartProducts<1> {
+  static constexpr int kA[] = {0}, kB[] = {0};
+};
+template <>
+struct PartProducts<2> {
+  static constexpr int kA[] = {0, 0, 1}, kB[] = {1, 0, 0};
+};
+template <>
+struct PartProducts<3> {
+  static constexpr int kA[] = {0, 0, 1, 1, 0, 2}, kB[] = {2, 1, 1, 0, 0, 0};
+};
+
+inline void configure_tiles() { _tile_loadconfig(&kTileConfig); }
+inline void release_tiles() { _tile_release(); }
+
+// Of 32 (kTall) or 16 rows of A and 32 (kWide) or 16 columns of B the sums along the depth, to
+// those that lie in c if `add`; between() after each step. Sums are tiles 0 to 3, A 4 and 5, B 6
+// and 7.
+template <int kParts, bool kTall, bool kWide, class A, class B, class Between>
+void multiply_tiles(int64_t steps, const A& a, const B& b, const TileSums& c, bool add,
+                    const Between& between) {
+  using Parts = PartProducts<kParts>;
+  constexpr auto kBytes = static_cast<int64_t>(sizeof(uint16_t));
+  const int64_t a_row = a.row() * kBytes, b_row = b.row() * kBytes, c_row = c.row * 2 * kBytes;
+  const auto load_a = [&](const uint16_t* tile) {
+    _tile_loadd(4, tile, a_row);
+    if (kTall) _tile_loadd(5, tile + a.half(), a_row);
+  };
+  const auto load_b = [&](const uint16_t* tile) {
+    _tile_loadd(6, tile, b_row);
+    if (kWide) _tile_loadd(7, tile + b.half(), b_row);
+  };
+  // GCC does not know that tile loads read memory: what they read is written by now.
+  asm volatile("" ::: "memory");
+  if (add) {
+    _tile_loadd(0, c.data, c_row);
+    if (kWide) _tile_loadd(1, c.data + c.right, c_row);
+    if (kTall) _tile_loadd(2, c.data + c.below, c_row);
+    if (kTall && kWide) _tile_loadd(3, c.data + c.below + c.right, c_row);
+  } else {
+    _tile_zero(0);
+    if (kWide) _tile_zero(1);
+    if (kTall) _tile_zero(2);
+    if (kTall && kWide) _tile_zero(3);
+  }
+  for (int64_t step = 0; step < steps; ++step) {
+    const uint16_t *a_tile = a.at(step), *b_tile = b.at(step);
+    for (size_t i = 0; i < std::size(Parts::kA); ++i) {
+      const bool first = i == 0;
+      if (first || Parts::kA[i] != Parts::kA[i - 1]) load_a(a_tile + Parts::kA[i] * a.part());
+      if (first || Parts::kB[i] != Parts::kB[i - 1]) load_b(b_tile + Parts::kB[i] * b.part());
+      _tile_dpbf16ps(0, 4, 6);
+      if (kWide) _tile_dpbf16ps(1, 4, 7);
+      if (kTall) _tile_dpbf16ps(2, 5, 6);
+      if (kTall && kWide) _tile_dpbf16ps(3, 5, 7);
+    }
+    between();
+  }
+  _tile_stored(0, c.data, c_row);
+  if (kWide) _tile_stored(1, c.data + c.right, c_row);
+  if (kTall) _tile_stored(2, c.data + c.below, c_row);
+  if (kTall && kWide) _tile_stored(3, c.data + c.below + c.right, c_row);
+}
+
+#else
+
+inline constexpr bool kMatrixUnit = false;
+inline void configure_tiles() {}
+inline void release_tiles() {}
+
+// As above, for numbers that are not split. A tile's worth of sums is in registers, of 8 rows by
+// two vectors or of 16 by one: two loads of B and eight of A, which broadcast pairs, serve 16 dot
+// products.
+template <int kParts, bool kTall, bool kWide, class A, class B, class Between>
+void multiply_tiles(int64_t steps, const A& a, const B& b, const TileSums& c, bool add,
+                    const Between& between) {
+  static_assert(kParts == 1);
+  constexpr int kVecs = kWide ? 2 : 1, kRows = kTileRows / kVecs;
+  const int64_t a_row = a.row(), b_row = b.row();
+  for (int64_t step = 0; step < steps; ++step) between();
+  for (int row = 0; row < (kTall ? 2 : 1) * kTileRows; row += kRows) {
+    const int64_t half = row / kTileRows, r0 = row % kTileRows;
+    float* const out = c.data + half * c.below + r0 * c.row;
+    __m512 sums[kRows][kVecs];
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 2
+      for (int v = 0; v < kVecs; ++v) {
+        sums[r][v] = add ? _mm512_loadu_ps(out + r * c.row + v * c.right) : _mm512_setzero_ps();
+      }
+    }
+    for (int64_t step = 0; step < steps; ++step) {
+      const uint16_t *left = a.at(step) + half * a.half() + r0 * a_row, *right = b.at(step);
+      const uint16_t* next = a.at(std::min(step + 1, steps - 1)) + half * a.half() + r0 * a_row;
+#pragma GCC unroll 16
+      for (int r = 0; r < kRows; ++r) prefetch_to_read(next + r * a_row);
+      for (int pair = 0; pair < kTilePairs; ++pair, left += 2, right += b_row) {
+        __m512bh columns[kVecs];
+#pragma GCC unroll 2
+        for (int v = 0; v < kVecs; ++v) {
+          columns[v] = (__m512bh)_mm512_loadu_si512(right + v * b.half());
+        }
+#pragma GCC unroll 16
+        for (int r = 0; r < kRows; ++r) {
+          int32_t numbers;
+          std::memcpy(&numbers, left + r * a_row, sizeof numbers);
+          const auto both = (__m512bh)_mm512_set1_epi32(numbers);
+#pragma GCC unroll 2
+          for (int v = 0; v < kVecs; ++v) {
+            sums[r][v] = _mm512_dpbf16_ps(sums[r][v], both, columns[v]);
+          }
+        }
+      }
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 2
+      for (int v = 0; v < kVecs; ++v) _mm512_storeu_ps(out + r * c.row + v * c.right, sums[r][v]);
+    }
+  }
+}
+
+#endif
+
+template <int kParts, class A, class B>
+void multiply_tiles(bool tall, bool wide, int64_t steps, const A& a, const B& b, const TileSums& c,
+                    bool add) {
+  const auto run = [&](auto is_tall, auto is_wide) {
+    multiply_tiles<kParts, is_tall.value, is_wide.value>(steps, a, b, c, add, [] {});
+  };
+  const std::true_type yes;
+  const std::false_type no;
+  if (tall) {
+    wide ? run(yes, yes) : run(yes, no);
+  } else {
+    wide ? run(no, yes) : run(no, no);
+  }
+}
+
+}  // namespace pyops::PYOPS_ISA_NAMESPACE
