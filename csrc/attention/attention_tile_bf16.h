@@ -42,6 +42,7 @@ struct Tiles {
   int64_t half() const { return stride; }
   static constexpr int64_t part() { return 0; }
   static constexpr int64_t row() { return kTileDepth; }
+  static constexpr int pairs() { return kTilePairs; }
 };
 
 // Rows of a matrix in memory, zero beyond its ends.
@@ -107,7 +108,9 @@ inline void multiply(int64_t m, int64_t n, int64_t steps, const Tiles& a, const 
     for (int64_t i = 0; i < m; i += 2) {
       float* at = c + (i * columns + j) * kSumElements;
       const TileSums sums{at, kTileRows, kSumElements, columns * kSumElements};
-      multiply_tiles<1>(i + 1 < m, j + 1 < n, steps, a.from(i), b.from(j), sums, add);
+      const auto numbers = [](bool both) { return both ? 2 * kTileRows : kTileRows; };
+      multiply_tiles<1>(steps, numbers(i + 1 < m), numbers(j + 1 < n), a.from(i), b.from(j), sums,
+                        add);
     }
   }
 }

@@ -175,8 +175,12 @@ class PixelPlanes {
   }
 
   ImageTiles tiles(int64_t unit, int64_t p, int64_t step, int64_t, uint16_t*) const {
-    return {pixels_.get() + unit * elements_ + p * position_, &offsets_[step], 16 * position_,
-            position_, static_cast<int>(std::min(kGridStep, span_ - p))};
+    return {pixels_.get() + unit * elements_ + p * position_,
+            &offsets_[step],
+            16 * position_,
+            position_,
+            static_cast<int>(std::min(kGridStep, span_ - p)),
+            static_cast<int>(std::min<int64_t>(runs_.length, 32))};
   }
 
  private:

@@ -13,12 +13,13 @@ struct ImageTiles {
   const uint16_t* image;
   const int64_t* offsets;
   int64_t halves, rows;
-  int count;
+  int count, numbers = 32;  // of each step
 
   const uint16_t* at(int64_t step) const { return image + offsets[step]; }
   int64_t half() const { return halves; }
   static constexpr int64_t part() { return 0; }
   int64_t row() const { return rows; }
+  int pairs() const { return (numbers + 1) / 2; }
 };
 
 template <class Planes>
@@ -83,13 +84,16 @@ class TileProducts {
       float* sums = sums_.get() + (j % kBlockPanels * group_ + k - i) % sum_tiles() * kTileSums;
       out_.expect(out, k * 32, p, last ? positions(image) : 0);
       const TileSums to{sums, 32, kTileRows, kTileRows * 32};
-      const bool both = channels_ - k * 32 > 16;
+      const int channels = static_cast<int>(std::min<int64_t>(32, channels_ - k * 32));
+      const bool both = channels > 16;
       if constexpr (Planes::kPixels) {
-        both ? multiply_tiles<1, true, true>(count, image, panel, to, step > 0, between)
-             : multiply_tiles<1, true, false>(count, image, panel, to, step > 0, between);
+        both
+            ? multiply_tiles<1, true, true>(count, image.count, image, panel, to, step > 0, between)
+            : multiply_tiles<1, true, false>(count, image.count, image, panel, to, step > 0,
+                                             between);
       } else {
-        both ? multiply_tiles<1, true, true>(count, panel, image, to, step > 0, between)
-             : multiply_tiles<1, false, true>(count, panel, image, to, step > 0, between);
+        both ? multiply_tiles<1, true, true>(count, channels, panel, image, to, step > 0, between)
+             : multiply_tiles<1, false, true>(count, channels, panel, image, to, step > 0, between);
       }
       out_.take(sums);
     }

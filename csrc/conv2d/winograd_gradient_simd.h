@@ -82,10 +82,15 @@ class WinogradWeightGradient {
       }
     });
     std::atomic<bool> finite{true};
-    parallel_for(0, rows_, 1, [&](int64_t begin, int64_t end) {
+    parallel_for(0, ceil_div(x_.channels, kWidth), 1, [&](int64_t begin, int64_t end) {
+      Scratch<float> block(kTaps * kWidth * kWidth);
       V zeros = V::zero();  // NaN once a weight is not finite
-      for (int64_t c = begin * kRows; c < std::min(x_.channels, end * kRows); ++c) {
-        for (int64_t o = 0; o < g_.channels; o += V::kWidth) write_weights(c, o, grad, zeros);
+      for (int64_t c = begin * kWidth; c < std::min(x_.channels, end * kWidth); c += kWidth) {
+        for (int64_t o = 0; o < g_.channels; o += kWidth) {
+          const int64_t count = std::min(kWidth, x_.channels - c);
+          for (int64_t i = 0; i < count; ++i) make_window(c + i, i, o, block.get(), zeros);
+          write_weights(c, count, o, block.get(), grad);
+        }
       }
       if (zeros.sum() != 0) finite = false;
     });
@@ -94,10 +99,11 @@ class WinogradWeightGradient {
 
  private:
   using V = Vec<float>;
+  static constexpr int64_t kWidth = V::kWidth;
   static constexpr int kPoints = TileGrid::kPoints, kTaps = 9;
   static constexpr int kCols = TapTile::kCols, kRows = TapTile::rows(2);
   static constexpr int64_t kTileSums = kRows * kCols;
-  static constexpr int64_t kMostTiles = 96;  // of one running sum
+  static constexpr int64_t kMostTiles = 48;  // of one running sum
 
   int64_t slice_sums() const { return kPoints * rows_ * panels_ * kTileSums; }
 
@@ -106,9 +112,11 @@ class WinogradWeightGradient {
     return ((point * rows_ + row) * panels_ + panel) * kTileSums;
   }
 
-  // The window of channel c for a vector of results from o on.
-  void write_weights(int64_t c, int64_t o, T* grad, V& zeros) const {
+  // The window of channel c, the i-th of a block, for a vector of results from o on: a vector for
+  // each tap, where write_weights() reads it.
+  void make_window(int64_t c, int64_t i, int64_t o, float* block, V& zeros) const {
     const float* sums = sums_.get() + c % kRows * kCols + o % kCols;
+    const int64_t tap = channels_last_ ? kWidth : 1, first = channels_last_ ? i : kTaps * i;
     V columns[4][3];
     for (int x = 0; x < 4; ++x) {
       V u[4];
@@ -119,21 +127,31 @@ class WinogradWeightGradient {
       }
       transform_sums(u, columns[x]);
     }
-    alignas(64) float weights[kTaps * V::kWidth];
     for (int y = 0; y < 3; ++y) {
       V row[3];
       transform_sums({columns[0][y], columns[1][y], columns[2][y], columns[3][y]}, row);
       for (int x = 0; x < 3; ++x) {
         zeros = V::fma(row[x], V::zero(), zeros);
-        row[x].store(weights + (3 * y + x) * V::kWidth);
+        row[x].store(block + (first + (3 * y + x) * tap) * kWidth);
       }
     }
-    const int64_t tap = channels_last_ ? x_.channels : 1, channel = channels_last_ ? 1 : kTaps;
-    for (int64_t k = 0; k < std::min<int64_t>(V::kWidth, g_.channels - o); ++k) {
-      T* out = grad + (o + k) * kTaps * x_.channels + c * channel;
-      for (int t = 0; t < kTaps; ++t) {
-        out[t * tap] = static_cast<T>(weights[t * V::kWidth + k]);
-      }
+  }
+
+  // Windows of `count` channels from c on and of results from o on, which lie in vectors of
+  // results: as many vectors of what one result has side by side, a tap's channels or all taps of
+  // channels.
+  void write_weights(int64_t c, int64_t count, int64_t o, const float* block, T* grad) const {
+    const int64_t outs = std::min(kWidth, g_.channels - o);
+    for (int64_t j = 0; j < kTaps; ++j) {
+      const int64_t all = channels_last_ ? count : kTaps * count - j * kWidth;
+      const int some = static_cast<int>(std::min(kWidth, all));
+      if (some <= 0) return;
+      V rows[kWidth];
+      for (int64_t k = 0; k < kWidth; ++k) rows[k] = V::load(block + (j * kWidth + k) * kWidth);
+      transpose(rows);
+      T* out = grad + o * kTaps * x_.channels +
+               (channels_last_ ? j * x_.channels + c : kTaps * c + j * kWidth);
+      for (int64_t k = 0; k < outs; ++k) store(rows[k], out + k * kTaps * x_.channels, some);
     }
   }
 

@@ -24,6 +24,7 @@ struct PackedTiles {
   static constexpr int64_t part() { return 2 * kTileElements; }
   static constexpr int64_t half() { return kTileElements; }  // from the first to the second
   static constexpr int64_t row() { return 32; }
+  static constexpr int pairs() { return kTilePairs; }  // of a step, that may be other than zeros
 };
 
 // Where up to 2×2 tiles of sums lie, distances in numbers.
@@ -54,11 +55,11 @@ struct PartProducts<3> {
 inline void configure_tiles() { _tile_loadconfig(&kTileConfig); }
 inline void release_tiles() { _tile_release(); }
 
-// Of 32 (kTall) or 16 rows of A and 32 (kWide) or 16 columns of B the sums along the depth, to
-// those that lie in c if `add`; between() after each step. Sums are tiles 0 to 3, A 4 and 5, B 6
-// and 7.
+// Of 32 (kTall) or 16 rows of A, of which `rows` count, and 32 (kWide) or 16 columns of B the sums
+// along the depth, to those that lie in c if `add`; between() after each step. Sums are tiles 0 to
+// 3, A 4 and 5, B 6 and 7.
 template <int kParts, bool kTall, bool kWide, class A, class B, class Between>
-void multiply_tiles(int64_t steps, const A& a, const B& b, const TileSums& c, bool add,
+void multiply_tiles(int64_t steps, int, const A& a, const B& b, const TileSums& c, bool add,
                     const Between& between) {
   using Parts = PartProducts<kParts>;
   constexpr auto kBytes = static_cast<int64_t>(sizeof(uint16_t));
@@ -113,13 +114,14 @@ inline void release_tiles() {}
 // two vectors or of 16 by one: two loads of B and eight of A, which broadcast pairs, serve 16 dot
 // products.
 template <int kParts, bool kTall, bool kWide, class A, class B, class Between>
-void multiply_tiles(int64_t steps, const A& a, const B& b, const TileSums& c, bool add,
+void multiply_tiles(int64_t steps, int rows, const A& a, const B& b, const TileSums& c, bool add,
                     const Between& between) {
   static_assert(kParts == 1);
   constexpr int kVecs = kWide ? 2 : 1, kRows = kTileRows / kVecs;
   const int64_t a_row = a.row(), b_row = b.row();
+  const int pairs = a.pairs();
   for (int64_t step = 0; step < steps; ++step) between();
-  for (int row = 0; row < (kTall ? 2 : 1) * kTileRows; row += kRows) {
+  for (int row = 0; row < std::min(rows, (kTall ? 2 : 1) * kTileRows); row += kRows) {
     const int64_t half = row / kTileRows, r0 = row % kTileRows;
     float* const out = c.data + half * c.below + r0 * c.row;
     __m512 sums[kRows][kVecs];
@@ -132,14 +134,16 @@ void multiply_tiles(int64_t steps, const A& a, const B& b, const TileSums& c, bo
     }
     for (int64_t step = 0; step < steps; ++step) {
       const uint16_t *left = a.at(step) + half * a.half() + r0 * a_row, *right = b.at(step);
-      const uint16_t* next = a.at(std::min(step + 1, steps - 1)) + half * a.half() + r0 * a_row;
+      const int64_t next = std::min(step + 1, steps - 1);
+      const uint16_t *below = a.at(next) + half * a.half() + r0 * a_row, *beside = b.at(next);
 #pragma GCC unroll 16
-      for (int r = 0; r < kRows; ++r) prefetch_to_read(next + r * a_row);
-      for (int pair = 0; pair < kTilePairs; ++pair, left += 2, right += b_row) {
+      for (int r = 0; r < kRows; ++r) prefetch_to_read(below + r * a_row);
+      for (int pair = 0; pair < pairs; ++pair, left += 2, right += b_row, beside += b_row) {
         __m512bh columns[kVecs];
 #pragma GCC unroll 2
         for (int v = 0; v < kVecs; ++v) {
           columns[v] = (__m512bh)_mm512_loadu_si512(right + v * b.half());
+          prefetch_to_read(beside + v * b.half());
         }
 #pragma GCC unroll 16
         for (int r = 0; r < kRows; ++r) {
@@ -164,17 +168,17 @@ void multiply_tiles(int64_t steps, const A& a, const B& b, const TileSums& c, bo
 #endif
 
 template <int kParts, class A, class B>
-void multiply_tiles(bool tall, bool wide, int64_t steps, const A& a, const B& b, const TileSums& c,
+void multiply_tiles(int64_t steps, int rows, int cols, const A& a, const B& b, const TileSums& c,
                     bool add) {
   const auto run = [&](auto is_tall, auto is_wide) {
-    multiply_tiles<kParts, is_tall.value, is_wide.value>(steps, a, b, c, add, [] {});
+    multiply_tiles<kParts, is_tall.value, is_wide.value>(steps, rows, a, b, c, add, [] {});
   };
   const std::true_type yes;
   const std::false_type no;
-  if (tall) {
-    wide ? run(yes, yes) : run(yes, no);
+  if (rows > kTileRows) {
+    cols > kTileRows ? run(yes, yes) : run(yes, no);
   } else {
-    wide ? run(no, yes) : run(no, no);
+    cols > kTileRows ? run(no, yes) : run(no, no);
   }
 }
 

@@ -87,11 +87,10 @@ __m512i load_words(const BFloat16* data, const BFloat16* mask, int64_t at, __mma
   return _mm512_maskz_mov_epi16(positive, x);
 }
 
-// What the operands of a product in bfloat16 are, when they lie in rows or columns.
+// Whether it is, or derives from, a matrix of bfloat16 in memory.
 template <class Source>
-struct IsWords : std::false_type {};
-template <bool kMasked>
-struct IsWords<StridedOperand<BFloat16, kMasked>> : std::true_type {};
+inline constexpr bool kIsWords = std::is_base_of_v<StridedOperand<BFloat16, false>, Source> ||
+                                 std::is_base_of_v<StridedOperand<BFloat16, true>, Source>;
 
 // Largest magnitude met, as float bits: what tells whether a split is faithful.
 struct Magnitude {
@@ -180,15 +179,14 @@ class TileEngine {
                 int64_t ldc, bool add) {
     const int64_t steps = ceil_div(depth, kDepthStep), ld = add ? kCols : ldc;
     const TileSums out{add ? sums_ : c, ld, kTileRows, kTileRows * ld};
-    const bool tall = rows > kTileRows, wide = cols > kTileRows;
-    multiply_tiles<kParts>(tall, wide, steps, PackedTiles<kParts>{a}, b, out, false);
-    if (add) add_sums(tall ? 32 : 16, wide ? 32 : 16, c, ldc);
+    multiply_tiles<kParts>(steps, rows, cols, PackedTiles<kParts>{a}, b, out, false);
+    if (add) add_sums(rows, cols > kTileRows ? 32 : 16, c, ldc);
   }
 
  private:
   template <bool kIsA, class Source>
   bool pack(const Source& source, int64_t i0, int64_t p0, int64_t depth, uint16_t* panel) {
-    if constexpr (kParts == 1 && IsWords<Source>::value) {
+    if constexpr (kParts == 1 && kIsWords<Source>) {
       if (source.p_stride == 1) return pack_word_rows<kIsA>(source, i0, p0, depth, panel);
       if (source.i_stride == 1) return pack_word_columns<kIsA>(source, i0, p0, depth, panel);
     }
@@ -207,7 +205,7 @@ class TileEngine {
     return faithful<Source>(magnitude);
   }
 
-  // Numbers as they are: the unit does with them what native's does.
+  // Numbers of rows, then of columns, as they are: the unit does with them what native's does.
   template <bool kIsA, bool kMasked>
   static bool pack_word_rows(const StridedOperand<BFloat16, kMasked>& x, int64_t i0, int64_t p0,
                              int64_t depth, uint16_t* panel) {
