@@ -91,7 +91,7 @@ class PairedPlanes {
   using Engine = TileEngine<1>;
   using Products = TileProducts<PairedPlanes>;
   using Sums = PlaneSums<true>;
-  static constexpr bool kPacks = false, kPixels = false;
+  static constexpr bool kPacks = false, kPixels = false, kListed = false;
 
   static int64_t steps(const Images<BFloat16>& images) { return images.channels / 32; }
 

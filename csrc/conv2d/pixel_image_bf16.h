@@ -95,7 +95,7 @@ class PixelPlanes {
   using Engine = TileEngine<1>;
   using Products = TileProducts<PixelPlanes>;
   using Sums = std::conditional_t<kPlanar, TransposedSums, PixelSums>;
-  static constexpr bool kPacks = false, kPixels = true;
+  static constexpr bool kPacks = false, kPixels = true, kListed = !kMatrixUnit;
 
   static int64_t steps(const Images<BFloat16>& images) { return PixelRuns(images).steps(); }
 
@@ -175,12 +175,16 @@ class PixelPlanes {
   }
 
   ImageTiles tiles(int64_t unit, int64_t p, int64_t step, int64_t, uint16_t*) const {
-    return {pixels_.get() + unit * elements_ + p * position_,
-            &offsets_[step],
-            16 * position_,
-            position_,
-            static_cast<int>(std::min(kGridStep, span_ - p)),
-            static_cast<int>(std::min<int64_t>(runs_.length, 32))};
+    return {pixels_.get() + unit * elements_ + p * position_, &offsets_[step], 16 * position_,
+            position_, static_cast<int>(std::min(kGridStep, span_ - p))};
+  }
+  // Of positions that a list has.
+  ListedTiles listed_tiles(const int64_t* rows, int count, int64_t step) const {
+    const auto numbers = static_cast<int>(std::min<int64_t>(runs_.length, 32));
+    return {pixels_.get(), &offsets_[step], rows, count, numbers};
+  }
+  int64_t position(int64_t unit, int64_t y, int64_t x) const {
+    return unit * elements_ + y * line_ + x * position_;
   }
 
  private:
@@ -273,7 +277,7 @@ class BarePixels {
   using Engine = TileEngine<1>;
   using Products = TileProducts<BarePixels>;
   using Sums = PixelSums;
-  static constexpr bool kPacks = false, kPixels = true;
+  static constexpr bool kPacks = false, kPixels = true, kListed = false;
 
   static int64_t steps(const Images<BFloat16>& images) { return images.channels / 32; }
   static int64_t elements(const PaddedGrid& grid, int64_t channels) { return grid.span * channels; }

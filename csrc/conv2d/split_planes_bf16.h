@@ -14,7 +14,8 @@ class SplitPlanes {
   using Products = std::conditional_t<kUnsplit<kParts, T>, TileProducts<SplitPlanes>,
                                       PlaneProducts<SplitPlanes, T>>;
   using Sums = PlaneSums<false>;
-  static constexpr bool kPacks = true, kPixels = false;  // a panel, its columns out of order
+  static constexpr bool kPacks = true, kPixels = false,
+                        kListed = false;  // a panel, its columns out of order
   // An eighth more than the engine's own, which a 3×3 kernel of 32 channels takes in one block.
   static constexpr int64_t kMaxSteps = Engine::kMaxDepth * 9 / 8 / Engine::kDepthStep;
 

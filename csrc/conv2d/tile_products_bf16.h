@@ -13,12 +13,23 @@ struct ImageTiles {
   const uint16_t* image;
   const int64_t* offsets;
   int64_t halves, rows;
-  int count, numbers = 32;  // of each step
+  int count;
 
   const uint16_t* at(int64_t step) const { return image + offsets[step]; }
   int64_t half() const { return halves; }
   static constexpr int64_t part() { return 0; }
   int64_t row() const { return rows; }
+  static constexpr int pairs() { return kTilePairs; }
+};
+
+// The same of positions that are listed, none of them beyond the ends of rows: where tiles are rows
+// of vectors, what is not wanted need not be computed.
+struct ListedTiles {
+  const uint16_t* image;
+  const int64_t *offsets, *listed_rows;
+  int count, numbers;
+
+  const uint16_t* at(int64_t step) const { return image + offsets[step]; }
   int pairs() const { return (numbers + 1) / 2; }
 };
 
@@ -35,17 +46,27 @@ class TileProducts {
             std::clamp<int64_t>(Planes::kPacks ? kPackedFor : kGroupSteps / steps, 1, row_panels)),
         panel_(Planes::kPacks ? block_steps_ * 2 * kTileElements : 0),
         sums_((steps > kMaxSteps ? kBlockPanels * group_ : 1) * kTileSums),
+        map_(grid_map(c)),
+        listed_rows_(Planes::kListed ? panels * kGridStep : 0),
         out_(c, panels) {}
 
   void set_grid(const PaddedGrid& grid) {
+    lines_ = grid.y.axis.positions;
     grid_panels_ = grid.panels();
-    out_.set_grid(grid);
+    if (!Planes::kListed) out_.set_grid(grid);
+    listed_units_ = 0;
   }
 
   // Images [0, units) of `planes`; unit u's first position lies at result(u).
   template <class Result>
   void run(const Planes& planes, const uint16_t* weight, int64_t units, const Result& result) {
-    const int64_t panels = units * grid_panels_;
+    int64_t panels = units * grid_panels_;
+    if constexpr (Planes::kListed) {
+      // Those of one image stay as they are until its grid changes.
+      if (units > 1 || listed_units_ != 1) list_positions(planes, units, result);
+      listed_units_ = units;
+      panels = grid_panels_ = ceil_div(positions_, kGridStep);
+    }
     for (int64_t j = 0; j < panels; j += kBlockPanels) {
       for (int64_t i = 0; i < row_panels_; i += group_) {
         for (int64_t step = 0; step < steps_; step += block_steps_) {
@@ -74,7 +95,7 @@ class TileProducts {
   void products(const Planes& planes, const uint16_t* weight, int64_t i, int64_t j, int64_t step,
                 BFloat16* out) {
     const int64_t count = std::min(block_steps_, steps_ - step), p = j % grid_panels_ * kGridStep;
-    const auto image = planes.tiles(j / grid_panels_, p, step, count, panel_.get());
+    const auto image = tiles(planes, j, p, step, count);
     const int rows = static_cast<int>(ceil_div(32, count));
     const bool last = step + count == steps_;
     const auto between = [&] { out_.store(rows); };
@@ -99,15 +120,45 @@ class TileProducts {
     }
   }
 
+  // The positions of all units, one after the other, in `planes` and in the result.
+  template <class Result>
+  void list_positions(const Planes& planes, int64_t units, const Result& result) {
+    positions_ = 0;
+    for (int64_t unit = 0; unit < units; ++unit) {
+      for (int64_t y = 0; y < lines_; ++y) {
+        const int64_t line = result(unit) - result(0) + y * map_.row_stride;
+        for (int64_t x = 0; x < map_.cols; ++x, ++positions_) {
+          listed_rows_[positions_] = planes.position(unit, y, x);
+          out_.place(positions_, line + x * map_.col_stride);
+        }
+      }
+    }
+    out_.placed(positions_);
+    const int64_t all = ceil_div(positions_, kGridStep) * kGridStep;  // a tile reads so many
+    std::fill(&listed_rows_[positions_], listed_rows_.get() + all, listed_rows_[positions_ - 1]);
+  }
+
+  auto tiles(const Planes& planes, int64_t j, int64_t p, int64_t step, int64_t count) const {
+    if constexpr (Planes::kListed) {
+      const int64_t rest = std::min(kGridStep, positions_ - p);
+      return planes.listed_tiles(&listed_rows_[p], static_cast<int>(rest), step);
+    } else {
+      return planes.tiles(j / grid_panels_, p, step, count, panel_.get());
+    }
+  }
+
   static int positions(const ImageTiles& tiles) { return tiles.count; }
+  static int positions(const ListedTiles& tiles) { return tiles.count; }
   static int positions(const PackedTiles<1>&) { return kGridStep; }
   int64_t sum_tiles() const { return steps_ > kMaxSteps ? kBlockPanels * group_ : 1; }
 
   const TileEngine<1> configured_;
   const int64_t channels_, row_panels_, steps_, block_steps_, group_;
-  int64_t grid_panels_ = 0;
+  int64_t grid_panels_ = 0, lines_ = 0, positions_ = 0, listed_units_ = 0;
   Scratch<uint16_t> panel_;
   Scratch<float> sums_;
+  const PositionMap map_;
+  Scratch<int64_t> listed_rows_;
   typename Planes::Sums out_;
 };
 

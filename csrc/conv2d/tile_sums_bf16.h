@@ -62,10 +62,13 @@ class PixelSums {
   void set_grid(const PaddedGrid& grid) {
     const int64_t pitch = grid.pitch();
     for (int64_t p = 0, y = 0, x = 0; p < grid.span; ++p) {
-      offsets_[p] = x < map_.cols ? y * map_.row_stride + x * map_.col_stride : -1;
+      place(p, x < map_.cols ? y * map_.row_stride + x * map_.col_stride : -1);
       if (++x == pitch) x = 0, ++y;
     }
   }
+  // Or one by one: position p from the first one, negative where it is none of the result.
+  void place(int64_t p, int64_t offset) { offsets_[p] = offset; }
+  void placed(int64_t) {}
 
   // Sums now being made belong to `count` positions from p on and channels from `channel` on of
   // the grid whose first position lies at `out`.
@@ -131,20 +134,25 @@ class PlanePlaces {
   // Positions that follow each other in the result are one run, stored at once.
   void set_grid(const PaddedGrid& grid) {
     const int64_t pitch = grid.pitch();
-    int64_t runs = 0, y = 0, x = 0;
-    for (int64_t p = 0; p < grid.span; ++p) {
-      const int64_t panel = p / kGridStep, lane = p % kGridStep;
-      const int64_t offset = y * map_.row_stride + x * map_.col_stride - lane;
-      if (lane == 0) first_run_[panel] = runs;
-      if (x < map_.cols) {
-        const bool follows = runs > first_run_[panel] && runs_[runs - 1].offset == offset;
-        if (!follows) runs_[runs++] = {offset, 0};
-        runs_[runs - 1].lanes |= __mmask32{1} << lane;
-      }
+    for (int64_t p = 0, y = 0, x = 0; p < grid.span; ++p) {
+      place(p, x < map_.cols ? y * map_.row_stride + x * map_.col_stride : -1);
       if (++x == pitch) x = 0, ++y;
     }
-    first_run_[grid.panels()] = runs;
+    placed(grid.span);
   }
+  // Or one by one: position p from the first one, negative where it is none of the result; then how
+  // many they are.
+  void place(int64_t p, int64_t offset) {
+    const int64_t panel = p / kGridStep, lane = p % kGridStep;
+    if (p == 0) run_count_ = 0;
+    if (lane == 0) first_run_[panel] = run_count_;
+    if (offset < 0) return;
+    const bool follows =
+        run_count_ > first_run_[panel] && runs_[run_count_ - 1].offset == offset - lane;
+    if (!follows) runs_[run_count_++] = {offset - lane, 0};
+    runs_[run_count_ - 1].lanes |= __mmask32{1} << lane;
+  }
+  void placed(int64_t count) { first_run_[ceil_div(count, kGridStep)] = run_count_; }
 
   void expect(BFloat16* out, int64_t channel, int64_t p, int count) {
     const int64_t panel = p / kGridStep;
@@ -203,6 +211,7 @@ class PlanePlaces {
   const PositionMap map_;
   Scratch<Run> runs_;
   Scratch<int64_t> first_run_;
+  int64_t run_count_ = 0;
 };
 
 // Rows are channels, each of a plane of its own, columns are positions; kOrdered: in their order.

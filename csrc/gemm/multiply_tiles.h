@@ -110,6 +110,19 @@ inline constexpr bool kMatrixUnit = false;
 inline void configure_tiles() {}
 inline void release_tiles() {}
 
+// Rows of A from `row` on, any distances apart where A has a list of them.
+template <int kRows, class A>
+void find_rows(const A& a, int64_t step, int row, const uint16_t* (&rows)[kRows]) {
+  if constexpr (requires { a.listed_rows; }) {
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) rows[r] = a.at(step) + a.listed_rows[row + r];
+  } else {
+    const uint16_t* first = a.at(step) + row / kTileRows * a.half() + row % kTileRows * a.row();
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) rows[r] = first + r * a.row();
+  }
+}
+
 // As above, for numbers that are not split. A tile's worth of sums is in registers, of 8 rows by
 // two vectors or of 16 by one: two loads of B and eight of A, which broadcast pairs, serve 16 dot
 // products.
@@ -118,12 +131,10 @@ void multiply_tiles(int64_t steps, int rows, const A& a, const B& b, const TileS
                     const Between& between) {
   static_assert(kParts == 1);
   constexpr int kVecs = kWide ? 2 : 1, kRows = kTileRows / kVecs;
-  const int64_t a_row = a.row(), b_row = b.row();
-  const int pairs = a.pairs();
+  const int64_t b_row = b.row();
   for (int64_t step = 0; step < steps; ++step) between();
   for (int row = 0; row < std::min(rows, (kTall ? 2 : 1) * kTileRows); row += kRows) {
-    const int64_t half = row / kTileRows, r0 = row % kTileRows;
-    float* const out = c.data + half * c.below + r0 * c.row;
+    float* const out = c.data + row / kTileRows * c.below + row % kTileRows * c.row;
     __m512 sums[kRows][kVecs];
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) {
@@ -133,28 +144,36 @@ void multiply_tiles(int64_t steps, int rows, const A& a, const B& b, const TileS
       }
     }
     for (int64_t step = 0; step < steps; ++step) {
-      const uint16_t *left = a.at(step) + half * a.half() + r0 * a_row, *right = b.at(step);
       const int64_t next = std::min(step + 1, steps - 1);
-      const uint16_t *below = a.at(next) + half * a.half() + r0 * a_row, *beside = b.at(next);
+      const uint16_t *left[kRows], *right = b.at(step), *beside = b.at(next);
+      find_rows(a, next, row, left);
 #pragma GCC unroll 16
-      for (int r = 0; r < kRows; ++r) prefetch_to_read(below + r * a_row);
-      for (int pair = 0; pair < pairs; ++pair, left += 2, right += b_row, beside += b_row) {
-        __m512bh columns[kVecs];
-#pragma GCC unroll 2
-        for (int v = 0; v < kVecs; ++v) {
-          columns[v] = (__m512bh)_mm512_loadu_si512(right + v * b.half());
-          prefetch_to_read(beside + v * b.half());
-        }
-#pragma GCC unroll 16
-        for (int r = 0; r < kRows; ++r) {
-          int32_t numbers;
-          std::memcpy(&numbers, left + r * a_row, sizeof numbers);
-          const auto both = (__m512bh)_mm512_set1_epi32(numbers);
+      for (int r = 0; r < kRows; ++r) prefetch_to_read(left[r]);
+      find_rows(a, step, row, left);
+      const auto add_pairs = [&](auto count) {
+        for (int pair = 0; pair < count; ++pair, right += b_row, beside += b_row) {
+          __m512bh columns[kVecs];
 #pragma GCC unroll 2
           for (int v = 0; v < kVecs; ++v) {
-            sums[r][v] = _mm512_dpbf16_ps(sums[r][v], both, columns[v]);
+            columns[v] = (__m512bh)_mm512_loadu_si512(right + v * b.half());
+            prefetch_to_read(beside + v * b.half());
+          }
+#pragma GCC unroll 16
+          for (int r = 0; r < kRows; ++r) {
+            int32_t numbers;
+            std::memcpy(&numbers, left[r] + 2 * pair, sizeof numbers);
+            const auto both = (__m512bh)_mm512_set1_epi32(numbers);
+#pragma GCC unroll 2
+            for (int v = 0; v < kVecs; ++v) {
+              sums[r][v] = _mm512_dpbf16_ps(sums[r][v], both, columns[v]);
+            }
           }
         }
+      };
+      if (a.pairs() == kTilePairs) {
+        add_pairs(std::integral_constant<int, kTilePairs>{});
+      } else {
+        add_pairs(a.pairs());
       }
     }
 #pragma GCC unroll 16
