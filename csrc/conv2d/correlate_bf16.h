@@ -1,5 +1,5 @@
-// Correlation on AMX tiles: the weights are packed once per call and an image is written to a grid
-// once, where a panel of 32 positions meets a tap at one offset.
+// Correlation by tiles of bfloat16: the weights are packed once per call and an image is written to
+// a grid once, where a panel of 32 positions meets a tap at one offset.
 //
 // Among pixels of bfloat16 (pixel_image_bf16.h) such a panel is a tile of A as it lies, in planes
 // of channel pairs (paired_image_bf16.h) one of B. In planes of parts (split_image_bf16.h), which

@@ -1,4 +1,4 @@
-// Where the sums of AMX tiles go: by lines of positions to a result.
+// Where the sums of tiles go: by lines of positions to a result.
 #pragma once
 
 #include "conv2d/grid_sink_simd.h"

@@ -1,4 +1,4 @@
-// A planar bfloat16 image as the AMX unit multiplies it: a plane for each pair of channels,
+// A planar bfloat16 image as tiles multiply it: a plane for each pair of channels,
 // numbered like the grid of split_image_bf16.h. Sixteen positions of 32 channels are then a tile of
 // B as they lie, and nothing is transposed on either way.
 #pragma once

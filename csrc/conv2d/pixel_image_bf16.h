@@ -1,4 +1,4 @@
-// A bfloat16 image of pixels (NHWC) as the AMX unit multiplies it: 16 positions of 32 channels are
+// A bfloat16 image of pixels (NHWC) as tiles multiply it: 16 positions of 32 channels are
 // a tile of A, and its rows lie in memory as they are wanted, a pixel apart. The sums of 32
 // positions and 32 channels then leave the unit as parts of pixels too: nothing is transposed on
 // either way.

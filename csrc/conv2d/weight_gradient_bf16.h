@@ -1,5 +1,5 @@
-// The weight gradient on AMX tiles: taps × positions times positions × output channels, both
-// numbered by a grid (split_image_bf16.h), so that a tap's row of 32 positions is a copy.
+// The weight gradient by tiles of bfloat16: taps × positions times positions × output channels,
+// both numbered by a grid (split_image_bf16.h), so that a tap's row of 32 positions is a copy.
 //
 // A thread takes a slice of the images' bands and keeps its own sums of all weights; the slices are
 // added in order. Sums leave the tiles every kMaxDepth positions, which keeps float32's accuracy.

@@ -166,7 +166,7 @@ class Weights {
  private:
   using V = Vec<acc_t<T>>;
   static constexpr int64_t kBlock = 64 / sizeof(T);  // channels of a line
-  // The AMX unit's packing takes rows, and may do so in any thread.
+  // The packing of tiles takes rows, and may do so in any thread.
 #if defined(__AVX512BF16__)
   static constexpr bool kAllDense = true;
 #else

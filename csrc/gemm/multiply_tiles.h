@@ -36,6 +36,7 @@ struct TileSums {
 #if defined(__AMX_TILE__)
 
 inline constexpr bool kMatrixUnit = true;
+
 // Which parts of A and B are multiplied, one operand changed at a time, smallest terms first.
 template <int kParts>
 struct PartProducts;
@@ -186,6 +187,7 @@ void multiply_tiles(int64_t steps, int rows, const A& a, const B& b, const TileS
 
 #endif
 
+// Of any shape.
 template <int kParts, class A, class B>
 void multiply_tiles(int64_t steps, int rows, int cols, const A& a, const B& b, const TileSums& c,
                     bool add) {

@@ -1,9 +1,9 @@
-// Tiles of C in AMX tile registers, operands in bfloat16.
+// Tiles of C by products of bfloat16 (multiply_tiles.h).
 //
 // A float32 is the exact sum of three bfloat16 (x = x1 + x2 + x3, 8 bits each). Keeping the
 // products above 2^-24 leaves six of nine: float32 accuracy on a unit 16 times as fast as FMA
 // (Henry, Tang & Heinecke 2019, arXiv:1904.06376); two parts and three products give 2^-16.
-// bfloat16 has one part, float16 two.
+// bfloat16 has one part, float16 two. Without that unit there is bfloat16 alone.
 //
 // A panel is 32 rows (of A) or columns (of B); each depth step of 32 holds, part by part, two
 // tiles: A's as rows of 32 numbers along the depth, B's as rows of pairs along the depth (VNNI).
@@ -56,7 +56,7 @@ inline __m512i interleaving(int begin) {
   return _mm512_load_si512(order);
 }
 
-// 16×16 dwords to a tile, transposed if `turned`.
+// 16×16 dwords to a tile, transposed if kTurned.
 template <bool kTurned>
 void store_tile(__m512i (&rows)[kTileRows], uint16_t* tile) {
   Vec<float> block[kTileRows];
@@ -101,8 +101,8 @@ struct Magnitude {
         _mm512_and_si512(_mm512_castps_si512(x), _mm512_set1_epi32(0x7fffffff));
     bits = _mm512_max_epu32(bits, magnitude);
   }
-  // Inf - Inf would make NaN of a split Inf, and AMX flushes denormals: a panel must stay clear of
-  // both ends. Above 2^-50 nothing that matters in float32 is lost, products of parts included.
+  // Inf - Inf would make NaN of a split Inf, and products flush denormals: a panel must stay clear
+  // of both ends. Above 2^-50 nothing that matters in float32 is lost, products of parts included.
   bool regular() const {
     const unsigned largest = _mm512_reduce_max_epu32(bits);
     return largest == 0 || (largest >= float_bits(0x1p-50f) && largest < float_bits(0x1p126f));
