@@ -120,6 +120,7 @@ struct PlanarPatches {
   using Element = T;
   using Acc = acc_t<T>;
   static constexpr bool kPackOnce = false;  // that would store the columns
+  static constexpr int64_t kStretch = 112;
   Images<T> images;
   int64_t first, extent;  // the positions of this operand
 
@@ -167,6 +168,7 @@ struct PixelPatches {
   using Element = T;
   using Acc = acc_t<T>;
   static constexpr bool kPackOnce = false;
+  static constexpr int64_t kStretch = 112;
   Images<T> images;
   int64_t first;  // position of p = 0
 
@@ -238,6 +240,7 @@ struct Transposed {
   using Element = typename Source::Element;
   using Acc = typename Source::Acc;
   static constexpr bool kPackOnce = Source::kPackOnce;
+  static constexpr int64_t kStretch = stretch_of<Source>();
   Source source;
   int64_t extent;  // number of i
 

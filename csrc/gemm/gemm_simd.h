@@ -345,7 +345,8 @@ void gemm(int64_t m, int64_t n, int64_t k, const A& a, const B& b, const Sink& s
     if (m <= kThin && b.i_stride == 1) return thin_rows(m, n, k, a, b, sink);
     if (m <= kThin && k <= kThin) return thin_depth(m, n, k, a, b, sink);
   }
-  Gemm<VectorEngine<Acc>, A, B, Sink>(m, n, k, a, b, sink).run();
+  constexpr int64_t kStretch = std::min(stretch_of<A>(), stretch_of<B>());
+  Gemm<VectorEngine<Acc, kStretch>, A, B, Sink>(m, n, k, a, b, sink).run();
 }
 
 }  // namespace pyops::PYOPS_ISA_NAMESPACE

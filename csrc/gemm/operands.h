@@ -17,6 +17,14 @@ inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 template <class Source>
 concept RowReadable = requires(const Source& s) { s.load_row(int64_t{}, int64_t{}, 0); };
 
+// How many products one running sum may have: where a source asks for shorter ones, as the sums of
+// windows do beside native's.
+template <class Source>
+constexpr int64_t stretch_of() {
+  if constexpr (requires { Source::kStretch; }) return Source::kStretch;
+  return 160;
+}
+
 // A matrix in memory as an operand: element (i, p) at data[i * i_stride + p * p_stride], where p
 // runs along the summed dimension. With kMasked, elements whose `mask` is at most zero count
 // as zero: the ReLU backward without a pass of its own.
