@@ -53,8 +53,8 @@ class TileProducts {
   void set_grid(const PaddedGrid& grid) {
     lines_ = grid.y.axis.positions;
     grid_panels_ = grid.panels();
-    if (!Planes::kListed) out_.set_grid(grid);
     listed_units_ = 0;
+    if constexpr (!Planes::kListed) place_grid(grid);
   }
 
   // Images [0, units) of `planes`; unit u's first position lies at result(u).
@@ -118,6 +118,16 @@ class TileProducts {
       }
       out_.take(sums);
     }
+  }
+
+  // The positions of a grid, those at the rows' ends included.
+  void place_grid(const PaddedGrid& grid) {
+    const int64_t pitch = grid.pitch();
+    for (int64_t p = 0, y = 0, x = 0; p < grid.span; ++p) {
+      out_.place(p, x < map_.cols ? y * map_.row_stride + x * map_.col_stride : -1);
+      if (++x == pitch) x = 0, ++y;
+    }
+    out_.placed(grid.span);
   }
 
   // The positions of all units, one after the other, in `planes` and in the result.

@@ -54,19 +54,9 @@ class TileEpilogue {
 class PixelSums {
  public:
   PixelSums(const Correlation<BFloat16>& c, int64_t panels)
-      : channels_(c.channels),
-        map_(grid_map(c)),
-        epilogue_(c.epilogue, c.channels),
-        offsets_(panels * kGridStep) {}
+      : channels_(c.channels), epilogue_(c.epilogue, c.channels), offsets_(panels * kGridStep) {}
 
-  void set_grid(const PaddedGrid& grid) {
-    const int64_t pitch = grid.pitch();
-    for (int64_t p = 0, y = 0, x = 0; p < grid.span; ++p) {
-      place(p, x < map_.cols ? y * map_.row_stride + x * map_.col_stride : -1);
-      if (++x == pitch) x = 0, ++y;
-    }
-  }
-  // Or one by one: position p from the first one, negative where it is none of the result.
+  // Position p lies at `offset` from the first one, negative where it is none of the result.
   void place(int64_t p, int64_t offset) { offsets_[p] = offset; }
   void placed(int64_t) {}
 
@@ -112,7 +102,6 @@ class PixelSums {
   };
 
   const int64_t channels_;
-  const PositionMap map_;
   const TileEpilogue epilogue_;
   Scratch<int64_t> offsets_;
   const float* sums_ = nullptr;
@@ -127,21 +116,11 @@ class PlanePlaces {
       : epilogue_(c.epilogue, c.channels),
         channels_(c.channels),
         channel_stride_(c.channel_stride),
-        map_(grid_map(c)),
         runs_(panels * kGridStep),
         first_run_(panels + 1) {}
 
-  // Positions that follow each other in the result are one run, stored at once.
-  void set_grid(const PaddedGrid& grid) {
-    const int64_t pitch = grid.pitch();
-    for (int64_t p = 0, y = 0, x = 0; p < grid.span; ++p) {
-      place(p, x < map_.cols ? y * map_.row_stride + x * map_.col_stride : -1);
-      if (++x == pitch) x = 0, ++y;
-    }
-    placed(grid.span);
-  }
-  // Or one by one: position p from the first one, negative where it is none of the result; then how
-  // many they are.
+  // Position p lies at `offset` from the first one, negative where it is none of the result; then
+  // how many they are. Those that follow each other in the result are one run, stored at once.
   void place(int64_t p, int64_t offset) {
     const int64_t panel = p / kGridStep, lane = p % kGridStep;
     if (p == 0) run_count_ = 0;
@@ -208,7 +187,6 @@ class PlanePlaces {
   }
 
   const int64_t channels_, channel_stride_;
-  const PositionMap map_;
   Scratch<Run> runs_;
   Scratch<int64_t> first_run_;
   int64_t run_count_ = 0;
