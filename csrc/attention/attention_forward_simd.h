@@ -172,6 +172,7 @@ class ForwardWorker {
   int64_t add_columns(const Acc* weights, const StridedOperand<T>& values, int64_t e, int last,
                       Acc* sums) const {
     V sum[kVecs];
+#pragma GCC unroll 8
     for (V& v : sum) v = V::zero();
     for (int64_t s = 0; s < values.extent; ++s) {
       const V weight = V::set1(weights[s]);

@@ -224,6 +224,7 @@ class DepthwisePlane {
   void sum(const Plane& plane, int64_t qy, int64_t q, int n) const {
     const Acc* from = row(plane, qy) + q;
     V sums[kSome];
+#pragma GCC unroll 4
     for (V& s : sums) s = V::zero();
     for (int64_t t = 0; t < padded_.taps(); ++t) {
       const V w = plane.tap(t);
@@ -271,12 +272,14 @@ void depthwise_weight_taps(const PaddedPlane<T>& padded, const acc_t<T>* image,
                            acc_t<T>* sums) {
   using V = Vec<acc_t<T>>;
   V sum[kTaps];
+#pragma GCC unroll 9
   for (V& s : sum) s = V::zero();
   for (int64_t qy = 0; qy < padded.y.positions; ++qy) {
     const int64_t row = plane_offset + qy * padded.x.positions;
     const acc_t<T>* from = image + qy * padded.y.stride * padded.row_stride();
     const auto add = [&](int64_t qx, int lanes) {
       const V g = load_masked<T, false>(gradient, row + qx, lanes);
+#pragma GCC unroll 9
       for (int t = 0; t < kTaps; ++t) {
         const acc_t<T>* at = from + offsets[t] + qx;
         // Beyond the row may lie what a zero does not silence.

@@ -25,13 +25,19 @@ Lanes<A> load_lanes(const lane_t<A>* p) {
   return x;
 }
 
-// Whether a lane is not zero.
-template <class L>
-bool any(L mask) {
+// Whether a lane is NaN.
+inline bool any_nan(Vec<float> x) {
 #if defined(__AVX512F__)
-  return _mm512_test_epi64_mask((__m512i)mask, (__m512i)mask) != 0;
+  return _mm512_cmp_ps_mask(x.v, x.v, _CMP_UNORD_Q) != 0;
 #else
-  return _mm256_testz_si256((__m256i)mask, (__m256i)mask) == 0;
+  return _mm256_movemask_ps(_mm256_cmp_ps(x.v, x.v, _CMP_UNORD_Q)) != 0;
+#endif
+}
+inline bool any_nan(Vec<double> x) {
+#if defined(__AVX512F__)
+  return _mm512_cmp_pd_mask(x.v, x.v, _CMP_UNORD_Q) != 0;
+#else
+  return _mm256_movemask_pd(_mm256_cmp_pd(x.v, x.v, _CMP_UNORD_Q)) != 0;
 #endif
 }
 
@@ -134,6 +140,15 @@ Vec<A> pick(Vec<A> a, Vec<A> b) {
 #else
   return {__builtin_shuffle(a.v, b.v, Lanes<A>{kLane...})};
 #endif
+}
+
+// The upper half of the lanes, also as the lower half.
+template <class A>
+Vec<A> upper_half(Vec<A> x) {
+  constexpr int kHalf = Vec<A>::kWidth / 2;
+  return [&]<int... i>(std::integer_sequence<int, i...>) {
+    return pick<(kHalf + i % kHalf)...>(x, x);
+  }(std::make_integer_sequence<int, 2 * kHalf>{});
 }
 
 // The elements 0, 2, 4, … and 1, 3, 5, … of a followed by b, which were loaded from a T's memory.

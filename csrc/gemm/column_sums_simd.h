@@ -23,7 +23,8 @@ std::array<Vec<acc_t<T>>, kVecs> sum_rows(const StridedOperand<T, kMasked>& g, i
     for (int v = 0; v < kVecs; ++v) sums[v] = sums[v] + more[v];
     return sums;
   }
-  sums.fill(V::zero());
+#pragma GCC unroll 4
+  for (V& sum : sums) sum = V::zero();
   for (int64_t i = 0; i < rows; ++i, offset += g.i_stride) {
 #pragma GCC unroll 4
     for (int v = 0; v < kVecs; ++v) {

@@ -39,7 +39,9 @@ void dot_tile(int64_t i, int64_t j, int64_t k, const A& a, const B& b, Acc* tile
   dot_rows(a, i, a_rows);
   dot_rows(b, j, b_rows);
   V sums[kRows][kDotCols];
+#pragma GCC unroll 4
   for (auto& row : sums) {
+#pragma GCC unroll 4
     for (V& sum : row) sum = V::zero();
   }
   const auto add_products = [&](auto load) {

@@ -182,9 +182,14 @@ class ChannelsBackward {
         T* grad_x = static_cast<T*>(p.grad_x) + (row * p.w.size + iw) * p.c;
         const int64_t index = kIndex ? ih * p.w.size + iw : 0;
         int64_t c = 0;
-        for (; c + kV <= p.c; c += kV) gather<true>(c, kV, count, iw, index).store(grad_x + c);
-        const int n = static_cast<int>(p.c - c);
-        if (n > 0) gather<false>(c, n, count, iw, index).store(grad_x + c, n);
+        const auto gather_all = [&]<int kVectors>() {
+          for (; c + kVectors * kV <= p.c; c += kVectors * kV) {
+            gather<kVectors>(grad_x + c, c, kV, count, iw, index);
+          }
+        };
+        gather_all.template operator()<4>();
+        gather_all.template operator()<1>();
+        if (c < p.c) gather<0>(grad_x + c, c, static_cast<int>(p.c - c), count, iw, index);
       }
     }
   }
@@ -202,20 +207,32 @@ class ChannelsBackward {
     return count;
   }
 
-  template <bool kWhole>
-  V gather(int64_t c, int n, int64_t rows, int64_t iw, int64_t index) const {
-    V sum = V::zero();
+  // kVectors registers of channels from c on, which share the way over the outputs; 0: one of n
+  // lanes.
+  template <int kVectors>
+  void gather(T* grad_x, int64_t c, int n, int64_t rows, int64_t iw, int64_t index) const {
+    constexpr int kSums = kVectors ? kVectors : 1;
+    V sums[kSums];
+#pragma GCC unroll 4
+    for (V& sum : sums) sum = V::zero();
     for (int64_t r = 0; r < rows; ++r) {
       for (int64_t s = columns_end_[iw]; s < columns_end_[iw + 1]; ++s) {
         const int64_t offset = rows_[r].offset + columns_[s].offset + c;
         const auto code = static_cast<Code>(rows_[r].code + columns_[s].code + index);
         const T* grad = static_cast<const T*>(p.grad_y) + offset;
-        const V g = kWhole ? V::load(grad) : V::load(grad, n);
-        const auto where = load_lanes<A>(static_cast<const Where*>(p.where) + offset, n);
-        sum = sum + V{where == Lanes<A>{} + code ? g.v : V::zero().v};
+        const Where* where = static_cast<const Where*>(p.where) + offset;
+#pragma GCC unroll 4
+        for (int v = 0; v < kSums; ++v) {
+          const V g = kVectors ? V::load(grad + v * kV) : V::load(grad, n);
+          const auto mine = load_lanes<A>(where + v * kV, kVectors ? kV : n) == Lanes<A>{} + code;
+          sums[v] = sums[v] + V{mine ? g.v : V::zero().v};
+        }
       }
     }
-    return sum;
+#pragma GCC unroll 4
+    for (int v = 0; v < kSums; ++v) {
+      kVectors ? sums[v].store(grad_x + v * kV) : sums[v].store(grad_x, n);
+    }
   }
 
   const MaxPool2dBackwardParams& p;

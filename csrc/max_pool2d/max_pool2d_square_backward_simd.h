@@ -50,11 +50,11 @@ class SquareBackward {
 
   // Rows of cells of all planes.
   void run(int64_t begin, int64_t end) const {
-    const int64_t height = rows(p);
+    const int64_t height = rows(p), all = p.n * p.c * p.oh * p.ow;
     // The last block of a row reaches back over the one before rather than beyond the row.
     const int64_t last = p.w.size % kStride == 0 ? std::max<int64_t>(0, cells_ - kV) : cells_;
+    int64_t plane = begin / height, m = begin % height;
     for (int64_t row = begin; row < end; ++row) {
-      const int64_t plane = row / height, m = row % height;
       std::array<int64_t, kOutputs> offsets;  // of the output rows over the cells, or -1
       for (int d = 0; d < kOutputs; ++d) {
         const int64_t oh = m + kFirst + d;
@@ -62,11 +62,17 @@ class SquareBackward {
       }
       T* grad_x = static_cast<T*>(p.grad_x) + (plane * p.h.size + m * kStride) * p.w.size;
       const int64_t height_left = p.h.size - m * kStride;
+      // Where each cell has one output, those behind the row's concern no cell of the row.
+      const int64_t outputs = kOutputs == 1 && cells_ == p.ow ? all - offsets[0] : p.ow;
       for (int64_t next = 0; next < cells_; next += kV) {
         const int64_t n = std::min(next, last);
-        const bool inside = n + kFirst >= 0 && n + kLast + kV <= p.ow;
+        const bool inside = n + kFirst >= 0 && n + kLast + kV <= outputs;
         inside ? write<true>(offsets, n, grad_x, height_left)
                : write<false>(offsets, n, grad_x, height_left);
+      }
+      if (++m == height) {
+        m = 0;
+        ++plane;
       }
     }
   }
@@ -82,7 +88,11 @@ class SquareBackward {
   void write(const std::array<int64_t, kOutputs>& offsets, int64_t n, T* grad_x,
              int64_t height_left) const {
     V sums[kStride][kStride];
-    for (auto& row : sums) std::fill(row, row + kStride, V::zero());
+#pragma GCC unroll 2
+    for (auto& row : sums) {
+#pragma GCC unroll 2
+      for (V& sum : row) sum = V::zero();
+    }
 #pragma GCC unroll 4
     for (int d = 0; d < kOutputs; ++d) {
       if (offsets[d] < 0) continue;
@@ -103,8 +113,9 @@ class SquareBackward {
       }
     }
     const int64_t room = p.w.size - n * kStride;
-    for (int i = 0; i < kStride && i < height_left; ++i) {
-      store(sums[i], grad_x + i * p.w.size + n * kStride, room);
+#pragma GCC unroll 2
+    for (int i = 0; i < kStride; ++i) {
+      if (i < height_left) store(sums[i], grad_x + i * p.w.size + n * kStride, room);
     }
   }
 
