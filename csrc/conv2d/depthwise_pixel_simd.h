@@ -264,8 +264,15 @@ class DepthwisePixelWeights {
     const int64_t begin = positions_inside(x_.x, first).begin;
     const int64_t end = std::max(begin, positions_inside(x_.x, first + kColumns - 1).end);
     V sum[kRows][kColumns];
-    for (auto& of_row : sum) std::fill(of_row, of_row + kColumns, V::zero());
+#pragma GCC unroll 3
+    for (auto& of_row : sum) {
+#pragma GCC unroll 3
+      for (V& s : of_row) s = V::zero();
+    }
+    const T* last = line + (kRows - 1) * row_step;  // the line that is new to the caches
     for (int64_t q = begin; q < end; ++q) {
+      prefetch_to_read(g + (q + kAhead) * x_.channels);
+      prefetch_to_read(last + (x_.x.at(q, first) + kAhead) * x_.channels);
 #pragma GCC unroll 3
       for (int j = 0; j < kRows; ++j) {
 #pragma GCC unroll 3
@@ -286,6 +293,8 @@ class DepthwisePixelWeights {
       }
     }
   }
+
+  static constexpr int64_t kAhead = 16;  // pixels
 
   const Images<T>& x_;
   const Images<T>& gradient_;

@@ -278,6 +278,7 @@ void depthwise_weight_taps(const PaddedPlane<T>& padded, const acc_t<T>* image,
     const int64_t row = plane_offset + qy * padded.x.positions;
     const acc_t<T>* from = image + qy * padded.y.stride * padded.row_stride();
     const auto add = [&](int64_t qx, int lanes) {
+      prefetch_to_read(gradient.data + row + qx + padded.y.positions * padded.x.positions);
       const V g = load_masked<T, false>(gradient, row + qx, lanes);
 #pragma GCC unroll 9
       for (int t = 0; t < kTaps; ++t) {

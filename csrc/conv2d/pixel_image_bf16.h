@@ -201,6 +201,7 @@ class PixelPlanes {
       }
       for (int64_t i = 0; i < run; i += 32) {
         const __mmask32 lanes = first_words(run - i);
+        prefetch_to_read(band.data + at + i + 2048);
         const __m512i words = load_words<kMasked>(band, at + i, lanes);
         if (!runs_.exact()) magnitude.see(words);
         _mm512_mask_storeu_epi16(to + i, lanes, words);
@@ -218,6 +219,8 @@ class PixelPlanes {
         Vec<float> low[16], high[16];  // dwords, which nobody computes with
         for (int64_t pair = 0; pair < 16; ++pair) {
           const int64_t even = at + 2 * pair * plane + i, left = band.channels - c - 2 * pair;
+          prefetch_to_read(band.data + even + 32 * plane);  // of the next 32 planes
+          prefetch_to_read(band.data + even + 33 * plane);
           const __m512i a = load_words<kMasked>(band, even, left > 0 ? lanes : 0);
           const __m512i b = load_words<kMasked>(band, even + plane, left > 1 ? lanes : 0);
           if (!runs_.exact()) magnitude.see(a), magnitude.see(b);

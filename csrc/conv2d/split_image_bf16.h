@@ -42,6 +42,8 @@ Magnitude copy_planes(const Images<BFloat16>& images, const PaddedGrid& grid, in
         uint16_t* out = to + grid.offset(phase, 0, row) + begin;
         for (int64_t i = 0; i < length; i += 32) {
           const __mmask32 lanes = first_words(length - i);
+          prefetch_to_read(data + at + i + size);  // of the next plane
+          if constexpr (kMasked) prefetch_to_read(mask + at + i + size);
           const __m512i words = load_words<kMasked>(data, mask, at + i, lanes);
           largest = _mm512_max_epu16(largest, _mm512_and_si512(words, _mm512_set1_epi16(0x7fff)));
           _mm512_mask_storeu_epi16(out + i, lanes, words);

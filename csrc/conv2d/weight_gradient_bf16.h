@@ -39,6 +39,18 @@ class GridGradient {
 
   bool rows_contiguous() const { return !channels_last_; }
 
+  // 32 channels from c on at position p of pixels.
+  __m512i words(int64_t c, int64_t p) const
+    requires std::is_same_v<T, BFloat16>
+  {
+    const int64_t place = place_of(p);
+    if (place < 0) return _mm512_setzero_si512();
+    const int64_t at = pixel(place) + c;
+    prefetch_to_read(g_.data + at + 64 * g_.total_channels);
+    if constexpr (kMasked) prefetch_to_read(g_.mask + at + 64 * g_.total_channels);
+    return load_words<kMasked>(g_, at, first_words(g_.channels - c));
+  }
+
   // 16 positions from p on of a planar channel: dense in memory, spread over the grid.
   Vec<float> load_row(int64_t channel, int64_t p, int) const {
     const Chunk& chunk = chunks_[p / 16];
@@ -54,15 +66,11 @@ class GridGradient {
   template <int kWidth>
   void pack(int64_t c, int64_t p, int64_t depth, float* panel) const {
     for (int64_t q = 0; q < depth; ++q, panel += kWidth) {
-      const Chunk& chunk = chunks_[(p + q) / 16];
-      const unsigned below = chunk.mask & ((1u << (p + q) % 16) - 1);
-      const bool inside = chunk.mask >> (p + q) % 16 & 1;
-      const int64_t at = chunk.start + __builtin_popcount(below);
+      const int64_t place = place_of(p + q);
       for (int v = 0; v < kWidth; v += 16) {
         const int n = static_cast<int>(std::clamp<int64_t>(g_.channels - c - v, 0, 16));
-        const auto x = inside && n > 0
-                           ? load_masked<T, kMasked>(g_, first_ + at * g_.total_channels + c + v, n)
-                           : Vec<float>::zero();
+        const auto x = place >= 0 && n > 0 ? load_masked<T, kMasked>(g_, pixel(place) + c + v, n)
+                                           : Vec<float>::zero();
         x.store(panel + v);
       }
     }
@@ -73,6 +81,14 @@ class GridGradient {
     int64_t start;  // positions before it
     unsigned mask;  // its lanes that are positions
   };
+
+  // How many positions of the image lie before p in these rows, or -1 at a row's end.
+  int64_t place_of(int64_t p) const {
+    const Chunk& chunk = chunks_[p / 16];
+    const unsigned below = chunk.mask & ((1u << p % 16) - 1);
+    return chunk.mask >> p % 16 & 1 ? chunk.start + __builtin_popcount(below) : -1;
+  }
+  int64_t pixel(int64_t place) const { return first_ + place * g_.total_channels; }
 
   static constexpr int64_t kAhead = 256 / sizeof(T);
 

@@ -3,7 +3,7 @@
 // transformed pixels and gradients, dw = Gᵀ dU G.
 //
 // A thread takes a slice of the tiles, block by block, and keeps its own sums; slices are added in
-// order.
+// order. Sums that no cache holds are kept once: the threads share a block's tiles, then its sums.
 #pragma once
 
 #include <atomic>
@@ -68,8 +68,10 @@ class WinogradWeightGradient {
         tiles_(x.y, x.x, batch),
         rows_(ceil_div(x.channels, kRows)),
         panels_(ceil_div(g.channels, kCols)),
-        units_(ceil_div(tiles_.count, kMostTiles)),
-        slice_(ceil_div(units_, num_threads())),
+        shared_(slice_sums() > kSumsCached / 4),
+        unit_(unit_tiles()),
+        units_(ceil_div(tiles_.count, unit_)),
+        slice_(shared_ ? units_ : ceil_div(units_, num_threads())),
         slices_(ceil_div(units_, slice_)),
         sums_(slices_ * slice_sums()) {}
 
@@ -104,6 +106,16 @@ class WinogradWeightGradient {
   static constexpr int kCols = TapTile::kCols, kRows = TapTile::rows(2);
   static constexpr int64_t kTileSums = kRows * kCols;
   static constexpr int64_t kMostTiles = 48;  // of one running sum
+
+  static constexpr int64_t kSumsCached = 2 << 20;  // bytes
+
+  // Tiles that are transformed before any is multiplied: shared evenly by the threads, or four
+  // running sums of them where each time all sums, which no cache holds, are read and written.
+  int64_t unit_tiles() const {
+    const int64_t most = shared_ ? 4 * kMostTiles : kMostTiles;
+    const int64_t share = shared_ ? tiles_.count : ceil_div(tiles_.count, num_threads());
+    return ceil_div(share, ceil_div(share, most));
+  }
 
   int64_t slice_sums() const { return kPoints * rows_ * panels_ * kTileSums; }
 
@@ -160,54 +172,65 @@ class WinogradWeightGradient {
     Worker(const WinogradWeightGradient& job, float* sums)
         : job_(job),
           sums_(sums),
-          pixels_(job.x_, job.channels_last_, kMostTiles),
-          input_(job.x_.channels, pixels_.pitch(), kMostTiles),
-          gradient_pixels_(job.g_, job.channels_last_, kMostTiles),
-          gradient_(job.panels_ * kPoints * kPoint) {}
+          input_(job.x_.channels, TilePixels<4, false, T>(job.x_, job.channels_last_, 1).pitch(),
+                 job.unit_),
+          point_((job.unit_ + 1) * kCols),
+          gradient_(job.panels_ * kPoints * point_) {}
 
     void run(int64_t first, int64_t last) {
       for (int64_t unit = first; unit < last; ++unit) {
-        const int64_t begin = unit * kMostTiles;
-        const int64_t end = std::min(job_.tiles_.count, begin + kMostTiles);
-        job_.tiles_.for_segments(begin, end, [&](const TileGrid::Segment& segment, int64_t t) {
-          input_.fill(pixels_.fill(segment), segment.count, t - begin);
-          const auto rows = gradient_pixels_.fill(segment);
-          for (int64_t panel = 0; panel < job_.panels_; ++panel) {
-            transform_gradients(segment.count, rows[0] + panel * kCols, rows[1] + panel * kCols,
-                                gradient_pixels_.pitch(), gradient(panel, 0) + (t - begin) * kCols,
-                                kPoint);
+        const int64_t begin = unit * job_.unit_;
+        const int64_t tiles = std::min(job_.tiles_.count - begin, job_.unit_);
+        parallel_for(0, tiles, kTilesToShare,
+                     [&](int64_t from, int64_t to) { transform(begin, begin + from, begin + to); });
+        parallel_for(0, kPoints * job_.rows_, 1, [&](int64_t from, int64_t to) {
+          for (int64_t i = from; i < to; ++i) {
+            multiply(tiles, i / job_.rows_, i % job_.rows_, unit > first);
           }
         });
-        multiply(end - begin, unit > first);
       }
     }
 
    private:
-    // Between the points of a panel, not a multiple of 4 KiB: see WinogradCorrelation.
-    static constexpr int64_t kPoint = (kMostTiles + 1) * kCols;
+    static constexpr int64_t kTilesToShare = 16;
 
     float* gradient(int64_t panel, int64_t point) const {
-      return gradient_.get() + (panel * kPoints + point) * kPoint;
+      return gradient_.get() + (panel * kPoints + point) * point_;
     }
 
-    void multiply(int64_t tiles, bool add) const {
+    // Tiles from `begin` to `end` of the unit that starts at `unit`.
+    void transform(int64_t unit, int64_t begin, int64_t end) {
+      TilePixels<4, false, T> pixels(job_.x_, job_.channels_last_, end - begin);
+      TilePixels<2, kMasked, T> gradient_pixels(job_.g_, job_.channels_last_, end - begin);
+      job_.tiles_.for_segments(begin, end, [&](const TileGrid::Segment& segment, int64_t t) {
+        input_.fill(pixels.fill(segment), segment.count, t - unit);
+        const auto rows = gradient_pixels.fill(segment);
+        for (int64_t panel = 0; panel < job_.panels_; ++panel) {
+          transform_gradients(segment.count, rows[0] + panel * kCols, rows[1] + panel * kCols,
+                              gradient_pixels.pitch(), gradient(panel, 0) + (t - unit) * kCols,
+                              point_);
+        }
+      });
+    }
+
+    void multiply(int64_t tiles, int64_t point, int64_t row, bool add) const {
       const int64_t pitch = input_.pitch();
-      for (int64_t k = 0; k < kPoints; ++k) {
-        for (int64_t row = 0; row < job_.rows_; ++row) {
-          const float* from = input_.point(k) + row * kRows;
-          for (int64_t panel = 0; panel < job_.panels_; ++panel) {
-            sum_tiles(tiles, from, pitch, gradient(panel, k), sums_ + job_.place(k, row, panel),
-                      add);
-          }
+      const int64_t length = ceil_div(tiles, ceil_div(tiles, kMostTiles));
+      const float* from = input_.point(point) + row * kRows;
+      for (int64_t panel = 0; panel < job_.panels_; ++panel) {
+        for (int64_t t = 0; t < tiles; t += length) {
+          sum_tiles(std::min(length, tiles - t), from + t * pitch, pitch,
+                    gradient(panel, point) + t * kCols, sums_ + job_.place(point, row, panel),
+                    add || t > 0);
         }
       }
     }
 
     const WinogradWeightGradient& job_;
     float* const sums_;
-    TilePixels<4, false, T> pixels_;
     InputTiles input_;
-    TilePixels<2, kMasked, T> gradient_pixels_;
+    // Between the points of a panel, not a multiple of 4 KiB: see WinogradCorrelation.
+    const int64_t point_;
     Scratch<float> gradient_;
   };
 
@@ -215,6 +238,8 @@ class WinogradWeightGradient {
   const bool channels_last_;
   const TileGrid tiles_;
   const int64_t rows_, panels_;  // of tiles of sums: kRows channels, kCols results
+  const bool shared_;            // whether all threads keep the same sums
+  const int64_t unit_;           // tiles
   const int64_t units_, slice_, slices_;
   const Scratch<float> sums_;
 };

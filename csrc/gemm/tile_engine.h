@@ -190,6 +190,12 @@ class TileEngine {
       if (source.p_stride == 1) return pack_word_rows<kIsA>(source, i0, p0, depth, panel);
       if (source.i_stride == 1) return pack_word_columns<kIsA>(source, i0, p0, depth, panel);
     }
+    if constexpr (kParts == 1 && requires { source.words(i0, p0); }) {
+      if (!source.rows_contiguous()) {
+        const auto load = [&](int64_t p) { return source.words(i0, p0 + p); };
+        return pack_word_columns<kIsA>(load, depth, panel);
+      }
+    }
     Magnitude magnitude;
     if constexpr (RowReadable<Source>) {
       if (source.rows_contiguous()) {
@@ -228,12 +234,17 @@ class TileEngine {
   template <bool kIsA, bool kMasked>
   static bool pack_word_columns(const StridedOperand<BFloat16, kMasked>& x, int64_t i0, int64_t p0,
                                 int64_t depth, uint16_t* panel) {
-    const __m512i low = interleaving(0), high = interleaving(16);
     const __mmask32 lanes = first_words(x.extent - i0);
-    const auto row = [&](int64_t p) {
-      if (p >= depth) return _mm512_setzero_si512();
+    const auto load = [&](int64_t p) {
       return load_words<kMasked>(x.data, x.mask, i0 + (p0 + p) * x.p_stride, lanes);
     };
+    return pack_word_columns<kIsA>(load, depth, panel);
+  }
+  // Of load(p), 32 of them at depth p.
+  template <bool kIsA, class Load>
+  static bool pack_word_columns(const Load& load, int64_t depth, uint16_t* panel) {
+    const __m512i low = interleaving(0), high = interleaving(16);
+    const auto row = [&](int64_t p) { return p < depth ? load(p) : _mm512_setzero_si512(); };
     for (int64_t p = 0; p < depth; p += kDepthStep, panel += kStepElements) {
       __m512i first[kTileRows], second[kTileRows];
       for (int pair = 0; pair < kTilePairs; ++pair) {
