@@ -48,6 +48,14 @@ def conv_cases(shift, **fixed):
             padding=(1, 4),
             dilation=(2, 1),
         ),
+        case(
+            "depthwise, small planes",
+            (2, 37, 7, 6),
+            (37, 1, 5, 4),
+            groups=37,
+            stride=(2, 1),
+            padding=(2, 1),
+        ),
         case("depthwise, halved", (2, 11, 9, 45), (11, 1, 3, 3), groups=11, stride=2, padding=1),
         case(
             "depthwise, inputs that no tap meets",

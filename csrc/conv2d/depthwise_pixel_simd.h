@@ -22,17 +22,18 @@ class DepthwisePixels {
   // Row qy of the positions of image n.
   void run(int64_t n, int64_t qy) const {
     const Axis& x = c_.images.x;
+    const Inside ky = taps_inside(c_.images.y, qy);
     if (x.taps == 3 && x.dilation == 1 && x.stride <= 2 && x.positions >= kPositions) {
-      return x.stride == 1 ? run_columns<1>(n, qy) : run_columns<2>(n, qy);
+      return x.stride == 1 ? run_columns<1>(n, qy, ky) : run_columns<2>(n, qy, ky);
     }
     const int64_t whole = positions_inside(x, 0).begin;
     const int64_t edge = std::max(whole, positions_inside(x, x.taps - 1).end);
     int64_t q = 0;
-    for (; q < whole; ++q) run_taps<1>(place(n, qy, q), taps_inside(x, q));
+    for (; q < whole; ++q) run_taps<1>(place(n, qy, q), ky, taps_inside(x, q));
     for (; q + kPositions <= edge; q += kPositions) {
-      run_taps<kPositions>(place(n, qy, q), {0, x.taps});
+      run_taps<kPositions>(place(n, qy, q), ky, {0, x.taps});
     }
-    for (; q < x.positions; ++q) run_taps<1>(place(n, qy, q), taps_inside(x, q));
+    for (; q < x.positions; ++q) run_taps<1>(place(n, qy, q), ky, taps_inside(x, q));
   }
 
  private:
@@ -71,11 +72,10 @@ class DepthwisePixels {
     if (rest > 0) f(channel, kOne, rest);
   }
 
-  // Columns kx of the kernel that lie in the image for all of kCount positions.
+  // Rows ky and columns kx of the kernel that lie in the image for all of kCount positions.
   template <int kCount>
-  void run_taps(const Place& at, const Inside& kx) const {
-    const Axis &y = c_.images.y, &x = c_.images.x;
-    const Inside ky = taps_inside(y, at.qy);
+  void run_taps(const Place& at, const Inside& ky, const Inside& kx) const {
+    const Axis& x = c_.images.x;
     for_channels([&]<int kWide>(int64_t channel, std::integral_constant<int, kWide>, auto lanes) {
       V sums[kCount][kWide];
       clear(sums);
@@ -101,19 +101,18 @@ class DepthwisePixels {
   // Three columns of the kernel: a pixel is read once for all positions that meet it, and one
   // beyond the image not at all.
   template <int kStride>
-  void run_columns(int64_t n, int64_t qy) const {
+  void run_columns(int64_t n, int64_t qy, const Inside& ky) const {
     const int64_t positions = c_.images.x.positions;
     for (int64_t q = 0; q < positions; q += kPositions) {
       // The last ones reach back over those before.
-      sum_columns<kStride>(place(n, qy, std::min(q, positions - kPositions)));
+      sum_columns<kStride>(place(n, qy, std::min(q, positions - kPositions)), ky);
     }
   }
 
   template <int kStride>
-  void sum_columns(const Place& at) const {
+  void sum_columns(const Place& at, const Inside& ky) const {
     constexpr int kColumns = (kPositions - 1) * kStride + 3;
     const Axis& x = c_.images.x;
-    const Inside ky = taps_inside(c_.images.y, at.qy);
     const int64_t first = std::max<int64_t>(0, -x.at(at.q, 0)), end = x.size - x.at(at.q, 0);
     for_channels([&]<int kWide>(int64_t channel, std::integral_constant<int, kWide>, auto lanes) {
       V sums[kPositions][kWide];
@@ -202,8 +201,8 @@ void depthwise_pixel(const Correlation<T>& c) {
   });
 }
 
-// The weight gradient of vectors [begin, end) of channels, a row of positions at a time. Images and
-// rows are taken in their order, so that sums do not depend on how the channels were shared out.
+// Sums of the weight gradient of vectors [begin, end) of channels, a row of positions at a time, in
+// the order of images and rows, so that they do not depend on how the channels were shared out.
 template <class T>
 class DepthwisePixelWeights {
   using Acc = acc_t<T>;
@@ -211,25 +210,30 @@ class DepthwisePixelWeights {
 
  public:
   DepthwisePixelWeights(const Images<T>& images, const Images<T>& grad)
-      : x_(images), gradient_(grad), taps_(x_.y.taps * x_.x.taps) {}
+      : x_(images), gradient_(grad), taps_(x_.y.taps * x_.x.taps), columns_(x_.x.taps) {
+    for (int64_t i = 0; i < x_.x.taps; ++i) columns_[i] = positions_inside(x_.x, i);
+  }
 
-  void run(int64_t batch, int64_t begin, int64_t end, T* grad_weight) const {
+  // Sums are (vectors, taps, channels), from vector `begin` on.
+  int64_t size(int64_t vectors) const { return vectors * taps_ * V::kWidth; }
+  void add(int64_t batch, int64_t begin, int64_t end, Acc* sums) const {
     constexpr int kV = V::kWidth;
-    Scratch<Acc> sums((end - begin) * taps_ * kV);  // (vectors, taps, channels)
-    std::fill(sums.get(), sums.get() + (end - begin) * taps_ * kV, Acc{0});
     for (int64_t row = 0; row < batch * x_.y.positions; ++row) {
       for (int64_t block = begin; block < end; ++block) {
         const int64_t c = block * kV;
-        Acc* to = sums.get() + (block - begin) * taps_ * kV;
+        Acc* to = sums + size(block - begin);
         c + kV <= x_.channels ? add_row<true>(row, c, kV, to)
                               : add_row<false>(row, c, static_cast<int>(x_.channels - c), to);
       }
     }
-    for (int64_t c = begin * kV; c < std::min(end * kV, x_.channels); ++c) {
-      const Acc* of_channel = sums.get() + (c / kV - begin) * taps_ * kV + c % kV;
-      for (int64_t t = 0; t < taps_; ++t) {
-        grad_weight[c * taps_ + t] = static_cast<T>(of_channel[t * kV]);
-      }
+  }
+
+  // Of `channels`, whose weights begin at `to`.
+  template <class To>
+  void write(const Acc* sums, int64_t channels, To* to) const {
+    for (int64_t c = 0; c < channels; ++c, to += taps_) {
+      const Acc* of_channel = sums + size(c / V::kWidth) + c % V::kWidth;
+      for (int64_t t = 0; t < taps_; ++t) to[t] = static_cast<To>(of_channel[t * V::kWidth]);
     }
   }
 
@@ -261,8 +265,8 @@ class DepthwisePixelWeights {
       const T* at = line + row * row_step + x_.x.at(q, tap) * x_.channels;
       return V::fma(V::load(g + q * x_.channels, lanes), V::load(at, lanes), sum);
     };
-    const int64_t begin = positions_inside(x_.x, first).begin;
-    const int64_t end = std::max(begin, positions_inside(x_.x, first + kColumns - 1).end);
+    const int64_t begin = columns_[first].begin;
+    const int64_t end = std::max(begin, columns_[first + kColumns - 1].end);
     V sum[kRows][kColumns];
 #pragma GCC unroll 3
     for (auto& of_row : sum) {
@@ -281,7 +285,7 @@ class DepthwisePixelWeights {
     }
     for (int j = 0; j < kRows; ++j) {
       for (int i = 0; i < kColumns; ++i) {
-        const Inside own = positions_inside(x_.x, first + i);
+        const Inside own = columns_[first + i];
         for (int64_t q = own.begin; q < std::min(begin, own.end); ++q) {
           sum[j][i] = product(q, j, first + i, sum[j][i]);
         }
@@ -299,13 +303,21 @@ class DepthwisePixelWeights {
   const Images<T>& x_;
   const Images<T>& gradient_;
   int64_t taps_;
+  Scratch<Inside> columns_;  // positions whose tap is in the image, by columns of the kernel
 };
 
 template <class T>
 void depthwise_weight_pixel(const Images<T>& x, const Images<T>& gradient, int64_t batch,
                             T* grad_weight) {
-  parallel_for(0, ceil_div(x.channels, Vec<acc_t<T>>::kWidth), 1, [&](int64_t begin, int64_t end) {
-    DepthwisePixelWeights<T>(x, gradient).run(batch, begin, end, grad_weight);
+  constexpr int64_t kV = Vec<acc_t<T>>::kWidth;
+  const DepthwisePixelWeights<T> weights(x, gradient);
+  const int64_t taps = weights.size(1) / kV;
+  parallel_for(0, ceil_div(x.channels, kV), 1, [&](int64_t begin, int64_t end) {
+    const Scratch<acc_t<T>> sums(weights.size(end - begin));
+    std::fill_n(sums.get(), weights.size(end - begin), acc_t<T>{0});
+    weights.add(batch, begin, end, sums.get());
+    weights.write(sums.get(), std::min(end * kV, x.channels) - begin * kV,
+                  grad_weight + begin * kV * taps);
   });
 }
 

@@ -4,19 +4,27 @@
 
 #include "conv2d/depthwise_pixel_simd.h"
 #include "conv2d/depthwise_planar_simd.h"
+#include "conv2d/depthwise_small_planar_simd.h"
 
 namespace pyops::PYOPS_ISA_NAMESPACE {
 
 template <class T>
 void depthwise(const Correlation<T>& c) {
-  c.channels_last ? depthwise_pixel(c) : depthwise_planar(c);
+  if (c.channels_last) return depthwise_pixel(c);
+  if constexpr (std::is_same_v<acc_t<T>, float>) {
+    if (DepthwiseSmallPlanes<T>::pays(c)) return DepthwiseSmallPlanes<T>(c).run();
+  }
+  depthwise_planar(c);
 }
 
 template <class T>
 void depthwise_weight(bool channels_last, const Images<T>& x, const Images<T>& gradient,
                       int64_t batch, T* grad_weight) {
-  channels_last ? depthwise_weight_pixel(x, gradient, batch, grad_weight)
-                : depthwise_weight_planar(x, gradient, batch, grad_weight);
+  if (channels_last) return depthwise_weight_pixel(x, gradient, batch, grad_weight);
+  if constexpr (std::is_same_v<acc_t<T>, float>) {
+    if (is_small_plane(x)) return depthwise_weight_small_planar(x, gradient, batch, grad_weight);
+  }
+  depthwise_weight_planar(x, gradient, batch, grad_weight);
 }
 
 }  // namespace pyops::PYOPS_ISA_NAMESPACE
