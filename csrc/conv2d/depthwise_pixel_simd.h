@@ -22,18 +22,17 @@ class DepthwisePixels {
   // Row qy of the positions of image n.
   void run(int64_t n, int64_t qy) const {
     const Axis& x = c_.images.x;
-    const Inside ky = taps_inside(c_.images.y, qy);
     if (x.taps == 3 && x.dilation == 1 && x.stride <= 2 && x.positions >= kPositions) {
-      return x.stride == 1 ? run_columns<1>(n, qy, ky) : run_columns<2>(n, qy, ky);
+      return x.stride == 1 ? run_columns<1>(n, qy) : run_columns<2>(n, qy);
     }
     const int64_t whole = positions_inside(x, 0).begin;
     const int64_t edge = std::max(whole, positions_inside(x, x.taps - 1).end);
     int64_t q = 0;
-    for (; q < whole; ++q) run_taps<1>(place(n, qy, q), ky, taps_inside(x, q));
+    for (; q < whole; ++q) run_taps<1>(place(n, qy, q), taps_inside(x, q));
     for (; q + kPositions <= edge; q += kPositions) {
-      run_taps<kPositions>(place(n, qy, q), ky, {0, x.taps});
+      run_taps<kPositions>(place(n, qy, q), {0, x.taps});
     }
-    for (; q < x.positions; ++q) run_taps<1>(place(n, qy, q), ky, taps_inside(x, q));
+    for (; q < x.positions; ++q) run_taps<1>(place(n, qy, q), taps_inside(x, q));
   }
 
  private:
@@ -72,10 +71,11 @@ class DepthwisePixels {
     if (rest > 0) f(channel, kOne, rest);
   }
 
-  // Rows ky and columns kx of the kernel that lie in the image for all of kCount positions.
+  // Columns kx of the kernel that lie in the image for all of kCount positions.
   template <int kCount>
-  void run_taps(const Place& at, const Inside& ky, const Inside& kx) const {
-    const Axis& x = c_.images.x;
+  void run_taps(const Place& at, const Inside& kx) const {
+    const Axis &y = c_.images.y, &x = c_.images.x;
+    const Inside ky = taps_inside(y, at.qy);
     for_channels([&]<int kWide>(int64_t channel, std::integral_constant<int, kWide>, auto lanes) {
       V sums[kCount][kWide];
       clear(sums);
@@ -101,18 +101,19 @@ class DepthwisePixels {
   // Three columns of the kernel: a pixel is read once for all positions that meet it, and one
   // beyond the image not at all.
   template <int kStride>
-  void run_columns(int64_t n, int64_t qy, const Inside& ky) const {
+  void run_columns(int64_t n, int64_t qy) const {
     const int64_t positions = c_.images.x.positions;
     for (int64_t q = 0; q < positions; q += kPositions) {
       // The last ones reach back over those before.
-      sum_columns<kStride>(place(n, qy, std::min(q, positions - kPositions)), ky);
+      sum_columns<kStride>(place(n, qy, std::min(q, positions - kPositions)));
     }
   }
 
   template <int kStride>
-  void sum_columns(const Place& at, const Inside& ky) const {
+  void sum_columns(const Place& at) const {
     constexpr int kColumns = (kPositions - 1) * kStride + 3;
     const Axis& x = c_.images.x;
+    const Inside ky = taps_inside(c_.images.y, at.qy);
     const int64_t first = std::max<int64_t>(0, -x.at(at.q, 0)), end = x.size - x.at(at.q, 0);
     for_channels([&]<int kWide>(int64_t channel, std::integral_constant<int, kWide>, auto lanes) {
       V sums[kPositions][kWide];
@@ -273,10 +274,13 @@ class DepthwisePixelWeights {
 #pragma GCC unroll 3
       for (V& s : of_row) s = V::zero();
     }
-    const T* last = line + (kRows - 1) * row_step;  // the line that is new to the caches
+    const T* last = line + (kRows - 1) * row_step;  // which is new to the caches
+    const bool begins_line = reinterpret_cast<uintptr_t>(g) % 64 < V::kWidth * sizeof(T);
     for (int64_t q = begin; q < end; ++q) {
-      prefetch_to_read(g + (q + kAhead) * x_.channels);
-      prefetch_to_read(last + (x_.x.at(q, first) + kAhead) * x_.channels);
+      if (begins_line) {
+        prefetch_to_read(g + (q + kAhead) * x_.channels);
+        prefetch_to_read(last + (x_.x.at(q, first) + kAhead) * x_.channels);
+      }
 #pragma GCC unroll 3
       for (int j = 0; j < kRows; ++j) {
 #pragma GCC unroll 3
