@@ -24,6 +24,7 @@ FORMATS = [torch.contiguous_format, LAST]
         ((2, 171, 14, 13), (40, 171, 3, 3), {}),  # channels in several stretches
         ((3, 32, 10, 12), (64, 16, 3, 3), {"padding": (2, 1), "groups": 2}),
         ((1, 50, 33, 5), (130, 50, 3, 3), {"padding": 2}),
+        ((7, 190, 11, 9), (200, 190, 3, 3), {"padding": 1}),  # sums of weights that threads share
     ],
 )
 def test_exact(place, memory_format, dtype, relu, x, w, options):
@@ -54,6 +55,22 @@ def test_where_a_pooled_image_is_cut_changes_nothing(place, memory_format, x, po
         finally:
             torch.set_num_threads(1)
     assert torch.equal(torch.stack(cut), whole)
+
+
+@pytest.mark.parametrize("place", isas("avx2"))
+@pytest.mark.parametrize("memory_format", FORMATS)
+def test_shared_sums_of_weights_do_not_depend_on_the_threads(place, memory_format):
+    x = torch.randn(7, 190, 11, 9).contiguous(memory_format=memory_format)
+    w = torch.randn(200, 190, 3, 3, requires_grad=True)
+    gradients = []
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        try:
+            with pyops.isa_cap(place):
+                gradients += torch.autograd.grad(conv2d(x, w, padding=1).square().sum(), w)
+        finally:
+            torch.set_num_threads(1)
+    assert torch.equal(*gradients)
 
 
 @pytest.fixture(params=FORMATS, ids=str)
