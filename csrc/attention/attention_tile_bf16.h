@@ -66,10 +66,8 @@ template <bool kRight>
 void pack_rows(const Bf16Rows& from, int64_t steps, uint16_t* to) {
   for (int64_t i = 0; i < 2 * ceil_div(from.rows, 2 * kTileRows); ++i) {
     for (int64_t step = 0; step < steps; ++step, to += kTileElements) {
-      for (int r = 0; r < kTileRows; ++r) {
-        _mm512_store_si512(to + r * kTileDepth, from.load(i * kTileRows + r, step * kTileDepth));
-      }
-      if (kRight) transpose_tile(to);
+      const auto row = [&](int r) { return from.load(i * kTileRows + r, step * kTileDepth); };
+      pack_tile_rows<!kRight>(row, to);
     }
   }
 }
@@ -78,21 +76,12 @@ void pack_rows(const Bf16Rows& from, int64_t steps, uint16_t* to) {
 // with room for `max_steps`.
 template <bool kRight>
 void pack_columns(const Bf16Rows& from, int64_t tiles, int64_t max_steps, uint16_t* to) {
-  const __m512i low = interleaving(0), high = interleaving(16);
   for (int64_t i = 0; i < tiles; i += 2) {
     for (int64_t step = 0; step < ceil_div(from.rows, kTileDepth); ++step) {
-      uint16_t* left = to + (i * max_steps + step) * kTileElements;
-      uint16_t* right = i + 1 < tiles ? left + max_steps * kTileElements : nullptr;
-      for (int64_t pair = 0; pair < kTilePairs; ++pair) {
-        const int64_t row = step * kTileDepth + 2 * pair;
-        const __m512i even = from.load(row, i * kTileRows), odd = from.load(row + 1, i * kTileRows);
-        _mm512_store_si512(left + pair * 32, _mm512_permutex2var_epi16(even, low, odd));
-        if (right == nullptr) continue;
-        _mm512_store_si512(right + pair * 32, _mm512_permutex2var_epi16(even, high, odd));
-      }
-      if (kRight) continue;
-      transpose_tile(left);
-      if (right != nullptr) transpose_tile(right);
+      uint16_t* first = to + (i * max_steps + step) * kTileElements;
+      uint16_t* second = i + 1 < tiles ? first + max_steps * kTileElements : nullptr;
+      const auto row = [&](int r) { return from.load(step * kTileDepth + r, i * kTileRows); };
+      pack_tile_columns<!kRight>(row, first, second);
     }
   }
 }

@@ -201,7 +201,7 @@ class PixelPlanes {
       }
       for (int64_t i = 0; i < run; i += 32) {
         const __mmask32 lanes = first_words(run - i);
-        prefetch_to_read(band.data + at + i + 2048);
+        prefetch_to_read(band.data + at + i + 2048);  // 4 KiB further on
         const __m512i words = load_words<kMasked>(band, at + i, lanes);
         if (!runs_.exact()) magnitude.see(words);
         _mm512_mask_storeu_epi16(to + i, lanes, words);

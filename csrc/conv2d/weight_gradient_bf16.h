@@ -46,8 +46,10 @@ class GridGradient {
     const int64_t place = place_of(p);
     if (place < 0) return _mm512_setzero_si512();
     const int64_t at = pixel(place) + c;
-    prefetch_to_read(g_.data + at + 64 * g_.total_channels);
-    if constexpr (kMasked) prefetch_to_read(g_.mask + at + 64 * g_.total_channels);
+    // By itself the machine has as many lines underway as pixels it looks ahead, ten or so.
+    const int64_t ahead = at + 64 * g_.total_channels;
+    prefetch_to_read(g_.data + ahead);
+    if constexpr (kMasked) prefetch_to_read(g_.mask + ahead);
     return load_words<kMasked>(g_, at, first_words(g_.channels - c));
   }
 

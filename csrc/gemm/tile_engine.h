@@ -67,6 +67,27 @@ void store_tile(__m512i (&rows)[kTileRows], uint16_t* tile) {
   }
 }
 
+// A tile of load(r), 32 numbers of its row r: of A as they are, of B in pairs.
+template <bool kIsA, class Load>
+void pack_tile_rows(const Load& load, uint16_t* tile) {
+  __m512i rows[kTileRows];
+  for (int r = 0; r < kTileRows; ++r) rows[r] = load(r);
+  store_tile<!kIsA>(rows, tile);
+}
+// Two tiles of load(p), the numbers of 32 columns at depth p; of the second only if it is not null.
+template <bool kIsA, class Load>
+void pack_tile_columns(const Load& load, uint16_t* first, uint16_t* second) {
+  const __m512i low = interleaving(0), high = interleaving(16);
+  __m512i left[kTilePairs], right[kTilePairs];
+  for (int pair = 0; pair < kTilePairs; ++pair) {
+    const __m512i even = load(2 * pair), odd = load(2 * pair + 1);
+    left[pair] = _mm512_permutex2var_epi16(even, low, odd);
+    right[pair] = _mm512_permutex2var_epi16(even, high, odd);
+  }
+  store_tile<kIsA>(left, first);
+  if (second != nullptr) store_tile<kIsA>(right, second);
+}
+
 // In place.
 inline void transpose_tile(uint16_t* tile) {
   __m512i rows[kTileRows];
@@ -219,14 +240,12 @@ class TileEngine {
       for (int half = 0; half < 2; ++half) {
         const int64_t i = i0 + half * kTileRows, some = x.extent - i;
         const __mmask32 lanes = first_words(depth - p);
-        __m512i rows[kTileRows];
-        for (int r = 0; r < kTileRows; ++r) {
+        const auto row = [&](int r) {
           const int64_t at = (i + r) * x.i_stride + p0 + p;
           if (r + 32 < some) prefetch_to_read(x.data + at + 32 * x.i_stride);
-          rows[r] =
-              r < some ? load_words<kMasked>(x.data, x.mask, at, lanes) : _mm512_setzero_si512();
-        }
-        store_tile<!kIsA>(rows, panel + half * kTileElements);
+          return r < some ? load_words<kMasked>(x.data, x.mask, at, lanes) : _mm512_setzero_si512();
+        };
+        pack_tile_rows<kIsA>(row, panel + half * kTileElements);
       }
     }
     return true;
@@ -243,17 +262,9 @@ class TileEngine {
   // Of load(p), 32 of them at depth p.
   template <bool kIsA, class Load>
   static bool pack_word_columns(const Load& load, int64_t depth, uint16_t* panel) {
-    const __m512i low = interleaving(0), high = interleaving(16);
-    const auto row = [&](int64_t p) { return p < depth ? load(p) : _mm512_setzero_si512(); };
     for (int64_t p = 0; p < depth; p += kDepthStep, panel += kStepElements) {
-      __m512i first[kTileRows], second[kTileRows];
-      for (int pair = 0; pair < kTilePairs; ++pair) {
-        const __m512i even = row(p + 2 * pair), odd = row(p + 2 * pair + 1);
-        first[pair] = _mm512_permutex2var_epi16(even, low, odd);
-        second[pair] = _mm512_permutex2var_epi16(even, high, odd);
-      }
-      store_tile<kIsA>(first, panel);
-      store_tile<kIsA>(second, panel + kTileElements);
+      const auto row = [&](int q) { return p + q < depth ? load(p + q) : _mm512_setzero_si512(); };
+      pack_tile_columns<kIsA>(row, panel, panel + kTileElements);
     }
     return true;
   }
