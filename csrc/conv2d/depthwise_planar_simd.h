@@ -21,7 +21,7 @@ struct PaddedPlane {
       : y(images.y),
         x(images.x),
         height((y.positions - 1) * y.stride + reach(y) + 1),
-        width(x.positions + reach(x) / x.stride + kV) {}
+        width(ceil_div(x.positions + reach(x) / x.stride + kV, kV) * kV) {}
 
   // From the first tap to the last. A phase of an input gradient may have none.
   static int64_t reach(const Axis& axis) {
@@ -115,7 +115,10 @@ class DepthwisePlane {
                       sink_.y + channel * sink_.channel_stride + sink_.map.offset(first_position)};
     const bool square = y.taps == 3 && padded_.x.taps == 3 && y.dilation == 1;
     if (square && y.stride <= 2 && y.positions >= kRows) {
-      y.stride == 1 ? run_square<1>(plane) : run_square<2>(plane);
+      if (y.stride == 2) return run_square<2, false>(plane);
+      constexpr bool kMayShift = std::is_same_v<V, Vec<float>> && V::kWidth == 16;
+      const bool shift = kMayShift && padded_.x.stride == 1 && padded_.x.dilation == 1;
+      shift ? run_square<1, kMayShift>(plane) : run_square<1, false>(plane);
     } else {
       run_rows(plane);
     }
@@ -149,8 +152,9 @@ class DepthwisePlane {
   int64_t last_vector() const { return std::max<int64_t>(0, padded_.x.positions - V::kWidth); }
 
   // 3×3 taps, their weights in registers. A vector of the image is read once for all taps of
-  // kRows rows of positions that meet it.
-  template <int kStride>
+  // kRows rows of positions that meet it. kShift: what a row's second and third tap meet comes out
+  // of registers, since of loads as long as a line all but the aligned ones cost two.
+  template <int kStride, bool kShift>
   void run_square(const Plane& plane) const {
     const int64_t positions = padded_.x.positions, last = last_vector();
     V taps[9];
@@ -158,15 +162,16 @@ class DepthwisePlane {
     for (int64_t block = 0; block < padded_.y.positions; block += kRows) {
       const int64_t qy = std::min(block, padded_.y.positions - kRows);
       for (int64_t q = 0; q < positions; q += V::kWidth) {
-        const int64_t at = std::min(q, last);
+        const int64_t at = kShift ? q : std::min(q, last);
+        const int n = static_cast<int>(std::min<int64_t>(V::kWidth, positions - at));
         V sums[kRows];
-        sum_square<kStride>(row(plane, qy) + at, taps, sums);
-        sink_.map.col_stride == 1 ? put_lines(sums, plane, qy, at) : put(sums, plane, qy, at);
+        sum_square<kStride, kShift>(row(plane, qy) + at, taps, sums);
+        sink_.map.col_stride == 1 ? put_lines(sums, plane, qy, at, n) : put(sums, plane, qy, at, n);
       }
     }
   }
 
-  template <int kStride>
+  template <int kStride, bool kShift>
   [[gnu::always_inline]] void sum_square(const Acc* from, const V (&taps)[9],
                                          V (&sums)[kRows]) const {
     constexpr int kImageRows = (kRows - 1) * kStride + 3;
@@ -174,13 +179,22 @@ class DepthwisePlane {
     for (V& s : sums) s = V::zero();
 #pragma GCC unroll 9
     for (int i = 0; i < kImageRows; ++i, from += padded_.row_stride()) {
+      V x[3];
+      if constexpr (kShift) {
+        const V next = V::load(from + V::kWidth);
+        x[0] = V::load(from);
+        x[1] = shifted<1>(x[0], next);
+        x[2] = shifted<2>(x[0], next);
+      } else {
+#pragma GCC unroll 3
+        for (int kx = 0; kx < 3; ++kx) x[kx] = V::load(from + offsets_[kx]);
+      }
 #pragma GCC unroll 3
       for (int kx = 0; kx < 3; ++kx) {
-        const V x = V::load(from + offsets_[kx]);
 #pragma GCC unroll 4
         for (int r = 0; r < kRows; ++r) {
           const int ky = i - r * kStride;
-          if (ky >= 0 && ky < 3) sums[r] = V::fma(taps[ky * 3 + kx], x, sums[r]);
+          if (ky >= 0 && ky < 3) sums[r] = V::fma(taps[ky * 3 + kx], x[kx], sums[r]);
         }
       }
     }
@@ -189,21 +203,21 @@ class DepthwisePlane {
   // A row narrower than a vector is stored as a whole one where the next row comes to lie over
   // what is too much.
   [[gnu::always_inline]] void put_lines(const V (&sums)[kRows], const Plane& plane, int64_t qy,
-                                        int64_t q) const {
+                                        int64_t q, int n) const {
     const int64_t positions = padded_.x.positions, step = row_step();
     const V floor = V::set1(Lines<T>::relu_floor(sink_.epilogue.relu));
     T* to = position(plane, qy, q);
-    int64_t room = step == positions ? (padded_.y.positions - qy) * positions : positions;
-    if (positions >= V::kWidth) room = kRows * step;
+    const bool narrow = step == positions && positions < V::kWidth;
+    int64_t room = narrow ? (padded_.y.positions - qy) * positions : n;
 #pragma GCC unroll 4
-    for (int r = 0; r < kRows; ++r, to += step, room -= positions) {
+    for (int r = 0; r < kRows; ++r, to += step) {
       prefetch_to_write(to + kAhead);
       const V x = V::max(floor, sums[r] + plane.bias);
-      room >= V::kWidth ? x.store(to) : x.store(to, static_cast<int>(positions));
+      room >= V::kWidth ? x.store(to) : x.store(to, n);
+      if (narrow) room -= positions;
     }
   }
-  void put(const V (&sums)[kRows], const Plane& plane, int64_t qy, int64_t q) const {
-    const int n = static_cast<int>(std::min<int64_t>(V::kWidth, padded_.x.positions));
+  void put(const V (&sums)[kRows], const Plane& plane, int64_t qy, int64_t q, int n) const {
     for (int r = 0; r < kRows; ++r) sink_.put(sums[r] + plane.bias, position(plane, qy + r, q), n);
   }
 

@@ -142,6 +142,14 @@ Vec<A> pick(Vec<A> a, Vec<A> b) {
 #endif
 }
 
+// The lanes of a followed by b, from lane k on.
+template <int k, class A>
+Vec<A> shifted(Vec<A> a, Vec<A> b) {
+  return [&]<int... i>(std::integer_sequence<int, i...>) {
+    return pick<(k + i)...>(a, b);
+  }(std::make_integer_sequence<int, Vec<A>::kWidth>{});
+}
+
 // The upper half of the lanes, also as the lower half.
 template <class A>
 Vec<A> upper_half(Vec<A> x) {
