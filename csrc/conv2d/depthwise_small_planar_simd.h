@@ -71,6 +71,7 @@ class DepthwiseSmallPlanes {
 
   explicit DepthwiseSmallPlanes(const Correlation<T>& correlation)
       : c_(correlation),
+        weights_(c_.weights->matrix().data),  // which may only now be put in order
         y_(c_.images.y),
         plane_(y_.size * c_.images.x.size),
         first_row_(std::clamp<int64_t>(y_.at(0, 0), 0, y_.size)),
@@ -117,7 +118,7 @@ class DepthwiseSmallPlanes {
   }
 
   void take_weights(int64_t first, int64_t channels, float* weight, float* bias) const {
-    const T* from = c_.weights->matrix().data + first * taps_;
+    const T* from = weights_ + first * taps_;
     for (int64_t k = 0; k < kGroup; ++k) {
       for (int64_t t = 0; t < taps_; ++t) {
         weight[t * kGroup + k] = k < channels ? static_cast<float>(from[k * taps_ + t]) : 0.0f;
@@ -128,7 +129,8 @@ class DepthwiseSmallPlanes {
   }
 
   const Correlation<T>& c_;
-  Axis y_;  // over the rows that are met
+  const T* const weights_;  // (channel, tap)
+  Axis y_;                  // over the rows that are met
   const int64_t plane_, first_row_, taps_;
 };
 
