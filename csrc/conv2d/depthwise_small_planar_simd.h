@@ -11,25 +11,8 @@ namespace pyops::PYOPS_ISA_NAMESPACE {
 // Channels that are transposed at a time.
 inline constexpr int64_t kPlaneGroup = 2 * Vec<float>::kWidth;
 
-// pixels[i * kPlaneGroup + k] = planes[k * plane + i], of `channels` planes; zero beyond them.
-template <class T>
-void planes_to_pixels(const T* planes, int64_t plane, int64_t channels, int64_t count,
-                      float* pixels) {
-  using V = Vec<float>;
-  constexpr int64_t kV = V::kWidth;
-  for (int64_t c = 0; c < kPlaneGroup; c += kV, planes += kV * plane, pixels += kV) {
-    for (int64_t i = 0; i < count; i += kV) {
-      const int n = static_cast<int>(std::min(kV, count - i));
-      V block[kV];
-      for (int64_t k = 0; k < kV; ++k) {
-        block[k] = c + k < channels ? load(planes + k * plane + i, n) : V::zero();
-      }
-      transpose(block);
-      for (int64_t r = 0; r < kV; ++r) block[r].store(pixels + (i + r) * kPlaneGroup);
-    }
-  }
-}
-// The way back.
+// Of `channels` planes: planes[c * plane + i] = pixels[i * kPlaneGroup + c], what copy_pixels()
+// made.
 template <class T>
 void pixels_to_planes(const float* pixels, int64_t plane, int64_t channels, int64_t count,
                       T* planes) {
@@ -85,7 +68,7 @@ class DepthwiseSmallPlanes {
     const int64_t groups = ceil_div(c_.channels, kGroup), pixels = y_.size * c_.images.x.size;
     const int64_t positions = c_.images.positions_per_image();
     parallel_for(0, groups * c_.batch, 1, [&](int64_t begin, int64_t end) {
-      const Scratch<float> weight(taps_ * kGroup), bias(kGroup), in((pixels + kSlack) * kGroup),
+      const Scratch<float> weight(taps_ * kGroup), bias(kGroup), in(pixels * kGroup),
           out((positions + kSlack) * kGroup);
       const Correlation<float> c = group(in.get(), bias.get(), out.get());
       const DepthwisePixels<float> kernel(c, weight.get());
@@ -94,8 +77,8 @@ class DepthwiseSmallPlanes {
         const int64_t channels = std::min(kGroup, c_.channels - first);
         if (task == begin || n == 0) take_weights(first, channels, weight.get(), bias.get());
         const int64_t image = n * c_.images.total_channels + first;
-        planes_to_pixels(c_.images.data + image * plane_ + first_row_ * c_.images.x.size, plane_,
-                         channels, pixels, in.get());
+        const int64_t at = image * plane_ + first_row_ * c_.images.x.size;
+        copy_pixels<false>(c_.images, false, at, pixels, channels, in.get(), kGroup, kGroup);
         for (int64_t qy = 0; qy < y_.positions; ++qy) kernel.run(0, qy);
         pixels_to_planes(out.get(), c_.channel_stride, channels, positions,
                          c_.result + c_.map.offset(n * positions) + first * c_.channel_stride);
@@ -138,11 +121,14 @@ class DepthwiseSmallPlanes {
 template <class T>
 void depthwise_weight_small_planar(const Images<T>& x, const Images<T>& gradient, int64_t batch,
                                    T* grad_weight) {
-  constexpr int64_t kGroup = kPlaneGroup, kV = Vec<float>::kWidth;
+  constexpr int64_t kGroup = kPlaneGroup;
   const int64_t taps = x.y.taps * x.x.taps, positions = x.positions_per_image();
   const int64_t plane = x.y.size * x.x.size;
+  Images<T> pixels_of_gradient = gradient;  // whose axes are the windows' in x
+  pixels_of_gradient.y.size = x.y.positions;
+  pixels_of_gradient.x.size = x.x.positions;
   parallel_for(0, ceil_div(x.channels, kGroup), 1, [&](int64_t begin, int64_t end) {
-    const Scratch<float> x_pixels((plane + kV) * kGroup), gradients((positions + kV) * kGroup);
+    const Scratch<float> x_pixels(plane * kGroup), gradients(positions * kGroup);
     const Images<float> from{x_pixels.get(), nullptr, kGroup, kGroup, x.y, x.x};
     const Images<float> to{gradients.get(), nullptr, kGroup, kGroup, gradient.y, gradient.x};
     const DepthwisePixelWeights<float> weights(from, to);
@@ -153,9 +139,9 @@ void depthwise_weight_small_planar(const Images<T>& x, const Images<T>& gradient
       std::fill_n(sums.get(), weights.size(2), 0.0f);
       for (int64_t n = 0; n < batch; ++n) {
         const int64_t at = n * x.channels + first;
-        planes_to_pixels(x.data + at * plane, plane, channels, plane, x_pixels.get());
-        planes_to_pixels(gradient.data + at * positions, positions, channels, positions,
-                         gradients.get());
+        copy_pixels<false>(x, false, at * plane, plane, channels, x_pixels.get(), kGroup, kGroup);
+        copy_pixels<false>(pixels_of_gradient, false, at * positions, positions, channels,
+                           gradients.get(), kGroup, kGroup);
         weights.add(1, 0, 2, sums.get());
       }
       weights.write(sums.get(), channels, grad_weight + first * taps);
