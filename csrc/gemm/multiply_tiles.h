@@ -111,18 +111,36 @@ inline constexpr bool kMatrixUnit = false;
 inline void configure_tiles() {}
 inline void release_tiles() {}
 
-// Rows of A from `row` on, any distances apart where A has a list of them.
+// Rows of A from some row on, a number's distance from the first step's further on.
 template <int kRows, class A>
-void find_rows(const A& a, int64_t step, int row, const uint16_t* (&rows)[kRows]) {
-  if constexpr (requires { a.listed_rows; }) {
+class TileRows {
+ public:
+  TileRows(const A& a, int row)
+      : first_(a.at(0) + row / kTileRows * a.half() + row % kTileRows * a.row()), row_(a.row()) {}
+
+  const uint16_t* at(int r, int64_t further) const { return first_ + further + r * row_; }
+
+ private:
+  const uint16_t* first_;
+  const int64_t row_;
+};
+
+// Any distances apart. They keep a register each, and steps move one offset: with new pointers for
+// each step some would wait among the vectors, and come back behind the products.
+template <int kRows, class A>
+  requires requires(const A& a) { a.listed_rows; }
+class TileRows<kRows, A> {
+ public:
+  TileRows(const A& a, int row) {
 #pragma GCC unroll 16
-    for (int r = 0; r < kRows; ++r) rows[r] = a.at(step) + a.listed_rows[row + r];
-  } else {
-    const uint16_t* first = a.at(step) + row / kTileRows * a.half() + row % kTileRows * a.row();
-#pragma GCC unroll 16
-    for (int r = 0; r < kRows; ++r) rows[r] = first + r * a.row();
+    for (int r = 0; r < kRows; ++r) rows_[r] = a.at(0) + a.listed_rows[row + r];
   }
-}
+
+  const uint16_t* at(int r, int64_t further) const { return rows_[r] + further; }
+
+ private:
+  const uint16_t* rows_[kRows];
+};
 
 // As above, for numbers that are not split. A tile's worth of sums is in registers, of 8 rows by
 // two vectors or of 16 by one: two loads of B and eight of A, which broadcast pairs, serve 16 dot
@@ -132,55 +150,56 @@ void multiply_tiles(int64_t steps, int rows, const A& a, const B& b, const TileS
                     const Between& between) {
   static_assert(kParts == 1);
   constexpr int kVecs = kWide ? 2 : 1, kRows = kTileRows / kVecs;
-  const int64_t b_row = b.row();
+  const int64_t b_row = b.row(), c_row = c.row, c_right = c.right;
   for (int64_t step = 0; step < steps; ++step) between();
   for (int row = 0; row < std::min(rows, (kTall ? 2 : 1) * kTileRows); row += kRows) {
-    float* const out = c.data + row / kTileRows * c.below + row % kTileRows * c.row;
+    float* const out = c.data + row / kTileRows * c.below + row % kTileRows * c_row;
+    const TileRows<kRows, A> left(a, row);
     __m512 sums[kRows][kVecs];
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 2
       for (int v = 0; v < kVecs; ++v) {
-        sums[r][v] = add ? _mm512_loadu_ps(out + r * c.row + v * c.right) : _mm512_setzero_ps();
+        sums[r][v] = add ? _mm512_loadu_ps(out + r * c_row + v * c_right) : _mm512_setzero_ps();
       }
     }
     for (int64_t step = 0; step < steps; ++step) {
       const int64_t next = std::min(step + 1, steps - 1);
-      const uint16_t *left[kRows], *right = b.at(step), *beside = b.at(next);
-      find_rows(a, next, row, left);
+      const uint16_t *right = b.at(step), *beside = b.at(next);
+      const int64_t ahead = a.at(next) - a.at(0);
+      int64_t at = a.at(step) - a.at(0);
 #pragma GCC unroll 16
-      for (int r = 0; r < kRows; ++r) prefetch_to_read(left[r]);
-      find_rows(a, step, row, left);
-      const auto add_pairs = [&](auto count) {
-        for (int pair = 0; pair < count; ++pair, right += b_row, beside += b_row) {
-          __m512bh columns[kVecs];
+      for (int r = 0; r < kRows; ++r) prefetch_to_read(left.at(r, ahead));
+      const auto add_pair = [&]() __attribute__((always_inline)) {
+        __m512bh columns[kVecs];
+#pragma GCC unroll 2
+        for (int v = 0; v < kVecs; ++v) {
+          columns[v] = (__m512bh)_mm512_loadu_si512(right + v * b.half());
+          prefetch_to_read(beside + v * b.half());
+        }
+#pragma GCC unroll 16
+        for (int r = 0; r < kRows; ++r) {
+          int32_t numbers;
+          std::memcpy(&numbers, left.at(r, at), sizeof numbers);
+          const auto both = (__m512bh)_mm512_set1_epi32(numbers);
 #pragma GCC unroll 2
           for (int v = 0; v < kVecs; ++v) {
-            columns[v] = (__m512bh)_mm512_loadu_si512(right + v * b.half());
-            prefetch_to_read(beside + v * b.half());
-          }
-#pragma GCC unroll 16
-          for (int r = 0; r < kRows; ++r) {
-            int32_t numbers;
-            std::memcpy(&numbers, left[r] + 2 * pair, sizeof numbers);
-            const auto both = (__m512bh)_mm512_set1_epi32(numbers);
-#pragma GCC unroll 2
-            for (int v = 0; v < kVecs; ++v) {
-              sums[r][v] = _mm512_dpbf16_ps(sums[r][v], both, columns[v]);
-            }
+            sums[r][v] = _mm512_dpbf16_ps(sums[r][v], both, columns[v]);
           }
         }
+        right += b_row, beside += b_row, at += 2;
       };
       if (a.pairs() == kTilePairs) {
-        add_pairs(std::integral_constant<int, kTilePairs>{});
+        for (int pair = 0; pair < kTilePairs; pair += 4)
+          add_pair(), add_pair(), add_pair(), add_pair();
       } else {
-        add_pairs(a.pairs());
+        for (int pair = 0; pair < a.pairs(); ++pair) add_pair();
       }
     }
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 2
-      for (int v = 0; v < kVecs; ++v) _mm512_storeu_ps(out + r * c.row + v * c.right, sums[r][v]);
+      for (int v = 0; v < kVecs; ++v) _mm512_storeu_ps(out + r * c_row + v * c_right, sums[r][v]);
     }
   }
 }
