@@ -36,11 +36,12 @@ class GridCorrelation {
   // False when bfloat16 parts cannot hold the weights: nothing is done then.
   bool pack_weight() {
     Scratch<bool> faithful(row_panels_);
+    const typename Planes::Weight weight(c_);  // in order before the threads ask for it
     parallel_for(0, row_panels_, 4, [&](int64_t begin, int64_t end) {
       Engine engine;
       for (int64_t i = begin; i < end; ++i) {
         uint16_t* panel = weight_.get() + i * steps_ * Engine::kStepElements;
-        faithful[i] = Planes::pack_weight(engine, c_, i * kPanel, panel);
+        faithful[i] = weight.pack(engine, i * kPanel, panel);
       }
     });
     return std::all_of(faithful.get(), faithful.get() + row_panels_, [](bool f) { return f; });

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "conv2d/tile_products_bf16.h"
+#include "conv2d/weight_tiles_bf16.h"
 
 namespace pyops::PYOPS_ISA_NAMESPACE {
 
@@ -90,6 +91,7 @@ class PairedPlanes {
  public:
   using Engine = TileEngine<1>;
   using Products = TileProducts<PairedPlanes>;
+  using Weight = PlaneWeight<Engine, BFloat16>;
   using Sums = PlaneSums<true>;
   static constexpr bool kPacks = false, kPixels = false, kListed = false;
 
@@ -102,11 +104,6 @@ class PairedPlanes {
 
   PairedPlanes(const Correlation<BFloat16>& c, const PaddedGrid& grid, int64_t units)
       : c_(c), offsets_(c.images.taps() / 32), pairs_(units * elements(grid, c.images.channels)) {}
-
-  static bool pack_weight(Engine& engine, const Correlation<BFloat16>& c, int64_t channel,
-                          uint16_t* out) {
-    return engine.pack_a(c.weights->matrix(), channel, 0, c.images.channels, out);
-  }
 
   void set_grid(const PaddedGrid& grid) {
     plane_ = paired_plane(grid);

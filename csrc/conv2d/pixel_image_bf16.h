@@ -5,6 +5,7 @@
 #pragma once
 
 #include "conv2d/tile_products_bf16.h"
+#include "conv2d/weight_tiles_bf16.h"
 
 namespace pyops::PYOPS_ISA_NAMESPACE {
 
@@ -18,72 +19,14 @@ struct WordMagnitude {
   bool finite() const { return _mm512_cmpge_epu16_mask(bits, _mm512_set1_epi16(0x7f80)) == 0; }
 };
 
-// The depth of a product: taps whose numbers follow each other make a run, and every run whole
-// steps of 32. What a run's last step holds beyond it meets weights of zero.
-struct PixelRuns {
-  int64_t count, length;
-
-  explicit PixelRuns(const Images<BFloat16>& images)
-      : count(images.y.taps), length(images.x.taps * images.channels) {
-    if (images.x.dilation > 1) count *= images.x.taps, length = images.channels;
-  }
-  int64_t steps_per_run() const { return ceil_div(length, 32); }
-  int64_t steps() const { return count * steps_per_run(); }
-  bool exact() const { return length % 32 == 0; }
-};
-
-// A weight's rows in the order (ky, kx, channel).
-inline void order_weight(const Correlation<BFloat16>& c, int64_t channel, int64_t rows,
-                         BFloat16* out) {
-  using V = Vec<float>;
-  const int64_t channels = c.images.channels, taps = c.images.taps(), window = taps / channels;
-  const auto left = [](int64_t n) { return static_cast<int>(std::clamp<int64_t>(n, 0, 16)); };
-  for (int64_t r = 0; r < rows; ++r, out += taps) {
-    const BFloat16* weight = c.weights->matrix().data + (channel + r) * taps;
-    for (int64_t i = 0; i < channels; i += 16) {
-      for (int64_t k = 0; k < window; k += 16) {
-        V block[16];
-        for (int64_t b = 0; b < 16; ++b) {
-          const int some = i + b < channels ? left(window - k) : 0;
-          block[b] = some > 0 ? V::load(weight + (i + b) * window + k, some) : V::zero();
-        }
-        transpose(block);
-        for (int b = 0; b < left(window - k); ++b) {
-          block[b].store(out + (k + b) * channels + i, left(channels - i));
-        }
-      }
-    }
-  }
-}
-
-// The tiles of B for 32 output channels.
-inline void pack_pixel_weight(const Images<BFloat16>& images, const BFloat16* weight,
-                              int64_t channels, uint16_t* out) {
-  const PixelRuns runs(images);
-  const int64_t taps = images.taps();
-  for (int64_t t = 0; t < taps; t += runs.length) {
-    for (int64_t i = 0; i < runs.length; i += 32) {
-      for (int64_t o = 0; o < 32; o += 16, out += kTileElements) {
-        Vec<float> block[16];  // dwords, which nobody computes with
-        for (int r = 0; r < 16; ++r) {
-          const __mmask32 lanes = o + r < channels ? first_words(runs.length - i) : 0;
-          const BFloat16* from = weight + (o + r) * taps + t + i;
-          block[r].v = _mm512_castsi512_ps(_mm512_maskz_loadu_epi16(lanes, from));
-        }
-        transpose(block);
-        for (int r = 0; r < 16; ++r) _mm512_store_ps(out + r * 32, block[r].v);
-      }
-    }
-  }
-}
-
 // Steps that are mostly taps, or so few that their price is small beside that of packing columns.
 // Planes must also make up for their way to pixels and back and the new order of their weights.
 inline bool suits_pixels(const Correlation<BFloat16>& c) {
   const int64_t taps = c.images.taps();
   return taps >= 16 && PixelRuns(c.images).steps() * 32 <= 4 * taps &&
-         (c.channels_last || (c.images.channels >= 16 && taps > c.images.channels &&
-                              c.batch * c.images.positions_per_image() >= 1024));
+         (c.channels_last ||
+          (c.images.channels >= 16 && taps > c.images.channels &&
+           c.batch * c.images.positions_per_image() >= (kMatrixUnit ? 1024 : 32)));
 }
 
 // Images written once to a grid with zeros around: rows of the phases of y, and columns as they
@@ -94,6 +37,7 @@ class PixelPlanes {
  public:
   using Engine = TileEngine<1>;
   using Products = TileProducts<PixelPlanes>;
+  using Weight = PixelWeight;
   using Sums = std::conditional_t<kPlanar, TransposedSums, PixelSums>;
   static constexpr bool kPacks = false, kPixels = true, kListed = !kMatrixUnit;
 
@@ -111,18 +55,6 @@ class PixelPlanes {
         position_(c.images.x.stride * c.images.channels),
         offsets_(runs_.steps()),
         pixels_(units * elements(grid, c.images.channels)) {}
-
-  static bool pack_weight(Engine&, const Correlation<BFloat16>& c, int64_t channel, uint16_t* out) {
-    const int64_t taps = c.images.taps(), rows = std::min<int64_t>(32, c.channels - channel);
-    if (!kPlanar || taps == c.images.channels) {
-      pack_pixel_weight(c.images, c.weights->matrix().data + channel * taps, rows, out);
-      return true;
-    }
-    Scratch<BFloat16> ordered(rows * taps);
-    order_weight(c, channel, rows, ordered.get());
-    pack_pixel_weight(c.images, ordered.get(), rows, out);
-    return true;
-  }
 
   void set_grid(const PaddedGrid& grid) {
     elements_ = elements(grid, images_.channels);
@@ -279,6 +211,7 @@ class BarePixels {
  public:
   using Engine = TileEngine<1>;
   using Products = TileProducts<BarePixels>;
+  using Weight = PixelWeight;
   using Sums = PixelSums;
   static constexpr bool kPacks = false, kPixels = true, kListed = false;
 
@@ -291,12 +224,6 @@ class BarePixels {
         first_(units),
         rest_(kGridStep * c.images.channels) {
     for (int64_t i = 0; i < c.images.channels / 32; ++i) offsets_[i] = i * 32;
-  }
-
-  static bool pack_weight(Engine&, const Correlation<BFloat16>& c, int64_t channel, uint16_t* out) {
-    const int64_t rows = std::min<int64_t>(32, c.channels - channel);
-    pack_pixel_weight(c.images, c.weights->matrix().data + channel * c.images.channels, rows, out);
-    return true;
   }
 
   void set_grid(const PaddedGrid&) {}

@@ -3,6 +3,7 @@
 
 #include "conv2d/plane_products_bf16.h"
 #include "conv2d/tile_products_bf16.h"
+#include "conv2d/weight_tiles_bf16.h"
 
 namespace pyops::PYOPS_ISA_NAMESPACE {
 
@@ -11,6 +12,7 @@ template <int kParts, bool kMasked, class T>
 class SplitPlanes {
  public:
   using Engine = TileEngine<kParts>;
+  using Weight = PlaneWeight<Engine, T>;
   using Products = std::conditional_t<kUnsplit<kParts, T>, TileProducts<SplitPlanes>,
                                       PlaneProducts<SplitPlanes, T>>;
   using Sums = PlaneSums<false>;
@@ -32,10 +34,6 @@ class SplitPlanes {
         taps_(c.images.taps()),
         offsets_(taps_),
         parts_(units * elements(grid, c.images.channels)) {}
-
-  static bool pack_weight(Engine& engine, const Correlation<T>& c, int64_t channel, uint16_t* out) {
-    return engine.pack_a(c.weights->matrix(), channel, 0, c.images.taps(), out);
-  }
 
   void set_grid(const PaddedGrid& grid) {
     part_ = grid.part_elements(c_.images.channels);

@@ -99,6 +99,7 @@ class Weights {
         images_(images.channels),
         taps_x_(images.x.taps),
         window_(images.y.taps * taps_x_),
+        kernel_(window_),
         channel_stride_(images.taps()),
         image_stride_(pixel ? 1 : window_),
         tap_x_(pixel ? images_ : 1),
@@ -124,10 +125,29 @@ class Weights {
     first_ = (y.tap_first * s.kw + x.tap_first) * tap;
     tap_x_ = x.tap_step * tap;
     tap_y_ = y.tap_step * s.kw * tap;
-    if (kAllDense) matrix();
   }
 
-  // Rows of channels, columns (image's channel, tap) in the order of the images.
+  // Where they are: the taps' weights of a channel and an image's channel, with the next channels'
+  // or image's channels' at a distance.
+  const T* line(int64_t channel, int64_t image) const {
+    return data_ + channel * channel_stride_ + image * image_stride_;
+  }
+  bool is_forward() const { return dense_; }
+  int64_t channel_stride() const { return channel_stride_; }
+  int64_t image_stride() const { return image_stride_; }
+  int64_t window() const { return window_; }
+  int64_t kernel() const { return kernel_; }  // the window of all phases
+
+  // f(tap, its distance from the kernel's first)
+  template <class F>
+  void for_taps(const F& f) const {
+    for (int64_t t = 0, y = 0; t < window_; ++y) {
+      for (int64_t x = 0; x < taps_x_; ++x, ++t) f(t, first_ + y * tap_y_ + x * tap_x_);
+    }
+  }
+
+  // Rows of channels, columns (image's channel, tap) in the order of the images. For its first call
+  // they may have to be copied: that is no thread's.
   StridedOperand<T> matrix() const {
     if (dense_) return {data_, channels_, channel_stride_, 1};
     if (window_ == 1 && channel_stride_ == 1 && !kAllDense) return at_tap(first_);
@@ -166,20 +186,13 @@ class Weights {
  private:
   using V = Vec<acc_t<T>>;
   static constexpr int64_t kBlock = 64 / sizeof(T);  // channels of a line
-  // The packing of tiles takes rows, and may do so in any thread.
+  // The packing of tiles takes rows.
 #if defined(__AVX512BF16__)
   static constexpr bool kAllDense = true;
 #else
   static constexpr bool kAllDense = false;
 #endif
 
-  // f(tap, its distance from the kernel's first)
-  template <class F>
-  void for_taps(const F& f) const {
-    for (int64_t t = 0, y = 0; t < window_; ++y) {
-      for (int64_t x = 0; x < taps_x_; ++x, ++t) f(t, first_ + y * tap_y_ + x * tap_x_);
-    }
-  }
   StridedOperand<T> at_tap(int64_t at) const {
     return {data_ + at, channels_, channel_stride_, image_stride_};
   }
@@ -238,7 +251,7 @@ class Weights {
 
   const T* data_;
   bool pixel_, dense_;
-  int64_t channels_, images_, taps_x_, window_, kernel_ = 0;
+  int64_t channels_, images_, taps_x_, window_, kernel_;
   int64_t channel_stride_, image_stride_, first_ = 0, tap_x_, tap_y_;
   const GradientColumns<T>* columns_ = nullptr;
   int64_t phase_y_ = 0, phase_x_ = 0;
