@@ -150,7 +150,7 @@ class Weights {
   // they may have to be copied: that is no thread's.
   StridedOperand<T> matrix() const {
     if (dense_) return {data_, channels_, channel_stride_, 1};
-    if (window_ == 1 && channel_stride_ == 1 && !kAllDense) return at_tap(first_);
+    if (window_ == 1 && channel_stride_ == 1) return at_tap(first_);
     // Rows of planes would begin a power of two apart, but a depthwise kernel reads such.
     if (!pixel_ && !kAllDense && images_ > 1)
       return {columns_->of(phase_y_, phase_x_), channels_, 1, channels_};
