@@ -96,9 +96,7 @@ class TileProducts {
                 BFloat16* out) {
     const int64_t count = std::min(block_steps_, steps_ - step), p = j % grid_panels_ * kGridStep;
     const auto image = tiles(planes, j, p, step, count);
-    const int rows = static_cast<int>(ceil_div(32, count));
     const bool last = step + count == steps_;
-    const auto between = [&] { out_.store(rows); };
     for (int64_t k = i; k < std::min(row_panels_, i + group_); ++k) {
       const PackedTiles<1> panel{weight + (k * steps_ + step) * 2 * kTileElements};
       // Free again: the tile before has left it by the time this one is stored.
@@ -106,18 +104,33 @@ class TileProducts {
       out_.expect(out, k * 32, p, last ? positions(image) : 0);
       const TileSums to{sums, 32, kTileRows, kTileRows * 32};
       const int channels = static_cast<int>(std::min<int64_t>(32, channels_ - k * 32));
-      const bool both = channels > 16;
-      if constexpr (Planes::kPixels) {
-        both
-            ? multiply_tiles<1, true, true>(count, image.count, image, panel, to, step > 0, between)
-            : multiply_tiles<1, true, false>(count, image.count, image, panel, to, step > 0,
-                                             between);
-      } else {
-        both ? multiply_tiles<1, true, true>(count, channels, panel, image, to, step > 0, between)
-             : multiply_tiles<1, false, true>(count, channels, panel, image, to, step > 0, between);
-      }
-      out_.take(sums);
+      const auto multiply = [&]<bool kBoth>(std::bool_constant<kBoth>) {
+        if constexpr (Planes::kPixels) {
+          multiply_one<true, kBoth>(count, image.count, image, panel, to, step > 0, last);
+        } else {
+          multiply_one<kBoth, true>(count, channels, panel, image, to, step > 0, last);
+        }
+      };
+      channels > 16 ? multiply(std::true_type{}) : multiply(std::false_type{});
     }
+  }
+
+  // A tile of sums, on its way to the result if it is the `last` block of the depth: from registers
+  // where these have it, else while the next one is made.
+  template <bool kTall, bool kWide, class A, class B>
+  void multiply_one(int64_t steps, int rows, const A& a, const B& b, const TileSums& sums, bool add,
+                    bool last) {
+    if constexpr (!kMatrixUnit && Planes::Sums::kByRows) {
+      if (last) {
+        out_.ask(32);
+        return multiply_pairs<kTall, kWide>(
+            steps, rows, a, b, sums, add,
+            [&](int row, const auto& finished) { out_.put(row, finished); });
+      }
+    }
+    const int stored = static_cast<int>(ceil_div(32, steps));
+    multiply_tiles<1, kTall, kWide>(steps, rows, a, b, sums, add, [&] { out_.store(stored); });
+    out_.take(sums.data);
   }
 
   // The positions of a grid, those at the rows' ends included.

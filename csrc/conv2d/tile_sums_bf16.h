@@ -27,9 +27,13 @@ class TileEpilogue {
 
   const float* bias(int64_t channel) const { return &bias_[channel]; }
 
-  // 32 channels of one position.
+  // 32 channels of one position; of 16 where there is one vector of them.
   __m512i words(const float* sums, Vec<float> low_bias, Vec<float> high_bias) const {
     return narrow(at_least(sums, low_bias), at_least(sums + 16, high_bias));
+  }
+  template <int kVecs>
+  __m512i words(const __m512 (&sums)[kVecs], Vec<float> low_bias, Vec<float> high_bias) const {
+    return narrow(at_least({sums[0]}, low_bias), at_least({sums[kVecs - 1]}, high_bias));
   }
 
   // (a[i], b[i]) of 16 channels.
@@ -40,7 +44,10 @@ class TileEpilogue {
  private:
   // max returns its second operand for NaN, which keeps NaN as ReLU does.
   Vec<float> at_least(const float* sums, Vec<float> bias) const {
-    return Vec<float>::max(least_, Vec<float>::load(sums) + bias);
+    return at_least(Vec<float>::load(sums), bias);
+  }
+  Vec<float> at_least(Vec<float> sums, Vec<float> bias) const {
+    return Vec<float>::max(least_, sums + bias);
   }
   static __m512i narrow(Vec<float> low, Vec<float> high) {
     return (__m512i)_mm512_cvtne2ps_pbh(high.v, low.v);
@@ -53,6 +60,8 @@ class TileEpilogue {
 // Rows are positions, columns are channels of a pixel.
 class PixelSums {
  public:
+  static constexpr bool kByRows = true;
+
   PixelSums(const Correlation<BFloat16>& c, int64_t panels)
       : channels_(c.channels), epilogue_(c.epilogue, c.channels), offsets_(panels * kGridStep) {}
 
@@ -85,10 +94,30 @@ class PixelSums {
         if (offset >= 0) _mm512_mask_storeu_epi16(now_.out + offset, now_.lanes, words);
       }
     }
+    ask(last);
+  }
+
+  // Asks for the lines of rows [row_, last) to come.
+  void ask(int last) {
     for (int r = row_; r < std::min(coming_.count, last); ++r) {
       if (coming_.offsets[r] >= 0) __builtin_prefetch(coming_.out + coming_.offsets[r], 1, 3);
     }
     row_ = last;
+  }
+  // The rows expected, from `row` on.
+  template <int kRows, int kVecs>
+  void put(int row, const __m512 (&sums)[kRows][kVecs]) const {
+    const auto low = Vec<float>::load(coming_.bias), high = Vec<float>::load(coming_.bias + 16);
+    const int64_t* offsets = coming_.offsets + row;
+    const int rows = coming_.count - row;
+    BFloat16* const out = coming_.out;
+    const __mmask32 lanes = coming_.lanes;
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) {
+      if (r >= rows) break;
+      const __m512i words = epilogue_.words(sums[r], low, high);
+      if (offsets[r] >= 0) _mm512_mask_storeu_epi16(out + offsets[r], lanes, words);
+    }
   }
 
  private:
@@ -146,6 +175,14 @@ class PlanePlaces {
     coming_.channels = row_ = 0;
   }
 
+  // Asks for the lines of channels [row_, last) to come.
+  void ask(int last) {
+    for (int r = row_; r < std::min(coming_.channels, last) && coming_.count > 0; ++r) {
+      __builtin_prefetch(at(coming_, r, coming_.runs[coming_.count - 1].offset + 31), 1, 3);
+    }
+    row_ = last;
+  }
+
  protected:
   // The positions `lanes` lie from out + offset on, were the others there too.
   struct Run {
@@ -161,19 +198,12 @@ class PlanePlaces {
   };
 
   // A panel's positions of one channel.
-  void store_channel(int channel, __m512i words) const {
-    for (int64_t i = 0; i < now_.count; ++i) {
-      _mm512_mask_storeu_epi16(at(now_, channel, now_.runs[i].offset), now_.runs[i].lanes, words);
+  void store_channel(const Place& place, int channel, __m512i words) const {
+    for (int64_t i = 0; i < place.count; ++i) {
+      _mm512_mask_storeu_epi16(at(place, channel, place.runs[i].offset), place.runs[i].lanes,
+                               words);
     }
   }
-  // Asks for the lines of channels [row_, last) to come.
-  void ask(int last) {
-    for (int r = row_; r < std::min(coming_.channels, last) && coming_.count > 0; ++r) {
-      __builtin_prefetch(at(coming_, r, coming_.runs[coming_.count - 1].offset + 31), 1, 3);
-    }
-    row_ = last;
-  }
-
   const TileEpilogue epilogue_;
   const float* sums_ = nullptr;
   Place now_, coming_;
@@ -196,23 +226,39 @@ class PlanePlaces {
 template <bool kOrdered>
 class PlaneSums : public PlanePlaces {
  public:
+  static constexpr bool kByRows = true;
+
   using PlanePlaces::PlanePlaces;
 
   void store(int rows) {
     const int last = row_ + rows;
     for (int r = row_; r < std::min(now_.channels, last); ++r) {
       const auto bias = Vec<float>::set1(now_.bias[r]);
-      const __m512i words = epilogue_.words(sums_ + r * 32, bias, bias);
-      store_channel(r, kOrdered ? words : _mm512_permutexvar_epi16(order(), words));
+      store_channel(now_, r, ordered(epilogue_.words(sums_ + r * 32, bias, bias)));
     }
     ask(last);
   }
 
+  // The rows expected, from `row` on.
+  template <int kRows, int kVecs>
+  void put(int row, const __m512 (&sums)[kRows][kVecs]) const {
+    const Place place = coming_;
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) {
+      if (row + r >= place.channels) break;
+      const auto bias = Vec<float>::set1(place.bias[row + r]);
+      store_channel(place, row + r, ordered(epilogue_.words(sums[r], bias, bias)));
+    }
+  }
+
  private:
   // As order_columns does it.
-  static __m512i order() {
-    return _mm512_set_epi16(31, 30, 29, 28, 15, 14, 13, 12, 27, 26, 25, 24, 11, 10, 9, 8, 23, 22,
-                            21, 20, 7, 6, 5, 4, 19, 18, 17, 16, 3, 2, 1, 0);
+  static __m512i ordered(__m512i words) {
+    if (kOrdered) return words;
+    const __m512i order =
+        _mm512_set_epi16(31, 30, 29, 28, 15, 14, 13, 12, 27, 26, 25, 24, 11, 10, 9, 8, 23, 22, 21,
+                         20, 7, 6, 5, 4, 19, 18, 17, 16, 3, 2, 1, 0);
+    return _mm512_permutexvar_epi16(order, words);
   }
 };
 
@@ -220,6 +266,8 @@ class PlaneSums : public PlanePlaces {
 // are transposed as pairs of positions.
 class TransposedSums : public PlanePlaces {
  public:
+  static constexpr bool kByRows = false;
+
   using PlanePlaces::PlanePlaces;
 
   void store(int rows) {
@@ -240,7 +288,7 @@ class TransposedSums : public PlanePlaces {
     }
     transpose(block);
     for (int r = 0; r < std::min(16, now_.channels - channel); ++r) {
-      store_channel(channel + r, _mm512_castps_si512(block[r].v));
+      store_channel(now_, channel + r, _mm512_castps_si512(block[r].v));
     }
   }
 };

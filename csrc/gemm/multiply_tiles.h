@@ -142,25 +142,26 @@ class TileRows<kRows, A> {
   const uint16_t* rows_[kRows];
 };
 
-// As above, for numbers that are not split. A tile's worth of sums is in registers, of 8 rows by
-// two vectors or of 16 by one: two loads of B and eight of A, which broadcast pairs, serve 16 dot
-// products.
-template <int kParts, bool kTall, bool kWide, class A, class B, class Between>
-void multiply_tiles(int64_t steps, int rows, const A& a, const B& b, const TileSums& c, bool add,
-                    const Between& between) {
-  static_assert(kParts == 1);
+// Of 32 (kTall) or 16 rows of A, of which `rows` count, and 32 (kWide) or 16 columns of B the sums
+// along the depth, to those that lie in c if `add`: put(first row, sums of some rows, one or two
+// vectors each).
+//
+// A tile's worth of sums is in registers, of 8 rows by two vectors or of 16 by one: two loads of B
+// and eight of A, which broadcast pairs, serve 16 dot products.
+template <bool kTall, bool kWide, class A, class B, class Put>
+void multiply_pairs(int64_t steps, int rows, const A& a, const B& b, const TileSums& c, bool add,
+                    const Put& put) {
   constexpr int kVecs = kWide ? 2 : 1, kRows = kTileRows / kVecs;
   const int64_t b_row = b.row(), c_row = c.row, c_right = c.right;
-  for (int64_t step = 0; step < steps; ++step) between();
   for (int row = 0; row < std::min(rows, (kTall ? 2 : 1) * kTileRows); row += kRows) {
-    float* const out = c.data + row / kTileRows * c.below + row % kTileRows * c_row;
+    const float* const from = c.data + row / kTileRows * c.below + row % kTileRows * c_row;
     const TileRows<kRows, A> left(a, row);
     __m512 sums[kRows][kVecs];
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 2
       for (int v = 0; v < kVecs; ++v) {
-        sums[r][v] = add ? _mm512_loadu_ps(out + r * c_row + v * c_right) : _mm512_setzero_ps();
+        sums[r][v] = add ? _mm512_loadu_ps(from + r * c_row + v * c_right) : _mm512_setzero_ps();
       }
     }
     for (int64_t step = 0; step < steps; ++step) {
@@ -190,18 +191,33 @@ void multiply_tiles(int64_t steps, int rows, const A& a, const B& b, const TileS
         right += b_row, beside += b_row, at += 2;
       };
       if (a.pairs() == kTilePairs) {
-        for (int pair = 0; pair < kTilePairs; pair += 4)
+        for (int pair = 0; pair < kTilePairs; pair += 4) {
           add_pair(), add_pair(), add_pair(), add_pair();
+        }
       } else {
         for (int pair = 0; pair < a.pairs(); ++pair) add_pair();
       }
     }
+    put(row, sums);
+  }
+}
+
+// As the matrix unit does it, for numbers that are not split.
+template <int kParts, bool kTall, bool kWide, class A, class B, class Between>
+void multiply_tiles(int64_t steps, int rows, const A& a, const B& b, const TileSums& c, bool add,
+                    const Between& between) {
+  static_assert(kParts == 1);
+  for (int64_t step = 0; step < steps; ++step) between();
+  const int64_t c_row = c.row, c_right = c.right;
+  const auto store = [&]<int kRows, int kVecs>(int row, const __m512(&sums)[kRows][kVecs]) {
+    float* const to = c.data + row / kTileRows * c.below + row % kTileRows * c_row;
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 2
-      for (int v = 0; v < kVecs; ++v) _mm512_storeu_ps(out + r * c_row + v * c_right, sums[r][v]);
+      for (int v = 0; v < kVecs; ++v) _mm512_storeu_ps(to + r * c_row + v * c_right, sums[r][v]);
     }
-  }
+  };
+  multiply_pairs<kTall, kWide>(steps, rows, a, b, c, add, store);
 }
 
 #endif
