@@ -53,7 +53,7 @@ class PixelPlanes {
       : images_(c.images),
         runs_(c.images),
         position_(c.images.x.stride * c.images.channels),
-        offsets_(runs_.steps()),
+        steps_(runs_.steps()),
         pixels_(units * elements(grid, c.images.channels)) {}
 
   void set_grid(const PaddedGrid& grid) {
@@ -62,12 +62,12 @@ class PixelPlanes {
     span_ = grid.span;
     const Axis& x = images_.x;
     const int64_t columns = runs_.count / images_.y.taps;
-    int64_t* offset = offsets_.get();
+    ImageStep* step = steps_.get();
     for (int64_t ky = 0; ky < images_.y.taps; ++ky) {
       const int64_t row = grid.y.phase(ky) * grid.y.length + grid.y.shift(ky);
       for (int64_t kx = 0; kx < columns; ++kx) {
         for (int64_t i = 0; i < runs_.length; i += 32) {
-          *offset++ = row * line_ + kx * x.dilation * images_.channels + i;
+          *step++ = {row * line_ + kx * x.dilation * images_.channels + i, runs_.pairs(i)};
         }
       }
     }
@@ -107,13 +107,12 @@ class PixelPlanes {
   }
 
   ImageTiles tiles(int64_t unit, int64_t p, int64_t step, int64_t, uint16_t*) const {
-    return {pixels_.get() + unit * elements_ + p * position_, &offsets_[step], 16 * position_,
+    return {pixels_.get() + unit * elements_ + p * position_, &steps_[step], 16 * position_,
             position_, static_cast<int>(std::min(kGridStep, span_ - p))};
   }
   // Of positions that a list has.
   ListedTiles listed_tiles(const int64_t* rows, int count, int64_t step) const {
-    const auto numbers = static_cast<int>(std::min<int64_t>(runs_.length, 32));
-    return {pixels_.get(), &offsets_[step], rows, count, numbers};
+    return {pixels_.get(), &steps_[step], rows, count};
   }
   int64_t position(int64_t unit, int64_t y, int64_t x) const {
     return unit * elements_ + y * line_ + x * position_;
@@ -180,7 +179,7 @@ class PixelPlanes {
   const PixelRuns runs_;
   const int64_t position_;
   int64_t elements_ = 0, line_ = 0, span_ = 0;
-  Scratch<int64_t> offsets_;
+  Scratch<ImageStep> steps_;
   Scratch<uint16_t> pixels_;
 };
 
@@ -188,8 +187,8 @@ class PixelPlanes {
 template <bool kMasked>
 bool suits_bare_pixels(const Correlation<BFloat16>& c) {
   const Images<BFloat16>& images = c.images;
-  return c.channels_last && !kMasked && images.channels % 32 == 0 && images.x.is_identity() &&
-         images.y.is_identity() && c.map.rows == 1;
+  return c.channels_last && !kMasked && PixelRuns(images).exact() && images.is_identity() &&
+         c.map.rows == 1;
 }
 
 // The same as one image of rows of 32 positions, the last one maybe of fewer: x.size is how many
@@ -215,15 +214,16 @@ class BarePixels {
   using Sums = PixelSums;
   static constexpr bool kPacks = false, kPixels = true, kListed = false;
 
-  static int64_t steps(const Images<BFloat16>& images) { return images.channels / 32; }
+  static int64_t steps(const Images<BFloat16>& images) { return PixelRuns(images).steps(); }
   static int64_t elements(const PaddedGrid& grid, int64_t channels) { return grid.span * channels; }
 
   BarePixels(const Correlation<BFloat16>& c, const PaddedGrid&, int64_t units)
       : images_(c.images),
-        offsets_(c.images.channels / 32),
+        steps_(steps(c.images)),
         first_(units),
         rest_(kGridStep * c.images.channels) {
-    for (int64_t i = 0; i < c.images.channels / 32; ++i) offsets_[i] = i * 32;
+    const PixelRuns runs(c.images);
+    for (int64_t i = 0; i < runs.steps(); ++i) steps_[i] = {i * 32, runs.pairs(i * 32)};
   }
 
   void set_grid(const PaddedGrid&) {}
@@ -245,16 +245,17 @@ class BarePixels {
     const int64_t at = first_[unit] + p, pixel = images_.total_channels;
     const int64_t count = std::min(kGridStep, images_.x.size - at);
     if (count < kGridStep) {
-      return {rest_.get(), &offsets_[step], 16 * images_.channels, images_.channels,
+      return {rest_.get(), &steps_[step], 16 * images_.channels, images_.channels,
               static_cast<int>(count)};
     }
-    return {reinterpret_cast<const uint16_t*>(images_.data) + at * pixel, &offsets_[step],
-            16 * pixel, pixel, kGridStep};
+    return {reinterpret_cast<const uint16_t*>(images_.data) + at * pixel, &steps_[step], 16 * pixel,
+            pixel, kGridStep};
   }
 
  private:
   const Images<BFloat16> images_;
-  Scratch<int64_t> offsets_, first_;
+  Scratch<ImageStep> steps_;
+  Scratch<int64_t> first_;
   Scratch<uint16_t> rest_;
 };
 

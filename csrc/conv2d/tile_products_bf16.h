@@ -8,29 +8,36 @@
 
 namespace pyops::PYOPS_ISA_NAMESPACE {
 
-// A panel of `count` positions whose steps lie at `offsets` in an image: two tiles, `half` apart.
+// Where a step of the depth lies in an image, and how many pairs it has there.
+struct ImageStep {
+  int64_t offset;
+  int pairs;
+};
+
+// A panel of `count` positions of an image: two tiles, `half` apart.
 struct ImageTiles {
   const uint16_t* image;
-  const int64_t* offsets;
+  const ImageStep* steps;
   int64_t halves, rows;
   int count;
 
-  const uint16_t* at(int64_t step) const { return image + offsets[step]; }
+  const uint16_t* at(int64_t step) const { return image + steps[step].offset; }
+  int pairs(int64_t step) const { return steps[step].pairs; }
   int64_t half() const { return halves; }
   static constexpr int64_t part() { return 0; }
   int64_t row() const { return rows; }
-  static constexpr int pairs() { return kTilePairs; }
 };
 
 // The same of positions that are listed, none of them beyond the ends of rows: where tiles are rows
 // of vectors, what is not wanted need not be computed.
 struct ListedTiles {
   const uint16_t* image;
-  const int64_t *offsets, *listed_rows;
-  int count, numbers;
+  const ImageStep* steps;
+  const int64_t* listed_rows;
+  int count;
 
-  const uint16_t* at(int64_t step) const { return image + offsets[step]; }
-  int pairs() const { return (numbers + 1) / 2; }
+  const uint16_t* at(int64_t step) const { return image + steps[step].offset; }
+  int pairs(int64_t step) const { return steps[step].pairs; }
 };
 
 template <class Planes>
@@ -123,9 +130,10 @@ class TileProducts {
     if constexpr (!kMatrixUnit && Planes::Sums::kByRows) {
       if (last) {
         out_.ask(32);
-        return multiply_pairs<kTall, kWide>(
+        multiply_pairs<kTall, kWide>(
             steps, rows, a, b, sums, add,
             [&](int row, const auto& finished) { out_.put(row, finished); });
+        return out_.expect_none();
       }
     }
     const int stored = static_cast<int>(ceil_div(32, steps));

@@ -76,11 +76,12 @@ class PixelSums {
                first_words(channels_ - channel)};
     row_ = 0;
   }
+  void expect_none() { coming_.count = row_ = 0; }
   // They are made.
   void take(const float* sums) {
     sums_ = sums;
     now_ = coming_;
-    coming_.count = row_ = 0;
+    expect_none();
   }
 
   // The next `rows` rows.
@@ -169,10 +170,11 @@ class PlanePlaces {
                count > 0 ? static_cast<int>(std::min<int64_t>(32, channels_ - channel)) : 0};
     row_ = 0;
   }
+  void expect_none() { coming_.channels = row_ = 0; }
   void take(const float* sums) {
     sums_ = sums;
     now_ = coming_;
-    coming_.channels = row_ = 0;
+    expect_none();
   }
 
   // Asks for the lines of channels [row_, last) to come.

@@ -37,7 +37,11 @@ struct PixelRuns {
   }
   int64_t steps_per_run() const { return ceil_div(length, 32); }
   int64_t steps() const { return count * steps_per_run(); }
-  bool exact() const { return length % 32 == 0; }
+  // Whether nothing beyond a run is read: without a matrix unit no further pairs.
+  bool exact() const { return length % (kMatrixUnit ? 32 : 2) == 0; }
+  int pairs(int64_t begin) const {
+    return static_cast<int>(std::min<int64_t>(kTilePairs, (length - begin + 1) / 2));
+  }
 };
 
 // Every third word of 96: x[0], x[3], … of x[0] to x[2]; then x[1], x[4], … and x[2], x[5], …

@@ -24,7 +24,7 @@ struct PackedTiles {
   static constexpr int64_t part() { return 2 * kTileElements; }
   static constexpr int64_t half() { return kTileElements; }  // from the first to the second
   static constexpr int64_t row() { return 32; }
-  static constexpr int pairs() { return kTilePairs; }  // of a step, that may be other than zeros
+  static constexpr int pairs(int64_t) { return kTilePairs; }  // of a step, maybe not zeros
 };
 
 // Where up to 2×2 tiles of sums lie, distances in numbers.
@@ -190,12 +190,13 @@ void multiply_pairs(int64_t steps, int rows, const A& a, const B& b, const TileS
         }
         right += b_row, beside += b_row, at += 2;
       };
-      if (a.pairs() == kTilePairs) {
+      const int pairs = a.pairs(step);
+      if (pairs == kTilePairs) {
         for (int pair = 0; pair < kTilePairs; pair += 4) {
           add_pair(), add_pair(), add_pair(), add_pair();
         }
       } else {
-        for (int pair = 0; pair < a.pairs(); ++pair) add_pair();
+        for (int pair = 0; pair < pairs; ++pair) add_pair();
       }
     }
     put(row, sums);
