@@ -192,6 +192,7 @@ TABLE = {
     "fmsub_ps": ((F32, F32, F32), fused(-1)),
     "fmadd_pd": ((F64, F64, F64), None),
     "and_si512": ((I32, I32), np.bitwise_and),
+    "or_si512": ((I32, I32), np.bitwise_or),
     "add_epi32": ((I32, I32), np.add),
     "mullo_epi32": ((I32, I32), np.multiply),
     "max_epu32": ((U32, U32), np.maximum),
@@ -316,6 +317,10 @@ MASKED = {
     "maskz_mov_ps": ((F32,), keep(True)),
     "maskz_mov_pd": ((F64,), keep(True)),
     "maskz_mov_epi16": ((U16,), keep(True)),
+    "mask_permutexvar_epi16": (
+        (U16, U16, U16),
+        lambda mask, other, index, a: np.where(enabled(mask, 32), a[index & 31], other),
+    ),
     "mask_max_ps": (
         (F32, F32, F32),
         lambda mask, other, a, b: np.where(enabled(mask, 16), MAX(a, b), other),

@@ -80,6 +80,7 @@ PYOPS_BINARY(__m512i, unpackhi_epi16)
 #undef PYOPS_BINARY
 #undef PYOPS_TERNARY
 PYOPS_INTRINSIC __m512i _mm512_and_si512(__m512i a, __m512i b) { return a & b; }
+PYOPS_INTRINSIC __m512i _mm512_or_si512(__m512i a, __m512i b) { return a | b; }
 PYOPS_INTRINSIC __m512i _mm512_slli_epi32(__m512i a, unsigned n) {
   const auto x = emulation::halves(a);
   const int count = static_cast<int>(n);
@@ -243,6 +244,13 @@ PYOPS_INTRINSIC __m512i _mm512_permutex2var_epi16(__m512i a, __m512i index, __m5
 }
 PYOPS_INTRINSIC __m512i _mm512_permutexvar_epi16(__m512i index, __m512i a) {
   return _mm512_permutex2var_epi16(a, index & (__m512i)_mm512_set1_epi16(31), a);
+}
+PYOPS_INTRINSIC __m512i _mm512_mask_permutexvar_epi16(__m512i other, __mmask32 mask, __m512i index,
+                                                      __m512i a) {
+  const auto lanes = (__v32hi)_mm512_permutexvar_epi16(index, a);
+  auto x = (__v32hi)other;
+  for (int i = 0; i < 32; ++i) x[i] = mask >> i & 1 ? lanes[i] : x[i];
+  return (__m512i)x;
 }
 
 // Conversions.
