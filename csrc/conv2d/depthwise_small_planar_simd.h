@@ -70,8 +70,8 @@ class DepthwiseSmallPlanes {
     parallel_for(0, groups * c_.batch, 1, [&](int64_t begin, int64_t end) {
       const Scratch<float> weight(taps_ * kGroup), bias(kGroup), in(pixels * kGroup),
           out((positions + kSlack) * kGroup);
-      const Correlation<float> c = group(in.get(), bias.get(), out.get());
-      const DepthwisePixels<float> kernel(c, weight.get());
+      const Correlation<float> c = group(in.get(), out.get());
+      const DepthwisePixels<float> kernel(c, weight.get(), bias.get());
       for (int64_t task = begin; task < end; ++task) {
         const int64_t n = task % c_.batch, first = task / c_.batch * kGroup;
         const int64_t channels = std::min(kGroup, c_.channels - first);
@@ -88,7 +88,7 @@ class DepthwiseSmallPlanes {
 
  private:
   // A group's pixels as an image of their own.
-  Correlation<float> group(const float* in, const float* bias, float* out) const {
+  Correlation<float> group(const float* in, float* out) const {
     Correlation<float> c{};
     c.channels_last = c.depthwise = true;
     c.images = {in, nullptr, kGroup, kGroup, y_, c_.images.x};
@@ -96,7 +96,7 @@ class DepthwiseSmallPlanes {
     c.channels = kGroup;
     c.result = out;
     c.map = dense_map(true, 1, c_.images.positions_per_image(), kGroup);
-    c.epilogue = {bias, c_.epilogue.relu};
+    c.epilogue = {nullptr, c_.epilogue.relu};
     return c;
   }
 

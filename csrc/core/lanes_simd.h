@@ -194,6 +194,7 @@ auto load_split(const T* p) {
 inline VecPair<float> load_split(const BFloat16* p) {
   Lanes<float> pairs;
   std::memcpy(&pairs, p, sizeof pairs);
+  asm("" : "+v"(pairs));  // or both operations would load them
   const Lanes<float> even = pairs << 16, odd = pairs & static_cast<int>(0xffff0000);
   return {{(decltype(Vec<float>::v))even}, {(decltype(Vec<float>::v))odd}};
 }
@@ -212,6 +213,18 @@ VecPair<A> interleave(Vec<A> a, Vec<A> b) {
     return VecPair<A>{pick<(i / 2 + i % 2 * kV)...>(a, b),
                       pick<(kV / 2 + i / 2 + i % 2 * kV)...>(a, b)};
   }(std::make_integer_sequence<int, kV>{});
+}
+
+// As load_split() has it from p.
+inline void store_split(const VecPair<float>& x, BFloat16* p) {
+#if defined(__AVX512BF16__)
+  const __m512i words = (__m512i)_mm512_cvtne2ps_pbh(x.second.v, x.first.v);
+  _mm512_storeu_si512(p, interleave_halves(words));
+#else
+  const auto in_order = interleave(x.first, x.second);
+  in_order.first.store(p);
+  in_order.second.store(p + Vec<float>::kWidth);
+#endif
 }
 
 }  // namespace pyops::PYOPS_ISA_NAMESPACE

@@ -9,6 +9,13 @@
 
 namespace pyops::PYOPS_ISA_NAMESPACE {
 
+// The two halves of a vector as pairs: x[0], x[16], x[1], x[17], …
+inline __m512i interleave_halves(__m512i x) {
+  const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24,
+                                         8, 23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+  return _mm512_permutexvar_epi16(order, x);
+}
+
 template <>
 struct Vec<float> {
   static constexpr int kWidth = 16;

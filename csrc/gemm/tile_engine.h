@@ -42,13 +42,6 @@ inline __mmask32 first_words(int64_t n) {
   return n >= 32 ? ~__mmask32{0} : (__mmask32{1} << std::max<int64_t>(n, 0)) - 1;
 }
 
-// The two halves of a vector as pairs: x[0], x[16], x[1], x[17], …
-inline __m512i interleave_halves(__m512i x) {
-  const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24,
-                                         8, 23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
-  return _mm512_permutexvar_epi16(order, x);
-}
-
 // How _mm512_permutex2var_epi16 pairs two vectors: a[begin], b[begin], a[begin + 1], …
 inline __m512i interleaving(int begin) {
   alignas(64) uint16_t order[32];
