@@ -56,6 +56,7 @@ def conv_cases(shift, **fixed):
             stride=(2, 1),
             padding=(2, 1),
         ),
+        case("depthwise, rows of words", (3, 5, 7, 45), (5, 1, 3, 3), groups=5, padding=(2, 1)),
         case("depthwise, halved", (2, 11, 9, 45), (11, 1, 3, 3), groups=11, stride=2, padding=1),
         case(
             "depthwise, inputs that no tap meets",

@@ -5,12 +5,20 @@
 #include "conv2d/depthwise_pixel_simd.h"
 #include "conv2d/depthwise_planar_simd.h"
 #include "conv2d/depthwise_small_planar_simd.h"
+#if defined(__AVX512BF16__)
+#include "conv2d/depthwise_planar_bf16.h"
+#endif
 
 namespace pyops::PYOPS_ISA_NAMESPACE {
 
 template <class T>
 void depthwise(const Correlation<T>& c) {
   if (c.channels_last) return depthwise_pixel(c);
+#if defined(__AVX512BF16__)
+  if constexpr (std::is_same_v<T, BFloat16>) {
+    if (DepthwiseWordPlanes::pays(c)) return DepthwiseWordPlanes(c).run();
+  }
+#endif
   if constexpr (std::is_same_v<acc_t<T>, float>) {
     if (DepthwiseSmallPlanes<T>::pays(c)) return DepthwiseSmallPlanes<T>(c).run();
   }
@@ -21,6 +29,13 @@ template <class T>
 void depthwise_weight(bool channels_last, const Images<T>& x, const Images<T>& gradient,
                       int64_t batch, T* grad_weight) {
   if (channels_last) return depthwise_weight_pixel(x, gradient, batch, grad_weight);
+#if defined(__AVX512BF16__)
+  if constexpr (std::is_same_v<T, BFloat16>) {
+    if (DepthwiseWordWeights::pays(x)) {
+      return DepthwiseWordWeights(x, gradient).run(batch, grad_weight);
+    }
+  }
+#endif
   if constexpr (std::is_same_v<acc_t<T>, float>) {
     if (is_small_plane(x)) return depthwise_weight_small_planar(x, gradient, batch, grad_weight);
   }

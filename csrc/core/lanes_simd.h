@@ -191,12 +191,15 @@ auto load_split(const T* p) {
   return split<T>(V::load(p), V::load(p + V::kWidth));
 }
 // Two bfloat16 make one lane: the odd one is its upper half as it is, the even one a shift away.
-inline VecPair<float> load_split(const BFloat16* p) {
-  Lanes<float> pairs;
-  std::memcpy(&pairs, p, sizeof pairs);
+inline VecPair<float> split_words(Lanes<float> pairs) {
   asm("" : "+v"(pairs));  // or both operations would load them
   const Lanes<float> even = pairs << 16, odd = pairs & static_cast<int>(0xffff0000);
   return {{(decltype(Vec<float>::v))even}, {(decltype(Vec<float>::v))odd}};
+}
+inline VecPair<float> load_split(const BFloat16* p) {
+  Lanes<float> pairs;
+  std::memcpy(&pairs, p, sizeof pairs);
+  return split_words(pairs);
 }
 
 // a0, b0, a1, b1, …
@@ -215,11 +218,16 @@ VecPair<A> interleave(Vec<A> a, Vec<A> b) {
   }(std::make_integer_sequence<int, kV>{});
 }
 
+#if defined(__AVX512BF16__)
+// As split_words() takes them.
+inline __m512i join_words(const VecPair<float>& x) {
+  return interleave_halves((__m512i)_mm512_cvtne2ps_pbh(x.second.v, x.first.v));
+}
+#endif
 // As load_split() has it from p.
 inline void store_split(const VecPair<float>& x, BFloat16* p) {
 #if defined(__AVX512BF16__)
-  const __m512i words = (__m512i)_mm512_cvtne2ps_pbh(x.second.v, x.first.v);
-  _mm512_storeu_si512(p, interleave_halves(words));
+  _mm512_storeu_si512(p, join_words(x));
 #else
   const auto in_order = interleave(x.first, x.second);
   in_order.first.store(p);
