@@ -1,8 +1,9 @@
-// Depthwise convolutions of bfloat16 planes by 3×3 taps at stride 1. A register has 32 numbers of a
-// row as they lie, and a dot product multiplies a pair of neighbours by a kernel row's first two
-// weights: those that begin at even positions from one load, at odd ones from another, a number
-// further on. The third weight meets the halves of a third load in an FMA, as a pair would multiply
-// its neighbour by zero. So nothing is widened, padded or shifted beforehand.
+// Depthwise convolutions of bfloat16 planes by 3×3 taps at stride 1 or 2. A register has 32 numbers
+// of a row as they lie, and a dot product multiplies a pair of neighbours by a kernel row's first
+// two weights. At stride 2 these are the pairs; at stride 1 those of even positions, and a load
+// that begins a number further on has those of odd ones. The third weight meets the halves of
+// another load in an FMA, as a pair would multiply its neighbour by zero. So nothing is widened,
+// padded or shifted beforehand.
 #pragma once
 
 #include "conv2d/tile_sums_bf16.h"
@@ -12,24 +13,27 @@
 namespace pyops::PYOPS_ISA_NAMESPACE {
 
 // Rows that fill at least half a register.
-inline bool suits_word_rows(const Images<BFloat16>& images) {
-  const auto three = [](const Axis& a) { return a.taps == 3 && a.stride * a.dilation == 1; };
-  return three(images.y) && three(images.x) && images.x.positions >= 16;
+inline bool suits_word_rows(const Images<BFloat16>& images, int stride) {
+  const auto suits = [stride](const Axis& a) {
+    return a.taps == 3 && a.stride == stride && a.dilation == 1;
+  };
+  return suits(images.y) && suits(images.x) && images.x.positions >= 16;
 }
 
-// Which of 32 numbers of a row are in the image that tap kx of the positions from q on meets.
-inline __mmask32 words_inside(const Axis& x, int64_t q, int kx) {
-  const int64_t at = x.at(q, kx);
+// Which of the 32 numbers of a row from `at` on are in the image.
+inline __mmask32 words_inside(const Axis& x, int64_t at) {
   return first_words(x.size - at) & ~first_words(-at);
 }
 
+template <int kStride>
 class DepthwiseWordPlanes {
   using V = Vec<float>;
   static constexpr int kRows = 4, kWidth = 32;
 
  public:
   static bool pays(const Correlation<BFloat16>& c) {
-    return suits_word_rows(c.images) && c.images.y.positions >= kRows && c.map.col_stride == 1;
+    return suits_word_rows(c.images, kStride) && c.images.y.positions >= kRows &&
+           c.map.col_stride == 1;
   }
 
   explicit DepthwiseWordPlanes(const Correlation<BFloat16>& c)
@@ -79,33 +83,52 @@ class DepthwiseWordPlanes {
     }
   }
 
+  // What the first two taps of 32 positions meet, and the third: of even positions and of odd ones,
+  // or of 16 positions and of the next. `inside` has the lanes of loads kLoads from the first.
+  static constexpr int kLoads[4] = {0, kStride == 1 ? 1 : 32, 2, kStride == 1 ? 2 : 34};
+  struct Met {
+    __m512i first, second;
+    VecPair<float> third;
+  };
+  static Met meet(const BFloat16* from, const __mmask32 (&inside)[4]) {
+    const auto words = [&](int i) { return _mm512_maskz_loadu_epi16(inside[i], from + kLoads[i]); };
+    if constexpr (kStride == 1) return {words(0), words(1), split_words((Lanes<float>)words(2))};
+    const auto widened = [&](int i) {
+      return V{_mm512_castsi512_ps(_mm512_slli_epi32(words(i), 16))};
+    };
+    return {words(0), words(1), {widened(2), widened(3)}};
+  }
+  // As bfloat16, in order.
+  static __m512i in_order(const VecPair<float>& x) {
+    return kStride == 1 ? join_words(x) : (__m512i)_mm512_cvtne2ps_pbh(x.second.v, x.first.v);
+  }
+
   // kRows rows of up to 32 positions; kInside: none of their taps is above or below the image.
   template <bool kInside>
   [[gnu::always_inline]] void sum(const Plane& plane, int64_t qy, int64_t q) const {
     const Axis &y = c_.images.y, &x = c_.images.x;
-    const __mmask32 inside[3] = {words_inside(x, q, 0), words_inside(x, q, 1),
-                                 words_inside(x, q, 2)};
+    __mmask32 inside[4];
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) inside[i] = words_inside(x, x.at(q, 0) + kLoads[i]);
     const int64_t next_plane = y.size * x.size;
     VecPair<float> sums[kRows];
 #pragma GCC unroll 4
     for (auto& s : sums) s = {V::zero(), V::zero()};
     const BFloat16* from = plane.image + y.at(qy, 0) * x.size + x.at(q, 0);
-#pragma GCC unroll 6
-    for (int i = 0; i < kRows + 2; ++i, from += x.size) {
+#pragma GCC unroll 9
+    for (int i = 0; i < (kRows - 1) * kStride + 3; ++i, from += x.size) {
       if (!kInside && (y.at(qy, i) < 0 || y.at(qy, i) >= y.size)) continue;
       prefetch_to_read(from + next_plane);
-      const __m512i even = _mm512_maskz_loadu_epi16(inside[0], from),
-                    odd = _mm512_maskz_loadu_epi16(inside[1], from + 1),
-                    third = _mm512_maskz_loadu_epi16(inside[2], from + 2);
-      const VecPair<float> thirds = split_words((Lanes<float>)third);
+      const Met x_row = meet(from, inside);
 #pragma GCC unroll 4
       for (int r = 0; r < kRows; ++r) {
-        const int ky = i - r;
+        const int ky = i - r * kStride;
         if (ky < 0 || ky >= 3) continue;
-        sums[r].first.v = _mm512_dpbf16_ps(sums[r].first.v, (__m512bh)even, plane.pairs[ky]);
-        sums[r].second.v = _mm512_dpbf16_ps(sums[r].second.v, (__m512bh)odd, plane.pairs[ky]);
-        sums[r].first = V::fma(thirds.first, plane.thirds[ky], sums[r].first);
-        sums[r].second = V::fma(thirds.second, plane.thirds[ky], sums[r].second);
+        auto& [first, second] = sums[r];
+        first.v = _mm512_dpbf16_ps(first.v, (__m512bh)x_row.first, plane.pairs[ky]);
+        second.v = _mm512_dpbf16_ps(second.v, (__m512bh)x_row.second, plane.pairs[ky]);
+        first = V::fma(x_row.third.first, plane.thirds[ky], first);
+        second = V::fma(x_row.third.second, plane.thirds[ky], second);
       }
     }
     BFloat16* to = plane.result + qy * row_step_ + q;
@@ -114,8 +137,8 @@ class DepthwiseWordPlanes {
     for (int r = 0; r < kRows; ++r, to += row_step_) {
       prefetch_to_write(to + kAhead);
       _mm512_mask_storeu_epi16(to, some,
-                               join_words({V::max(least_, sums[r].first + plane.bias),
-                                           V::max(least_, sums[r].second + plane.bias)}));
+                               in_order({V::max(least_, sums[r].first + plane.bias),
+                                         V::max(least_, sums[r].second + plane.bias)}));
     }
   }
 
@@ -131,7 +154,7 @@ class DepthwiseWordPlanes {
 // of the image, three at a time.
 class DepthwiseWordWeights {
  public:
-  static bool pays(const Images<BFloat16>& x) { return suits_word_rows(x); }
+  static bool pays(const Images<BFloat16>& x) { return suits_word_rows(x, 1); }
 
   DepthwiseWordWeights(const Images<BFloat16>& x, const Images<BFloat16>& gradient)
       : x_(x), gradient_(gradient) {}
@@ -158,8 +181,9 @@ class DepthwiseWordWeights {
     const Axis &y = x_.y, &x = x_.x;
     const __mmask32 some = first_words(x.positions - q);
     // Beyond the row may lie what a zero does not silence.
-    const __mmask32 inside[3] = {some & words_inside(x, q, 0), some & words_inside(x, q, 1),
-                                 some & words_inside(x, q, 2)};
+    __mmask32 inside[3];
+#pragma GCC unroll 3
+    for (int kx = 0; kx < 3; ++kx) inside[kx] = some & words_inside(x, x.at(q, kx));
     __m512 products[9];
 #pragma GCC unroll 9
     for (__m512& p : products) p = _mm512_setzero_ps();

@@ -16,7 +16,8 @@ void depthwise(const Correlation<T>& c) {
   if (c.channels_last) return depthwise_pixel(c);
 #if defined(__AVX512BF16__)
   if constexpr (std::is_same_v<T, BFloat16>) {
-    if (DepthwiseWordPlanes::pays(c)) return DepthwiseWordPlanes(c).run();
+    if (DepthwiseWordPlanes<1>::pays(c)) return DepthwiseWordPlanes<1>(c).run();
+    if (DepthwiseWordPlanes<2>::pays(c)) return DepthwiseWordPlanes<2>(c).run();
   }
 #endif
   if constexpr (std::is_same_v<acc_t<T>, float>) {
