@@ -24,6 +24,7 @@ from pyops.cli.files import output_directory, output_file, replace_file, write_j
 from pyops.cli.info import ARCHITECTURES, ISAS, machine, usable_device
 
 from . import plots, report
+from .allocator import keep_freed_memory
 from .caps import cap_native, native_capability
 from .harness import Bench, Case, Result, Settings
 from .peaks import Peaks, measure
@@ -107,6 +108,7 @@ def run(args: argparse.Namespace, benches: Sequence[Bench] | None = None) -> int
         args.minutes = float("inf") if args.full or args.save else MINUTES
     end = time.monotonic() + 60 * args.minutes
     _prepare(args)
+    kept = keep_freed_memory()
     peaks = measure(args.device)
     cases = _cases(collect(args.files) if benches is None else benches, args, peaks)
     with pyops.isa_cap(args.isa) if args.isa else contextlib.nullcontext():
@@ -123,6 +125,7 @@ def run(args: argparse.Namespace, benches: Sequence[Bench] | None = None) -> int
             "date": date.today().isoformat(),
             "native's instruction set": native_capability(),
             "caches before a call": _caches(args),
+            "freed memory": "kept by the process" if kept else "as the allocator has it",
         }
     report.print_report(results)
     if left:
