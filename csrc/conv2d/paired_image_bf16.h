@@ -8,12 +8,12 @@
 
 namespace pyops::PYOPS_ISA_NAMESPACE {
 
-// One tap and whole steps of channels. More taps begin anywhere in a line, and loads that cross
+// One tap. More taps begin anywhere in a line, and loads that cross
 // lines cost more than to gather pixels: 3×3 64 → 128 of 24×24, batch 64, takes 8.2 ms from pairs
 // and 7.2 ms from pixels (one thread of Sapphire Rapids, November 2026).
 inline bool suits_pairs(const Correlation<BFloat16>& c) {
   const Images<BFloat16> images = uncut(c).images;
-  return !c.channels_last && images.channels % 32 == 0 && images.is_identity();
+  return !c.channels_last && images.channels >= 16 && images.is_identity();
 }
 
 // The images of a thread's tasks, as GridCorrelation (correlate_bf16.h) reads them, one after the
@@ -27,14 +27,17 @@ class PairedPlanes {
   using Sums = PlaneSums<true>;
   static constexpr bool kPacks = false, kPixels = false, kListed = true;
 
-  static int64_t steps(const Images<BFloat16>& images) { return images.channels / 32; }
+  static int64_t steps(const Images<BFloat16>& images) { return ceil_div(images.channels, 32); }
 
   static int64_t elements(const PaddedGrid& grid, int64_t channels) {
-    return grid.panels() * kGridStep * channels;
+    return grid.panels() * kGridStep * ceil_div(channels, 32) * 32;
   }
 
   PairedPlanes(const Correlation<BFloat16>& c, const PaddedGrid& grid, int64_t units)
-      : channels_(c.images.channels), first_(units), pairs_(units * elements(grid, channels_)) {}
+      : channels_(c.images.channels),
+        depth_(steps(c.images) * 32),
+        first_(units),
+        pairs_(units * elements(grid, channels_)) {}
 
   void set_grid(const PaddedGrid& grid) { columns_ = grid.pitch(), positions_ = grid.span; }
 
@@ -44,11 +47,13 @@ class PairedPlanes {
     ahead_ = plane < kLargePlane ? 32 * plane : 4 * kGridStep;
     const int64_t begin = unit * positions_ / kGridStep * kGridStep;
     for (int64_t c = 0; c < channels_; c += 32) {
-      uint16_t* tiles = pairs_.get() + begin * channels_ + c * kGridStep;
+      uint16_t* tiles = pairs_.get() + begin * depth_ + c * kGridStep;
       for (int64_t p = begin; p < (unit + 1) * positions_; p += kGridStep) {
-        const auto load = [&](int64_t i) { return words(band, (c + i) * plane, unit, p); };
+        const auto load = [&](int64_t i) {
+          return c + i < channels_ ? words(band, (c + i) * plane, unit, p) : _mm512_setzero_si512();
+        };
         pack_tile_columns<false>(load, tiles, tiles + kTileElements);
-        tiles += channels_ * kGridStep;
+        tiles += depth_ * kGridStep;
       }
     }
     return true;
@@ -58,7 +63,7 @@ class PairedPlanes {
     return unit * positions_ + y * columns_ + x;
   }
   PackedTiles<1> listed_tiles(const int64_t* positions, int, int64_t step) const {
-    return {pairs_.get() + *positions * channels_ + step * PackedTiles<1>::part()};
+    return {pairs_.get() + *positions * depth_ + step * PackedTiles<1>::part()};
   }
 
  private:
@@ -78,7 +83,7 @@ class PairedPlanes {
   // In a smaller one too few lines follow: the next step's channels are asked for meanwhile.
   static constexpr int64_t kLargePlane = 4096;
 
-  const int64_t channels_;
+  const int64_t channels_, depth_;  // of whole steps
   int64_t columns_ = 0, positions_ = 0, ahead_ = 0;
   Scratch<int64_t> first_;  // of each unit's positions, its place in the first channel
   Scratch<uint16_t> pairs_;
