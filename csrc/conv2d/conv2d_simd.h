@@ -145,8 +145,11 @@ void sum_over_positions(const Conv2dBackwardParams& p, int64_t pass, int64_t beg
     const int64_t at = begin * p.o;
     const StridedOperand<T, kMasked> gradient{g.data + at, p.group_o(), 1, p.o,
                                               kMasked ? g.mask + at : nullptr};
-    gemm_in_short_sums(p.group_o(), x.taps(), count, gradient, PixelPatches<T>{x, begin}, sink,
-                       p.precision);
+    const auto sum = [&](const auto& pixels) {
+      gemm_in_short_sums(p.group_o(), x.taps(), count, gradient, pixels, sink, p.precision);
+    };
+    x.is_identity() ? sum(StridedOperand<T>{x.data + begin * p.c, x.taps(), 1, p.c})
+                    : sum(PixelPatches<T>{x, begin});
   } else {
     const PlanarPixels<T, kMasked> gradient{g, begin};
     const auto sum = [&](const auto& pixels) {
@@ -187,6 +190,10 @@ bool backward_weight_on_grid(const Conv2dBackwardParams& p, int64_t pass, T* gra
     if (vectors_pay<T>(p.precision) && p.group_o() <= LineLanes::kOuts) return run(LineLanes{});
 #if defined(__AVX512BF16__)
     if (p.group_o() < 8) return false;
+    // Without a matrix unit pixels as they lie are the panels' rows, and copies would be a third.
+    if (!kMatrixUnit && std::is_same_v<T, BFloat16> && p.channels_last && x.is_identity()) {
+      return false;
+    }
     return with_parts<T>(p.precision, [&](auto parts) {
       constexpr int kParts = decltype(parts)::value;
       if (kParts > 1 && !splitting_pays(x)) return false;
