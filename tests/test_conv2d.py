@@ -73,6 +73,7 @@ def conv_cases(shift, **fixed):
         case("pointwise, images on end", (5, 64, 7, 9), (40, 64, 1, 1)),
         case("pointwise, part of a step", (3, 50, 6, 7), (35, 50, 1, 1)),
         case("pointwise, strided", (3, 9, 7, 8), (5, 9, 1, 1), stride=2),
+        case("pointwise, one strided row", (3, 32, 1, 8), (32, 32, 1, 1), stride=3),
         case("one column", (2, 3, 9, 1), (4, 3, 3, 1), padding=(1, 0)),
         case("padding beyond the image", (1, 2, 4, 3), (3, 2, 3, 3), padding=5),
         case("blocks in depth and rows", (2, 37, 12, 13), (35, 37, 3, 3), padding=1),

@@ -183,12 +183,12 @@ class PixelPlanes {
   Scratch<uint16_t> pixels_;
 };
 
-// Whether the image is read as it lies, positions of the result following those of the image.
+// Whether the image is read as it lies, positions of the result following those of the images.
 template <bool kMasked>
 bool suits_bare_pixels(const Correlation<BFloat16>& c) {
   const Images<BFloat16>& images = c.images;
   return c.channels_last && !kMasked && PixelRuns(images).exact() && images.is_identity() &&
-         c.map.rows == 1;
+         c.map.cols == c.batch * images.positions_per_image();
 }
 
 // The same as one image of rows of 32 positions, the last one maybe of fewer: x.size is how many

@@ -169,15 +169,15 @@ class PixelWeight {
   // The tiles of 32 channels from `channel` on.
   bool pack(TileEngine<1>&, int64_t channel, uint16_t* out) const {
     const int64_t some = std::min<int64_t>(32, channels_ - channel);
-    const Scratch<uint16_t> ordered(in_place_ ? 0 : depth_ * 32);
+    const Scratch<uint16_t> ordered(lanes_ ? depth_ * 32 : 0);
     const void* in_memory = weights_.line(channel, 0);
     const auto* from = in_place_ ? static_cast<const uint16_t*>(in_memory) : ordered.get();
     for (int64_t j = 0; j < images_; j += share_) {
       if (weights_.is_forward()) {
-        if (!in_place_) order_rows(channel, some, j, ordered.get());
+        if (lanes_) order_rows(*lanes_, channel, some, j, ordered.get());
         pack_rows(from, some, j, out);
       } else {
-        if (!in_place_) order_columns(channel, some, j, ordered.get());
+        if (lanes_) order_columns(*lanes_, channel, some, j, ordered.get());
         pack_columns(from, some, j, out);
       }
     }
@@ -187,18 +187,20 @@ class PixelWeight {
  private:
   // Of channels that each have a row of the depth, and of a depth whose numbers each have a row of
   // channels: a share of the image's channels, from j on.
-  void order_rows(int64_t channel, int64_t some, int64_t j, uint16_t* ordered) const {
+  void order_rows(const TapLanes& lanes, int64_t channel, int64_t some, int64_t j,
+                  uint16_t* ordered) const {
     for (int64_t i = 0; i < some; ++i, ordered += depth_) {
       for (int64_t k = 0; k < share_; k += 32) {
-        lanes_->split(weights_.line(channel + i, j + k), std::min<int64_t>(32, share_ - k),
-                      kAhead * 32 * weights_.kernel(), ordered + k, share_);
+        lanes.split(weights_.line(channel + i, j + k), std::min<int64_t>(32, share_ - k),
+                    kAhead * 32 * weights_.kernel(), ordered + k, share_);
       }
     }
   }
-  void order_columns(int64_t channel, int64_t some, int64_t j, uint16_t* ordered) const {
+  void order_columns(const TapLanes& lanes, int64_t channel, int64_t some, int64_t j,
+                     uint16_t* ordered) const {
     for (int64_t k = 0; k < share_; ++k) {
-      lanes_->split(weights_.line(channel, j + k), some, kAhead * weights_.image_stride(),
-                    ordered + k * 32, share_ * 32);
+      lanes.split(weights_.line(channel, j + k), some, kAhead * weights_.image_stride(),
+                  ordered + k * 32, share_ * 32);
     }
   }
 
