@@ -27,7 +27,7 @@ class TileEpilogue {
 
   const float* bias(int64_t channel) const { return &bias_[channel]; }
 
-  // 32 channels of one position; of 16 where there is one vector of them.
+  // 32 channels of one position; 16 where there is one vector of sums.
   __m512i words(const float* sums, Vec<float> low_bias, Vec<float> high_bias) const {
     return narrow(at_least(sums, low_bias), at_least(sums + 16, high_bias));
   }

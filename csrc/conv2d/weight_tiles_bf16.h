@@ -158,6 +158,8 @@ class PixelWeight {
         run_(share_ < images_ ? share_ : PixelRuns(c.images).length),
         places_(depth_) {
     if (!in_place_) lanes_.emplace(weights_);
+    // A band that zeros may not meet is done from patches, whose weights no thread may copy.
+    if (!PixelRuns(c.images).exact()) weights_.matrix();
     weights_.for_taps([&](int64_t t, int64_t at) {
       for (int64_t j = 0; j < share_; ++j) {
         const int64_t d = t * share_ + j;
