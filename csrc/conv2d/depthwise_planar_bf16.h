@@ -64,6 +64,8 @@ class DepthwiseWordPlanes {
         .image = c_.images.data + number * y.size * x.size,
         .result = c_.result + c_.map.offset(n * c_.images.positions_per_image()) +
                   channel * c_.channel_stride,
+        .pairs = {},
+        .thirds = {},
         .bias = V::set1(c_.epilogue.bias != nullptr ? static_cast<float>(c_.epilogue.bias[channel])
                                                     : 0.0f)};
     for (int ky = 0; ky < 3; ++ky) {
