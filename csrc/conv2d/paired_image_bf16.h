@@ -8,9 +8,9 @@
 
 namespace pyops::PYOPS_ISA_NAMESPACE {
 
-// One tap. More taps begin anywhere in a line, and loads that cross
-// lines cost more than to gather pixels: 3×3 64 → 128 of 24×24, batch 64, takes 8.2 ms from pairs
-// and 7.2 ms from pixels (one thread of Sapphire Rapids, November 2026).
+// One tap. More taps begin anywhere in a line, and loads that cross lines cost more than to gather
+// pixels: 3×3 64 → 128 of 24×24, batch 64, takes 8.2 ms from pairs and 7.2 ms from pixels (one
+// thread of Sapphire Rapids, November 2026).
 inline bool suits_pairs(const Correlation<BFloat16>& c) {
   const Images<BFloat16> images = uncut(c).images;
   return !c.channels_last && images.channels >= 16 && images.is_identity();
