@@ -192,7 +192,9 @@ auto load_split(const T* p) {
 }
 // Two bfloat16 make one lane: the odd one is its upper half as it is, the even one a shift away.
 inline VecPair<float> split_words(Lanes<float> pairs) {
+#if !defined(PYOPS_EMULATED)
   asm("" : "+v"(pairs));  // or both operations would load them
+#endif
   const Lanes<float> even = pairs << 16, odd = pairs & static_cast<int>(0xffff0000);
   return {{(decltype(Vec<float>::v))even}, {(decltype(Vec<float>::v))odd}};
 }
