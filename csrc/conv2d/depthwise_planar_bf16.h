@@ -40,8 +40,7 @@ class DepthwiseWordPlanes {
       : c_(c),
         weights_(c_.weights->matrix().data),  // which may only now be put in order
         least_(V::set1(Lines<float>::relu_floor(c_.epilogue.relu))),
-        row_step_(c_.map.cols > c_.images.x.positions ? c_.images.x.positions : c_.map.row_stride) {
-  }
+        row_step_(c_.map.row_step(c_.images.x.positions)) {}
 
   void run() const {
     parallel_for(0, c_.batch * c_.channels, 1, [&](int64_t begin, int64_t end) {

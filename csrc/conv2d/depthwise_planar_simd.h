@@ -143,10 +143,7 @@ class DepthwisePlane {
   T* position(const Plane& plane, int64_t qy, int64_t q) const {
     return plane.out + qy * row_step() + q * sink_.map.col_stride;
   }
-  int64_t row_step() const {
-    const PositionMap& map = sink_.map;
-    return map.cols > padded_.x.positions ? padded_.x.positions * map.col_stride : map.row_stride;
-  }
+  int64_t row_step() const { return sink_.map.row_step(padded_.x.positions); }
 
   // The last vector of a row reaches back over the one before rather than beyond the row.
   int64_t last_vector() const { return std::max<int64_t>(0, padded_.x.positions - V::kWidth); }

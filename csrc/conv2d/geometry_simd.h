@@ -85,6 +85,10 @@ struct PositionMap {
     if (rows == 1) return row * image_stride + col * col_stride;  // divisions take their time
     return row / rows * image_stride + row % rows * row_stride + col * col_stride;
   }
+  // From a row of `positions` to the next, whose end a dense result does not know.
+  int64_t row_step(int64_t positions) const {
+    return cols > positions ? positions * col_stride : row_stride;
+  }
   // Positions of the same row from this one on.
   int64_t run(int64_t index) const { return cols - (index < cols ? index : index % cols); }
 };

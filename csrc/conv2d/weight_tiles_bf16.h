@@ -81,6 +81,7 @@ class TapLanes {
     std::fill_n(lanes_.get(), window_ * kernel_, 0);
     weights.for_taps([&](int64_t t, int64_t at) {
       taps_[t] = at;
+      if (kernel_ == 9) return;  // split_nine() needs no more
       for (int64_t i = 0; i < 32; ++i) {
         const int64_t word = at + i * kernel_;
         from_[t * 32 + i] = static_cast<uint16_t>(word % 32);
