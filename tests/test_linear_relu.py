@@ -27,6 +27,8 @@ def linear_cases(shift):
         case("some features to few", 21, 37, 5),
         case("three dimensions", (2, 3, 7), 33, 17),
         case("blocks in depth and rows", 225, 323, 49),
+        case("deep", 50, 3100, 77),
+        case("few rows", 13, 66, 214),
         case("no rows", 0, 5, 4),
         case("no inputs", 9, 0, 8),
         case("no outputs", 3, 5, 0),

@@ -28,6 +28,9 @@ inline constexpr DtypeSet kKernelTypes = kAnyFloat;
 inline void prefetch_to_read(const void* p) {
   asm volatile("prefetcht0 %0" : : "m"(*static_cast<const char*>(p)));
 }
+inline void prefetch_to_l2(const void* p) {
+  asm volatile("prefetcht1 %0" : : "m"(*static_cast<const char*>(p)));
+}
 inline void prefetch_to_write(const void* p) {
   asm volatile("prefetchw %0" : : "m"(*static_cast<const char*>(p)));
 }

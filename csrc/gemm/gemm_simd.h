@@ -17,6 +17,7 @@
 #include "gemm/thin_products.h"
 #include "gemm/vector_engine.h"
 #if defined(__AVX512BF16__)
+#include "gemm/row_product.h"
 #include "gemm/tile_engine.h"
 #endif
 
@@ -330,6 +331,9 @@ void gemm(int64_t m, int64_t n, int64_t k, const A& a, const B& b, const Sink& s
   if constexpr (std::is_same_v<Acc, float>) {
     const int parts = bf16_parts<A, B>(precision);
     if (tiles_pay(m, n, k, parts)) {
+      if constexpr (!kMatrixUnit && kIsWords<A> && kIsWords<B>) {
+        if (row_product(m, n, k, a, b, sink)) return;
+      }
       if (parts == 1) return Gemm<TileEngine<1>, A, B, Sink>(m, n, k, a, b, sink).run();
       constexpr int kMost = bf16_parts<A, B>(Precision::kHighest);
       if constexpr (kMost >= 2) {

@@ -65,7 +65,6 @@ struct Lines {
   // Lines are of many pages: they are asked for before the products are computed.
   void prefetch(int rows, int cols) const {
     constexpr int kLine = 64 / sizeof(T);
-    if constexpr (sizeof(T) == 2) return;
     for (int r = 0; r < rows; ++r) {
       for (int q = 0; q < cols; q += kLine) prefetch_to_write(out + r * stride + q);
     }

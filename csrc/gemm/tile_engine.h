@@ -12,8 +12,7 @@
 #include <cstring>
 
 #include "core/precision.h"
-#include "gemm/multiply_tiles.h"
-#include "gemm/operands.h"
+#include "gemm/word_tiles.h"
 
 namespace pyops::PYOPS_ISA_NAMESPACE {
 
@@ -36,75 +35,6 @@ inline bool tiles_pay(int64_t m, int64_t n, int64_t k, int parts) {
   const int64_t narrow = parts == 1 ? 8 : parts == 2 ? 32 : 96;
   return m >= narrow && n >= narrow && k >= 16;
 }
-
-// The first n of 32 numbers of 16 bits, for any n.
-inline __mmask32 first_words(int64_t n) {
-  return n >= 32 ? ~__mmask32{0} : (__mmask32{1} << std::max<int64_t>(n, 0)) - 1;
-}
-
-// How _mm512_permutex2var_epi16 pairs two vectors: a[begin], b[begin], a[begin + 1], …
-inline __m512i interleaving(int begin) {
-  alignas(64) uint16_t order[32];
-  for (int i = 0; i < 32; ++i) order[i] = static_cast<uint16_t>(begin + i / 2 + i % 2 * 32);
-  return _mm512_load_si512(order);
-}
-
-// 16×16 dwords to a tile, transposed if kTurned.
-template <bool kTurned>
-void store_tile(__m512i (&rows)[kTileRows], uint16_t* tile) {
-  Vec<float> block[kTileRows];
-  for (int r = 0; r < kTileRows; ++r) block[r].v = _mm512_castsi512_ps(rows[r]);
-  if (kTurned) transpose(block);
-  for (int r = 0; r < kTileRows; ++r) {
-    block[r].store(reinterpret_cast<float*>(tile) + r * kTilePairs);
-  }
-}
-
-// A tile of load(r), 32 numbers of its row r: of A as they are, of B in pairs.
-template <bool kIsA, class Load>
-void pack_tile_rows(const Load& load, uint16_t* tile) {
-  __m512i rows[kTileRows];
-  for (int r = 0; r < kTileRows; ++r) rows[r] = load(r);
-  store_tile<!kIsA>(rows, tile);
-}
-// Two tiles of load(p), the numbers of 32 columns at depth p; of the second only if it is not null.
-template <bool kIsA, class Load>
-void pack_tile_columns(const Load& load, uint16_t* first, uint16_t* second) {
-  const __m512i low = interleaving(0), high = interleaving(16);
-  __m512i left[kTilePairs], right[kTilePairs];
-  for (int pair = 0; pair < kTilePairs; ++pair) {
-    const __m512i even = load(2 * pair), odd = load(2 * pair + 1);
-    left[pair] = _mm512_permutex2var_epi16(even, low, odd);
-    right[pair] = _mm512_permutex2var_epi16(even, high, odd);
-  }
-  store_tile<kIsA>(left, first);
-  if (second != nullptr) store_tile<kIsA>(right, second);
-}
-
-// In place.
-inline void transpose_tile(uint16_t* tile) {
-  __m512i rows[kTileRows];
-  for (int r = 0; r < kTileRows; ++r) rows[r] = _mm512_load_si512(tile + r * 32);
-  store_tile<true>(rows, tile);
-}
-
-// Numbers from data[at] on, zero beyond `lanes` and where the mask is not positive, as
-// where_positive has it: a NaN lets the gradient pass.
-template <bool kMasked>
-__m512i load_words(const BFloat16* data, const BFloat16* mask, int64_t at, __mmask32 lanes) {
-  const __m512i x = _mm512_maskz_loadu_epi16(lanes, data + at);
-  if constexpr (!kMasked) return x;
-  const __m512i y = _mm512_maskz_loadu_epi16(lanes, mask + at);
-  const __mmask32 positive =
-      _mm512_cmpgt_epi16_mask(y, _mm512_setzero_si512()) |
-      _mm512_cmpgt_epu16_mask(y, _mm512_set1_epi16(static_cast<int16_t>(0xff80)));
-  return _mm512_maskz_mov_epi16(positive, x);
-}
-
-// Whether it is, or derives from, a matrix of bfloat16 in memory.
-template <class Source>
-inline constexpr bool kIsWords = std::is_base_of_v<StridedOperand<BFloat16, false>, Source> ||
-                                 std::is_base_of_v<StridedOperand<BFloat16, true>, Source>;
 
 // Largest magnitude met, as float bits: what tells whether a split is faithful.
 struct Magnitude {
@@ -201,13 +131,16 @@ class TileEngine {
   template <bool kIsA, class Source>
   bool pack(const Source& source, int64_t i0, int64_t p0, int64_t depth, uint16_t* panel) {
     if constexpr (kParts == 1 && kIsWords<Source>) {
-      if (source.p_stride == 1) return pack_word_rows<kIsA>(source, i0, p0, depth, panel);
-      if (source.i_stride == 1) return pack_word_columns<kIsA>(source, i0, p0, depth, panel);
+      if (packs_as_words(source)) {
+        pack_words<kIsA>(source, i0, p0, depth, {}, 2, panel);
+        return true;
+      }
     }
     if constexpr (kParts == 1 && requires { source.words(i0, p0); }) {
       if (!source.rows_contiguous()) {
         const auto load = [&](int64_t p) { return source.words(i0, p0 + p); };
-        return pack_word_columns<kIsA>(load, depth, panel);
+        pack_word_columns<kIsA>(load, depth, {}, 2, panel);
+        return true;
       }
     }
     Magnitude magnitude;
@@ -223,43 +156,6 @@ class TileEngine {
       pack_floats<kIsA>(slice, panel + p / kDepthStep * kStepElements, magnitude);
     }
     return faithful<Source>(magnitude);
-  }
-
-  // Numbers of rows, then of columns, as they are: the unit does with them what native's does.
-  template <bool kIsA, bool kMasked>
-  static bool pack_word_rows(const StridedOperand<BFloat16, kMasked>& x, int64_t i0, int64_t p0,
-                             int64_t depth, uint16_t* panel) {
-    for (int64_t p = 0; p < depth; p += kDepthStep, panel += kStepElements) {
-      for (int half = 0; half < 2; ++half) {
-        const int64_t i = i0 + half * kTileRows, some = x.extent - i;
-        const __mmask32 lanes = first_words(depth - p);
-        const auto row = [&](int r) {
-          const int64_t at = (i + r) * x.i_stride + p0 + p;
-          if (r + 32 < some) prefetch_to_read(x.data + at + 32 * x.i_stride);
-          return r < some ? load_words<kMasked>(x.data, x.mask, at, lanes) : _mm512_setzero_si512();
-        };
-        pack_tile_rows<kIsA>(row, panel + half * kTileElements);
-      }
-    }
-    return true;
-  }
-  template <bool kIsA, bool kMasked>
-  static bool pack_word_columns(const StridedOperand<BFloat16, kMasked>& x, int64_t i0, int64_t p0,
-                                int64_t depth, uint16_t* panel) {
-    const __mmask32 lanes = first_words(x.extent - i0);
-    const auto load = [&](int64_t p) {
-      return load_words<kMasked>(x.data, x.mask, i0 + (p0 + p) * x.p_stride, lanes);
-    };
-    return pack_word_columns<kIsA>(load, depth, panel);
-  }
-  // Of load(p), 32 of them at depth p.
-  template <bool kIsA, class Load>
-  static bool pack_word_columns(const Load& load, int64_t depth, uint16_t* panel) {
-    for (int64_t p = 0; p < depth; p += kDepthStep, panel += kStepElements) {
-      const auto row = [&](int q) { return p + q < depth ? load(p + q) : _mm512_setzero_si512(); };
-      pack_tile_columns<kIsA>(row, panel, panel + kTileElements);
-    }
-    return true;
   }
 
   // From floats_[p * 32 + i], padded with zeros to whole steps.
