@@ -307,8 +307,8 @@ bool row_product(int64_t m, int64_t n, int64_t k, const StridedOperand<BFloat16,
   if (!packs_as_words(a) || !packs_as_words(b)) return false;
   const int64_t copy_a = RowProduct<kMaskedA, kMaskedB, Sink>::in_place(a, k) ? 0 : m * k;
   const int64_t copy_b = RowProduct<kMaskedB, kMaskedA, Sink>::in_place(b, k) ? 0 : n * k;
-  // Turning a result takes about as long as packing a number.
-  if (n >= kLeastRows && copy_b <= kMostCopied && copy_b + m * k + m * n < copy_a + n * k) {
+  // Turning a result takes about as long as packing two numbers.
+  if (n >= kLeastRows && copy_b <= kMostCopied && copy_b + m * k + m * n * 2 < copy_a + n * k) {
     const TransposedTiles<Sink> turned(sink);
     RowProduct<kMaskedB, kMaskedA, TransposedTiles<Sink>>(n, m, k, b, a, turned).run();
     return true;
