@@ -19,8 +19,6 @@ namespace pyops::PYOPS_ISA_NAMESPACE {
 inline constexpr int64_t kMaxBlockKeys = 256;
 static_assert(kMaxBlockKeys % Dropout::kKeys == 0);
 
-inline int64_t round_up(int64_t n, int64_t multiple) { return ceil_div(n, multiple) * multiple; }
-
 // The two tile products behind every direction, by one engine (gemm/): operands are packed in
 // panels, each with its whole depth, and multiplied as often as they are needed. Dropout::kKeys is
 // a multiple of every engine's columns.

@@ -12,6 +12,7 @@
 namespace pyops::PYOPS_ISA_NAMESPACE {
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+inline int64_t round_up(int64_t n, int64_t multiple) { return ceil_div(n, multiple) * multiple; }
 
 // A source that can be read without packing: see StridedOperand::load_row.
 template <class Source>

@@ -59,17 +59,19 @@ template <int kRows, int kVecs>
   };
   constexpr int kLine = 32;  // numbers
   const BFloat16* next = ahead.data;
+  const auto add_four = [&]() __attribute__((always_inline)) {
+    add_pair(0), add_pair(2), add_pair(4), add_pair(6);
+    go_on(8);
+  };
   for (; pairs >= kTilePairs; pairs -= kTilePairs, next += kLine) {
 #pragma GCC unroll 12
     for (int r = 0; r < kRows; ++r) {
       prefetch_to_read(rows[r / kThird] + r % kThird * stride + kLine);
     }
     for (int r = ahead.first; r < ahead.last; ++r) prefetch_to_l2(next + r * stride);
-    for (int pair = 0; pair < kTilePairs; pair += 4) {
-      add_pair(0), add_pair(2), add_pair(4), add_pair(6);
-      go_on(8);
-    }
+    for (int pair = 0; pair < kTilePairs; pair += 4) add_four();
   }
+  for (; pairs >= 4; pairs -= 4) add_four();
   for (; pairs > 0; --pairs) {
     add_pair(0);
     go_on(2);

@@ -94,7 +94,10 @@ void pack_word_rows(const StridedOperand<BFloat16, kMasked>& x, int64_t i0, int6
       const __mmask32 lanes = first_words(depth - p);
       const auto row = [&](int r) {
         const int64_t at = (i + r) * x.i_stride + p0 + p;
-        if (r + 32 < some) prefetch_to_read(x.data + at + 32 * x.i_stride);
+        if (r + 32 < some) {
+          prefetch_to_read(x.data + at + 32 * x.i_stride);
+          if (kMasked) prefetch_to_read(x.mask + at + 32 * x.i_stride);
+        }
         return r < some ? load_words<kMasked>(x.data, x.mask, at, lanes) : _mm512_setzero_si512();
       };
       pack_tile_rows<kIsA>(row, panel + half * to.half, to.row);
