@@ -80,6 +80,8 @@ def conv_cases(shift, **fixed):
         case("blocks of depth, images in turn", (4, 72, 20, 21), (33, 72, 3, 3), padding=1),
         case("wide window of many channels", (2, 34, 9, 8), (36, 34, 5, 3), padding=1),
         case("many channels, strided", (2, 32, 9, 11), (34, 32, 3, 3), stride=2, padding=1),
+        case("first layer", (2, 3, 17, 20), (24, 3, 5, 3), stride=(2, 3), padding=(2, 1)),
+        case("patches", (2, 3, 17, 16), (16, 3, 4, 4), stride=4),
         case("same", (2, 3, 8, 9), (4, 3, 3, 5), padding="same", dilation=2),
         case("same, uneven", (2, 3, 8, 9), (4, 3, 2, 4), padding="same"),
         case("valid", (2, 3, 8, 9), (4, 3, 2, 3), padding="valid", stride=2),

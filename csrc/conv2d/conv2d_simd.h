@@ -11,6 +11,7 @@
 #include "conv2d/bias_gradient_simd.h"
 #include "conv2d/correlation_simd.h"
 #include "conv2d/depthwise_gradient_simd.h"
+#include "conv2d/merged_phases_simd.h"
 #include "conv2d/weight_gradient_simd.h"
 #include "conv2d/winograd_gradient_simd.h"
 #include "gemm/short_sums.h"
@@ -115,6 +116,7 @@ void backward_inputs(const Conv2dBackwardParams& p) {
   if constexpr (!kMasked) {
     if (DepthwiseGradient<T>::pays(p)) return DepthwiseGradient<T>(p).run();
   }
+  if (MergedPhases<T, kMasked>::pays(p)) return MergedPhases<T, kMasked>(p).run();
   const auto is_seen = [](const GradientPhase& y, const GradientPhase& x) {
     return y.axis.taps > 0 && x.axis.taps > 0;
   };
