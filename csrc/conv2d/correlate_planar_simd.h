@@ -32,22 +32,26 @@ template <int kRows, int kVecs, class Put>
   multiply_rows<float, kRows, kVecs>(depth, columns, rows, put);
 }
 
-// The sums of a tile, of which `rest` columns are in use: to its memory, or on to their lines.
+// The sums of a tile of `vecs` vectors, of which `rest` columns are in use: to its memory, or on to
+// their lines.
 template <int kRows, class T>
 void multiply_planar_tile(int64_t depth, const float* panel, const float* from,
                           const int64_t* offsets, const Tile<float>& tile, const Lines<T>& lines,
-                          int64_t rest) {
+                          int64_t vecs, int64_t rest) {
   constexpr int kVecs = PlanarTile::vecs(kRows);
-  if (lines.out == nullptr) return multiply_planes<kRows, kVecs>(depth, panel, from, offsets, tile);
+  if (lines.out == nullptr) {
+    return with_constant<kVecs>(vecs, [&]<int kSome>(std::integral_constant<int, kSome>) {
+      multiply_planes<kRows, kSome>(depth, panel, from, offsets, tile);
+    });
+  }
   const Leaving<T> leaving{tile, lines};
-  if (rest >= PlanarTile::cols(kRows)) {
+  if (vecs == kVecs && rest >= PlanarTile::cols(kRows)) {
     return multiply_planes<kRows, kVecs>(depth, panel, from, offsets, leaving);
   }
   const LeavingSome<T> some{leaving, rest};
-  with_constant<kVecs>(ceil_div(rest, Vec<float>::kWidth),
-                       [&]<int kSome>(std::integral_constant<int, kSome>) {
-                         multiply_planes<kRows, kSome>(depth, panel, from, offsets, some);
-                       });
+  with_constant<kVecs>(vecs, [&]<int kSome>(std::integral_constant<int, kSome>) {
+    multiply_planes<kRows, kSome>(depth, panel, from, offsets, some);
+  });
 }
 
 template <bool kMasked, class T>
@@ -95,20 +99,24 @@ class PlanarCorrelation {
     // Row y of the channels of panel k.
     template <int kHeight>
     void multiply_row(const GridBand& band, int64_t y, int64_t k) {
-      const int64_t first = job_.first(k), pitch = band.grid.pitch();
+      const int64_t channel = job_.first(k), pitch = band.grid.pitch();
+      constexpr int64_t kWidth = Vec<float>::kWidth, kVecs = PlanarTile::vecs(kHeight);
       const bool leaves = sink_.has_plane_lines();
-      const Lines<T> lines = sink_.plane_lines(first, band.n, band.row + y);
+      const Lines<T> lines = sink_.plane_lines(channel, band.n, band.row + y);
       for (int64_t t = 0; t < job_.taps_; t += length_) {
         const int64_t depth = std::min(length_, job_.taps_ - t);
         const bool out = leaves && t + depth == job_.taps_;
         const float* panel = job_.weight_.get() + (k * job_.taps_ + t) * kRows;
-        for (int64_t x = 0; x < cols(); x += PlanarTile::cols(kHeight)) {
+        for (int64_t x = 0, vecs; x < cols(); x += vecs * kWidth) {
+          // One vector left over would have too few sums to hide the latency of an FMA.
+          const int64_t left = ceil_div(cols() - x, kWidth);
+          vecs = left == kVecs + 1 ? left / 2 : std::min(left, kVecs);
           multiply_planar_tile<kHeight>(depth, panel, band.image + y * pitch + x, band.offsets + t,
                                         Tile<float>{sums_.get() + x, sums_stride(), t > 0},
-                                        out ? lines.from(x) : Lines<T>{}, cols() - x);
+                                        out ? lines.from(x) : Lines<T>{}, vecs, cols() - x);
         }
       }
-      if (!leaves) sink_.store_row(first, kHeight, {sums_.get(), sums_stride()}, lines.out);
+      if (!leaves) sink_.store_row(channel, kHeight, {sums_.get(), sums_stride()}, lines.out);
     }
 
     const PlanarCorrelation& job_;
