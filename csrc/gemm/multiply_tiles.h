@@ -142,6 +142,20 @@ class TileRows<kRows, A> {
   const uint16_t* rows_[kRows];
 };
 
+// To the sums of some rows, whose pairs lie at pair(row), the products with vectors of pairs.
+template <int kRows, int kVecs, class Pair>
+[[gnu::always_inline]] inline void add_products(const __m512bh (&columns)[kVecs], const Pair& pair,
+                                                __m512 (&sums)[kRows][kVecs]) {
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r) {
+    int32_t numbers;
+    std::memcpy(&numbers, pair(r), sizeof numbers);
+    const auto both = (__m512bh)_mm512_set1_epi32(numbers);
+#pragma GCC unroll 4
+    for (int v = 0; v < kVecs; ++v) sums[r][v] = _mm512_dpbf16_ps(sums[r][v], both, columns[v]);
+  }
+}
+
 // Of 32 (kTall) or 16 rows of A, of which `rows` count, and 32 (kWide) or 16 columns of B the sums
 // along the depth, to those that lie in c if `add`: put(first row, sums of some rows, one or two
 // vectors each).
@@ -178,16 +192,7 @@ void multiply_pairs(int64_t steps, int rows, const A& a, const B& b, const TileS
           columns[v] = (__m512bh)_mm512_loadu_si512(right + v * b.half());
           prefetch_to_read(beside + v * b.half());
         }
-#pragma GCC unroll 16
-        for (int r = 0; r < kRows; ++r) {
-          int32_t numbers;
-          std::memcpy(&numbers, left.at(r, at), sizeof numbers);
-          const auto both = (__m512bh)_mm512_set1_epi32(numbers);
-#pragma GCC unroll 2
-          for (int v = 0; v < kVecs; ++v) {
-            sums[r][v] = _mm512_dpbf16_ps(sums[r][v], both, columns[v]);
-          }
-        }
+        add_products(columns, [&](int r) { return left.at(r, at); }, sums);
         right += b_row, beside += b_row, at += 2;
       };
       const int pairs = a.pairs(step);

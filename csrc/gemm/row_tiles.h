@@ -40,14 +40,8 @@ template <int kRows, int kVecs>
     __m512bh columns[kVecs];
 #pragma GCC unroll 4
     for (int v = 0; v < kVecs; ++v) columns[v] = (__m512bh)_mm512_load_si512(b + v * 32);
-#pragma GCC unroll 12
-    for (int r = 0; r < kRows; ++r) {
-      int32_t numbers;
-      std::memcpy(&numbers, rows[r / kThird] + r % kThird * stride + further, sizeof numbers);
-      const auto both = (__m512bh)_mm512_set1_epi32(numbers);
-#pragma GCC unroll 4
-      for (int v = 0; v < kVecs; ++v) sums[r][v] = _mm512_dpbf16_ps(sums[r][v], both, columns[v]);
-    }
+    const auto pair = [&](int r) { return rows[r / kThird] + r % kThird * stride + further; };
+    add_products(columns, pair, sums);
     b += kVecs * 32;
     // Loads of the next pair stay behind these products: before them they would need more registers
     // than there are.
