@@ -23,11 +23,13 @@ bool rounds_as_native(const AttentionShape& shape) {
 bool suits_tiles(const AttentionParams& p) { return p.queries >= 8 && rounds_as_native(p); }
 constexpr const char* kSuitsTiles = "8 queries or more, D = E or both 16 or more";
 bool suits_tiles(const AttentionBackwardParams& p) {
-  return p.queries >= 8 && p.queries * p.keys >= 4096 && p.grad_mask.data == nullptr &&
-         rounds_as_native(p);
+  // Weights are within 2^-13: enough for a gradient that is rounded to bfloat16.
+  const bool rounds_mask = p.grad_mask.data == nullptr || p.mask.dtype == Dtype::kBFloat16;
+  return p.queries >= 8 && p.queries * p.keys >= 4096 && rounds_mask && rounds_as_native(p);
 }
 constexpr const char* kSuitsTilesBackward =
-    "8 queries and 4096 scores a head or more, D = E or both 16 or more, no mask gradient";
+    "8 queries and 4096 scores a head or more, D = E or both 16 or more, no gradient of a mask of "
+    "float32";
 
 constexpr Candidate<AttentionParams> kForward[] = {
 #ifdef PYOPS_CUDA

@@ -19,19 +19,19 @@ inline constexpr int64_t kRowSteps = kBlockRows / kTileDepth, kKeySteps = kBlock
 inline constexpr int64_t kKeyTiles = kBlockKeys / kTileRows;
 static_assert(kBlockKeys % Dropout::kKeys == 0 && kBlockKeys <= kMaxBlockKeys);
 
-struct TileBackwardBlocking {
-  int64_t pairs, splits, key_blocks, row_blocks;
+struct TileBackwardBlocking : BackwardTasks {
+  int64_t key_blocks, row_blocks;
   int64_t steps, value_steps, dim_tiles, value_tiles;
 
   explicit TileBackwardBlocking(const AttentionBackwardParams& p)
-      : pairs(p.batch * p.kv_heads),
+      : BackwardTasks(p),
         key_blocks(ceil_div(p.keys, kBlockKeys)),
         row_blocks(ceil_div(p.queries, kBlockRows)),
         steps(ceil_div(p.dim, kTileDepth)),
         value_steps(ceil_div(p.value_dim, kTileDepth)),
         dim_tiles(ceil_div(p.dim, kTileRows)),
         value_tiles(ceil_div(p.value_dim, kTileRows)) {
-    splits = std::min(key_splits(pairs), key_blocks);
+    splits = std::min(splits, key_blocks);
   }
   int64_t rows() const { return row_blocks * kBlockRows; }
   int64_t query_sums() const { return rows() * dim_tiles * kTileRows; }  // of one head
@@ -51,6 +51,7 @@ class TileBackwardWorker {
         blocking_(blocking),
         units_(p, p.mask),
         mask_(p.mask, p.scale),
+        grad_mask_(p.grad_mask),
         dropout_(p.seed, p.dropout_p),
         row_sums_(row_sums),
         sums_q_(sums_q),
@@ -220,17 +221,18 @@ class TileBackwardWorker {
   void soften(int64_t l0, int64_t panel, int64_t end, int64_t width) {
     const int64_t l = l0 + panel * kScorePanel, seen = score(l, end);
     for (int64_t r = 0; r < kScorePanel; r += 2) {
-      const WeighedRow weighed[2] = {normalise(l + r, weigh(l, r, end, seen)),
-                                     normalise(l + r + 1, weigh(l, r + 1, end, seen))};
+      const WeighedRow weighed[2] = {normalise(l + r, end, weigh(l, r, end, seen)),
+                                     normalise(l + r + 1, end, weigh(l, r + 1, end, seen))};
       for (int64_t j = 0; j < width; j += kTileDepth) {
         differentiate(panel, r, j, j < seen, weighed);
       }
     }
   }
 
-  // What P still has to be multiplied with, and rowsum(dout∘out).
+  // What P still has to be multiplied with, rowsum(dout∘out), and where dS is the mask's gradient.
   struct WeighedRow {
     float scale, delta;
+    float* grad_mask;
   };
 
   // RowSums lane by lane.
@@ -277,11 +279,12 @@ class TileBackwardWorker {
   // A block with all of a row's keys normalises it anew, and takes rowsum(dP∘P), which is
   // rowsum(dout∘out) without out's rounding: where one key outweighs all others, its gradient is 0
   // only if everything comes from the same rounding.
-  WeighedRow normalise(int64_t l, const LaneSums& lanes) const {
+  WeighedRow normalise(int64_t l, int64_t end, const LaneSums& lanes) const {
+    float* grad_mask = l < end ? grad_mask_.row(b_, h_, l, s0_) : nullptr;
     const bool sees_all = s0_ == 0 && visible_keys(p_.is_causal, l, 0, p_.keys) <= held_;
-    if (!sees_all) return {statistics_[l].scale, statistics_[l].delta};
+    if (!sees_all) return {statistics_[l].scale, statistics_[l].delta, grad_mask};
     const RowSums<float> sums = lanes.sums();
-    return {sums.scale(), sums.delta()};
+    return {sums.scale(), sums.delta(), grad_mask};
   }
 
   // Keys [j, j + 32) of rows r and r + 1 of the panel, from P and dP to operands of P and dS.
@@ -301,6 +304,7 @@ class TileBackwardWorker {
           grad = _mm512_mul_ps(grad, kept);
         }
         score[half] = _mm512_mul_ps(p, _mm512_sub_ps(grad, _mm512_set1_ps(row[i].delta)));
+        grad_mask_.add({score[half]}, row[i].grad_mask, tile * kTileRows, held_);
       }
       weights[i] = (__m512i)_mm512_cvtne2ps_pbh(weight[1], weight[0]);
       scores[i] = (__m512i)_mm512_cvtne2ps_pbh(score[1], score[0]);
@@ -352,6 +356,7 @@ class TileBackwardWorker {
   const Blocking& blocking_;
   const ScoreUnits units_;
   TileMask mask_;
+  const MaskGradientRows<float> grad_mask_;
   const Dropout dropout_;
   RowSums<float>* row_sums_;
   float* sums_q_;  // (splits, B, H, L in blocks, D in tiles)
@@ -374,11 +379,8 @@ inline void attention_backward(const AttentionBackwardParams& p) {
   const bool first = sums_rows_first<BFloat16>(p, blocking.key_blocks);
   Scratch<RowSums<float>> row_sums(first ? heads * p.queries : 0);
   if (first) sum_rows<TileBackwardWorker>(p, blocking, row_sums.get());
-  parallel_for(0, blocking.pairs * blocking.splits, 1, [&](int64_t begin, int64_t end) {
-    TileBackwardWorker worker(p, blocking, first ? row_sums.get() : nullptr, sums_q.get());
-    for (int64_t task = begin; task < end; ++task) {
-      worker.run(task / blocking.splits, task % blocking.splits);
-    }
+  blocking.run([&] {
+    return TileBackwardWorker(p, blocking, first ? row_sums.get() : nullptr, sums_q.get());
   });
   parallel_for(0, heads * p.queries, 256, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {

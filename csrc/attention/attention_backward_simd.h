@@ -46,19 +46,38 @@ void sum_rows(const AttentionBackwardParams& p, const typename Worker::Blocking&
   });
 }
 
-template <class Product>
-struct BackwardBlocking {
+// Who sums the gradients of keys, values and mask: tasks never meet in one of them.
+struct BackwardTasks {
   int64_t pairs;   // of batch and key/value head
   int64_t units;   // groups of pairs that may run at the same time
-  int64_t splits;  // tasks a unit's key blocks are dealt out to
-  int64_t block_rows, row_blocks, block_keys, key_blocks, query_columns;
+  int64_t splits;  // tasks a unit's key blocks are dealt out to, at most
 
-  explicit BackwardBlocking(const AttentionBackwardParams& p) : pairs(p.batch * p.kv_heads) {
+  explicit BackwardTasks(const AttentionBackwardParams& p) : pairs(p.batch * p.kv_heads) {
     const AttentionMaskGradient& m = p.grad_mask;
     const bool shared =
         m.data != nullptr && ((p.batch > 1 && m.b == 0) || (p.kv_heads > 1 && m.h == 0));
     units = shared ? 1 : pairs;
     splits = m.data != nullptr && m.key == 0 ? 1 : key_splits(units);
+  }
+
+  // work(pair, split) of every task, by workers that make_worker() makes, one a thread.
+  template <class MakeWorker>
+  void run(MakeWorker&& make_worker) const {
+    parallel_for(0, units * splits, 1, [&](int64_t begin, int64_t end) {
+      auto worker = make_worker();
+      for (int64_t task = begin; task < end; ++task) {
+        const int64_t unit = task / splits, split = task % splits, share = pairs / units;
+        for (int64_t i = 0; i < share; ++i) worker.run(unit * share + i, split);
+      }
+    });
+  }
+};
+
+template <class Product>
+struct BackwardBlocking : BackwardTasks {
+  int64_t block_rows, row_blocks, block_keys, key_blocks, query_columns;
+
+  explicit BackwardBlocking(const AttentionBackwardParams& p) : BackwardTasks(p) {
     const int64_t share = round_up(ceil_div(p.keys, splits), Dropout::kKeys);
     block_keys = std::min(kMaxBlockKeys, share);
     key_blocks = ceil_div(p.keys, block_keys);
@@ -103,6 +122,7 @@ class BackwardWorker {
         row_sums_(row_sums),
         sums_q_(sums_q),
         mask_(p.mask),
+        grad_mask_(p.grad_mask),
         dropout_(p.seed, p.dropout_p),
         dropout_factors_(kMaxBlockKeys),
         keys_right_(Product::right_elements(ld_, p.dim)),
@@ -237,12 +257,14 @@ class BackwardWorker {
     const V scale =
         V::set1(known != nullptr ? known->scale() : static_cast<const Acc*>(p_.row_scale)[index]);
     const V delta = V::set1(known != nullptr ? known->delta() : grad_dot_out(b, h, l));
+    Acc* grad_mask = grad_mask_.row(b, h, l, s0);
     for (int64_t j = 0; j < width; j += V::kWidth) {
       const V weight = V::load(x + j) * scale, factor = factor_at(j);
       (weight * factor).store(x + j);
-      (weight * (V::load(grad + j) * factor - delta)).store(grad + j);
+      const V score = weight * (V::load(grad + j) * factor - delta);
+      score.store(grad + j);
+      grad_mask_.add(score, grad_mask, j, keys);
     }
-    if (p_.grad_mask.data != nullptr) add_to_mask(b, h, l, s0, keys, grad);
   }
 
   // Scores with scale and mask; their maximum.
@@ -279,16 +301,6 @@ class BackwardWorker {
     return sum.sum();
   }
 
-  void add_to_mask(int64_t b, int64_t h, int64_t l, int64_t s0, int64_t keys, const Acc* grad) {
-    const AttentionMaskGradient& m = p_.grad_mask;
-    Acc* sum = static_cast<Acc*>(m.data) + b * m.b + h * m.h + l * m.row + s0 * m.key;
-    if (m.key == 0) {
-      for (int64_t j = 0; j < keys; ++j) *sum += grad[j];
-    } else {
-      for (int64_t j = 0; j < keys; ++j) sum[j] += grad[j];
-    }
-  }
-
   static void write(const Rows& to, int64_t b, int64_t h, int64_t row0, int64_t rows,
                     const Acc* sums, int64_t ld, int64_t columns, double scale) {
     for (int64_t i = 0; i < rows; ++i) {
@@ -304,6 +316,7 @@ class BackwardWorker {
   Acc* sums_q_;                            // (splits, B, H, L, columns_)
   Product product_;
   MaskRows<T> mask_;
+  const MaskGradientRows<Acc> grad_mask_;
   const Dropout dropout_;
   Scratch<Acc> dropout_factors_;
   Scratch<Element> keys_right_, keys_summed_, values_right_;
@@ -322,13 +335,8 @@ void attention_backward(const AttentionBackwardParams& p) {
   const bool first = sums_rows_first<T>(p, blocking.key_blocks);
   Scratch<RowSums<acc_t<T>>> row_sums(first ? rows : 0);
   if (first) sum_rows<BackwardWorker<T, Product>>(p, blocking, row_sums.get());
-  parallel_for(0, blocking.units * blocking.splits, 1, [&](int64_t begin, int64_t end) {
-    BackwardWorker<T, Product> worker(p, blocking, first ? row_sums.get() : nullptr, sums_q.get());
-    const int64_t pairs = blocking.pairs / blocking.units;
-    for (int64_t task = begin; task < end; ++task) {
-      const int64_t unit = task / blocking.splits, split = task % blocking.splits;
-      for (int64_t i = 0; i < pairs; ++i) worker.run(unit * pairs + i, split);
-    }
+  blocking.run([&] {
+    return BackwardWorker<T, Product>(p, blocking, first ? row_sums.get() : nullptr, sums_q.get());
   });
   parallel_for(0, rows, 64, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
