@@ -27,7 +27,8 @@ struct Blocking {
   int64_t depth, depth_blocks, row_blocks, block_rows, col_ranges, range_cols;
 };
 
-// Half of L2 is for a block of A, if its depth takes several passes together with its results.
+// Half of L2 is for a block of A; if its depth takes several passes, a quarter, another for that of
+// the next pass, and three eighths for its results.
 template <class Engine>
 Blocking choose_blocking(int64_t m, int64_t n, int64_t k) {
   constexpr int64_t kRows = Engine::kRows, kCols = Engine::kCols;
@@ -45,7 +46,8 @@ Blocking choose_blocking(int64_t m, int64_t n, int64_t k) {
   const int64_t space = l2_bytes() / (one_pass ? 2 : 4);
   const int64_t max_rows = std::max<int64_t>(1, space / panel);
   const int64_t max_cols =
-      one_pass ? col_panels : std::max<int64_t>(1, space / (std::min(max_rows, row_panels) * tile));
+      one_pass ? col_panels
+               : std::max<int64_t>(1, l2_bytes() * 3 / 8 / (std::min(max_rows, row_panels) * tile));
   blocking.row_blocks = ceil_div(row_panels, max_rows);
   blocking.col_ranges = ceil_div(col_panels, max_cols);
   // As much for every thread, by cutting columns, which leaves A's blocks, or else rows.
@@ -218,9 +220,10 @@ class Gemm {
         if (!b_once_) pack_b(engine, j, block, b, 0);
         const int64_t b_at = b_once_ ? block * ceil_div(n_, kCols) + j / kCols : 0;
         const int cols = static_cast<int>(std::min<int64_t>(kCols, j1 - j));
+        const Ahead<Element> ahead = ahead_of(a, block, i0, i1, (j - j0) / kCols);
         for (int64_t i = i0, tiles; i < i1; i += tiles * kRows) {
           const int64_t a_at = a_once_ ? block * ceil_div(m_, kRows) + i / kRows : (i - i0) / kRows;
-          const Part part{i, j, i1 - i, cols, block, block + 1 == blocking_.depth_blocks};
+          const Part part{i, j, i1 - i, cols, block, block + 1 == blocking_.depth_blocks, ahead};
           Acc* tile = one_pass() ? c_block : c_block + (i - i0) * ldc + (j - j0);
           tiles = multiply_column(engine, part, a.data(a_at), b.data(b_at), tile, ldc);
           if (tiles > 0) continue;
@@ -232,12 +235,24 @@ class Gemm {
     }
   }
 
+  // The next block of A, packed before, of which every column of a task asks for its share.
+  Ahead<Element> ahead_of(const Panels<Element>& a, int64_t block, int64_t i0, int64_t i1,
+                          int64_t column) const {
+    if (!a_once_ || block + 1 == blocking_.depth_blocks) return {};
+    constexpr int64_t kLine = 64 / sizeof(Element);
+    const int64_t columns = ceil_div(blocking_.range_cols, kCols);
+    const int64_t share = round_up(ceil_div(a_panel_elements(), columns), kLine);
+    const Element* next = a.data((block + 1) * ceil_div(m_, kRows) + i0 / kRows);
+    return {next + column * ceil_div(i1 - i0, kRows) * share, share};
+  }
+
   // Products over a block of the depth, of rows from i on.
   struct Part {
     int64_t i, j, rows;
     int cols;
     int64_t block;
     bool last;
+    Ahead<Element> ahead;
   };
 
   // As many whole tiles below each other as leave from the registers at once; maybe none.
@@ -249,7 +264,7 @@ class Gemm {
       if (tiles == 0 || !Engine::is_whole(at.cols)) return 0;
       const auto multiply = [&](const auto& lines) {
         engine.multiply_column({tiles, at.cols, depth_at(at.block), a, a_panel_elements(), b, tile,
-                                one_pass() ? 0 : kRows * ldc, ldc, at.block > 0},
+                                one_pass() ? 0 : kRows * ldc, ldc, at.block > 0, at.ahead},
                                lines);
         return tiles;
       };

@@ -153,6 +153,18 @@ MultiplyPanels<Acc> multiply_panels_for(int rows, int cols) {
   return cols <= Vec<Acc>::kWidth ? kHalf[rows - 1] : kFull[rows - 1];
 }
 
+// What is read later: with every tile so many elements of it are asked for, to be in L2 by then.
+template <class T>
+struct Ahead {
+  const T* data = nullptr;
+  int64_t share = 0;
+
+  void ask() {
+    for (int64_t q = 0; q < share; q += 64 / sizeof(T)) prefetch_to_l2(data + q);
+    data += share;
+  }
+};
+
 // How gemm() packs and multiplies with vector registers, in stretches of the depth: one running sum
 // over all of it would lose more digits than float32 results may.
 template <class T, int64_t kStretch = 160>
@@ -213,6 +225,7 @@ struct VectorEngine {
     T* c;
     int64_t tiles_apart, ldc;
     bool add;
+    Ahead<T> ahead;
   };
   // Whether multiply_column can do tiles of so many columns.
   static constexpr bool is_whole(int cols) { return cols % Vec<T>::kWidth == 0; }
@@ -258,6 +271,7 @@ struct VectorEngine {
     };
     for (; at.tiles > 0; --at.tiles, at.a += at.apart, at.c += at.tiles_apart) {
       const bool leaves = lines.out != nullptr;
+      at.ahead.ask();
       if (leaves) lines.prefetch(kRows, kVecs * Vec<T>::kWidth);
       int64_t p = 0;
       for (; p + length < at.depth; p += length)
