@@ -5,9 +5,26 @@
 #include "conv2d/conv2d_workspace.h"
 #include "core/autograd.h"
 #include "core/named.h"
+#include "max_pool2d/max_pool2d_lanes.h"
 
 namespace pyops {
 namespace {
+
+// The same gradient as that of max_pool2d: kNoTap, too, is a byte, of no window's tap.
+MaxPool2dBackwardParams of_pooling(const Conv2dPoolBackwardParams& p) {
+  return {p.dtype,  Argmax::kTap, p.channels_last, p.n,           p.o,       p.pool_h,
+          p.pool_w, p.pooled_h,   p.pooled_w,      p.grad_pooled, p.offsets, p.grad_y};
+}
+void conv2d_pool_backward_avx512(const Conv2dPoolBackwardParams& p) {
+  max_pool2d_backward_avx512(of_pooling(p));
+}
+void conv2d_pool_backward_avx2(const Conv2dPoolBackwardParams& p) {
+  max_pool2d_backward_avx2(of_pooling(p));
+}
+template <int kLanes>
+bool suits_pool_gather(const Conv2dPoolBackwardParams& p) {
+  return !p.wide_offsets && suits_gather<kLanes>(of_pooling(p));
+}
 
 constexpr Candidate<Conv2dPoolParams> kForward[] = {
 #ifdef PYOPS_CUDA
@@ -39,6 +56,10 @@ constexpr Candidate<Conv2dPoolBackwardParams> kBackward[] = {
      conv2d_pool_backward_channels_cuda, is_pooled_by_packs, kIsPooledByPacks},
     {"conv2d_pool_backward_cuda", Arch::kSm80, kAnyFloat, conv2d_pool_backward_cuda},
 #endif
+    {"conv2d_pool_backward_avx512", Isa::kAvx512, kTileTypes, conv2d_pool_backward_avx512,
+     suits_pool_gather<16>, kSuitsGather},
+    {"conv2d_pool_backward_avx2", Isa::kAvx2, kTileTypes, conv2d_pool_backward_avx2,
+     suits_pool_gather<8>, kSuitsGather},
     {"conv2d_pool_backward_scalar", Isa::kScalar, kAnyFloat, conv2d_pool_backward_scalar},
 };
 [[maybe_unused]] const bool listed =
