@@ -60,7 +60,7 @@ struct BackwardTasks {
     splits = m.data != nullptr && m.key == 0 ? 1 : key_splits(units);
   }
 
-  // work(pair, split) of every task, by workers that make_worker() makes, one a thread.
+  // run(pair, split) of every task, by workers that make_worker() makes, one a thread.
   template <class MakeWorker>
   void run(MakeWorker&& make_worker) const {
     parallel_for(0, units * splits, 1, [&](int64_t begin, int64_t end) {
