@@ -257,13 +257,15 @@ class BackwardWorker {
     const V scale =
         V::set1(known != nullptr ? known->scale() : static_cast<const Acc*>(p_.row_scale)[index]);
     const V delta = V::set1(known != nullptr ? known->delta() : grad_dot_out(b, h, l));
-    Acc* grad_mask = grad_mask_.row(b, h, l, s0);
     for (int64_t j = 0; j < width; j += V::kWidth) {
       const V weight = V::load(x + j) * scale, factor = factor_at(j);
       (weight * factor).store(x + j);
-      const V score = weight * (V::load(grad + j) * factor - delta);
-      score.store(grad + j);
-      grad_mask_.add(score, grad_mask, j, keys);
+      (weight * (V::load(grad + j) * factor - delta)).store(grad + j);
+    }
+    if (Acc* grad_mask = grad_mask_.row(b, h, l, s0); grad_mask != nullptr) {
+      for (int64_t j = 0; j < keys; j += V::kWidth) {
+        grad_mask_.add(V::load(grad + j), grad_mask, j, keys);
+      }
     }
   }
 
