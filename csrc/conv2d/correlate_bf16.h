@@ -12,6 +12,7 @@
 
 #include "conv2d/paired_image_bf16.h"
 #include "conv2d/pixel_image_bf16.h"
+#include "conv2d/plane_image_bf16.h"
 #include "conv2d/split_planes_bf16.h"
 
 namespace pyops::PYOPS_ISA_NAMESPACE {
@@ -178,6 +179,9 @@ bool correlate_split(const Correlation<T>& c, const Other& other) {
       return correlate_planes<PixelPlanes<true, kMasked>>(c, other);
     }
     if (c.channels_last) return false;
+    if constexpr (!kMatrixUnit) {
+      if (suits_bare_planes<kMasked>(c)) return correlate_planes<BarePlanes>(in_panels(c), other);
+    }
     if (suits_pairs(c)) return correlate_planes<PairedPlanes<kMasked>>(c, other);
   }
   return correlate_planes<SplitPlanes<kParts, kMasked, T>>(c, other);

@@ -191,20 +191,6 @@ bool suits_bare_pixels(const Correlation<BFloat16>& c) {
          c.map.cols == c.batch * images.positions_per_image();
 }
 
-// The same as one image of rows of 32 positions, the last one maybe of fewer: x.size is how many
-// there are.
-inline Correlation<BFloat16> in_panels(Correlation<BFloat16> c) {
-  const int64_t count = c.batch * c.images.positions_per_image();
-  const int64_t rows = ceil_div(count, kGridStep), pixel = c.map.col_stride;
-  c.images.x.size = count;
-  c.images.x.positions = kGridStep;
-  c.images.y.size = 1;
-  c.images.y.positions = rows;
-  c.map = {kGridStep, rows, 0, kGridStep * pixel, pixel};
-  c.batch = 1;
-  return c;
-}
-
 // The images of a 1×1 kernel, in panels, where they are.
 class BarePixels {
  public:

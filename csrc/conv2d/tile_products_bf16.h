@@ -40,6 +40,38 @@ struct ListedTiles {
   int pairs(int64_t step) const { return steps[step].pairs; }
 };
 
+// A panel of `count` positions of planes as they lie, `numbers` of them from the first step on.
+struct PlaneTiles {
+  static constexpr int64_t kAhead = 64;  // positions
+
+  const uint16_t* image;
+  int64_t plane, numbers;
+  __mmask32 lanes;
+  int count;
+
+  const uint16_t* at(int64_t step) const { return image + step * 32 * plane; }
+  int pairs(int64_t step) const {
+    return static_cast<int>(std::min<int64_t>(kTilePairs, numbers / 2 - step * kTilePairs));
+  }
+};
+
+// A 1×1 kernel's, in rows of 32 positions, the last one maybe of fewer: x.size is how many there
+// are, of all images of pixels, of each of planes.
+inline Correlation<BFloat16> in_panels(Correlation<BFloat16> c) {
+  if (c.channels_last) {
+    c.images.x.positions *= c.batch;
+    c.batch = 1;
+  }
+  const int64_t count = c.images.positions_per_image(), rows = ceil_div(count, kGridStep);
+  const int64_t position = c.map.col_stride;
+  c.images.x.size = count;
+  c.images.x.positions = kGridStep;
+  c.images.y.size = 1;
+  c.images.y.positions = rows;
+  c.map = {kGridStep, rows, c.map.image_stride, kGridStep * position, position};
+  return c;
+}
+
 template <class Planes>
 class TileProducts {
  public:
@@ -128,13 +160,15 @@ class TileProducts {
   void multiply_one(int64_t steps, int rows, const A& a, const B& b, const TileSums& sums, bool add,
                     bool last) {
     if constexpr (!kMatrixUnit && Planes::Sums::kByRows) {
-      if (last) {
-        out_.ask(32);
-        multiply_pairs<kTall, kWide>(
-            steps, rows, a, b, sums, add,
-            [&](int row, const auto& finished) { out_.put(row, finished); });
-        return out_.expect_none();
-      }
+      const auto start = [&](int row, auto& begun) __attribute__((always_inline)) {
+        add ? sums.load(row, begun) : out_.start(row, begun);
+      };
+      const auto put = [&](int row, const auto& some) __attribute__((always_inline)) {
+        last ? out_.put(row, some) : sums.store(row, some);
+      };
+      out_.ask(32);
+      multiply_pairs<kTall, kWide>(steps, rows, a, b, start, put);
+      return out_.expect_none();
     }
     const int stored = static_cast<int>(ceil_div(32, steps));
     multiply_tiles<1, kTall, kWide>(steps, rows, a, b, sums, add, [&] { out_.store(stored); });
@@ -180,6 +214,7 @@ class TileProducts {
 
   static int positions(const ImageTiles& tiles) { return tiles.count; }
   static int positions(const ListedTiles& tiles) { return tiles.count; }
+  static int positions(const PlaneTiles& tiles) { return tiles.count; }
   static int positions(const PackedTiles<1>&) { return kGridStep; }
   int64_t sum_tiles() const { return steps_ > kMaxSteps ? kBlockPanels * group_ : 1; }
 

@@ -13,11 +13,13 @@ __m512i load_words(const Images<BFloat16>& images, int64_t at, __mmask32 lanes) 
   return load_words<kMasked>(images.data, images.mask, at, lanes);
 }
 
-// The bias as floats, and what the results are at least.
+// The bias as floats, and ReLU. The matrix unit's sums meet the bias at last; those of registers
+// begin with it.
 class TileEpilogue {
  public:
   TileEpilogue(const Epilogue<BFloat16>& epilogue, int64_t channels)
       : bias_(ceil_div(channels, 32) * 32),
+        relu_(epilogue.relu),
         least_(Vec<float>::set1(Lines<float>::relu_floor(epilogue.relu))) {
     for (int64_t c = 0; c < ceil_div(channels, 32) * 32; ++c) {
       const bool some = epilogue.bias != nullptr && c < channels;
@@ -27,13 +29,15 @@ class TileEpilogue {
 
   const float* bias(int64_t channel) const { return &bias_[channel]; }
 
-  // 32 channels of one position; 16 where there is one vector of sums.
+  // 32 sums of a row.
   __m512i words(const float* sums, Vec<float> low_bias, Vec<float> high_bias) const {
     return narrow(at_least(sums, low_bias), at_least(sums + 16, high_bias));
   }
-  template <int kVecs>
-  __m512i words(const __m512 (&sums)[kVecs], Vec<float> low_bias, Vec<float> high_bias) const {
-    return narrow(at_least({sums[0]}, low_bias), at_least({sums[kVecs - 1]}, high_bias));
+
+  // f(r, 32 finished sums of row r) of each row; 16 where there is one vector of sums.
+  template <int kRows, int kVecs, class F>
+  [[gnu::always_inline]] void for_rows(const __m512 (&sums)[kRows][kVecs], const F& f) const {
+    relu_ ? for_rows<true>(sums, f) : for_rows<false>(sums, f);
   }
 
   // (a[i], b[i]) of 16 channels.
@@ -42,6 +46,15 @@ class TileEpilogue {
   }
 
  private:
+  template <bool kRelu, int kRows, int kVecs, class F>
+  [[gnu::always_inline]] static void for_rows(const __m512 (&sums)[kRows][kVecs], const F& f) {
+    const auto finish = [](__m512 x) {
+      return kRelu ? Vec<float>::max(Vec<float>::zero(), {x}) : Vec<float>{x};
+    };
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) f(r, narrow(finish(sums[r][0]), finish(sums[r][kVecs - 1])));
+  }
+
   // max returns its second operand for NaN, which keeps NaN as ReLU does.
   Vec<float> at_least(const float* sums, Vec<float> bias) const {
     return at_least(Vec<float>::load(sums), bias);
@@ -54,6 +67,7 @@ class TileEpilogue {
   }
 
   Scratch<float> bias_;
+  const bool relu_;
   const Vec<float> least_;
 };
 
@@ -107,18 +121,21 @@ class PixelSums {
   }
   // The rows expected, from `row` on.
   template <int kRows, int kVecs>
-  void put(int row, const __m512 (&sums)[kRows][kVecs]) const {
-    const auto low = Vec<float>::load(coming_.bias), high = Vec<float>::load(coming_.bias + 16);
-    const int64_t* offsets = coming_.offsets + row;
-    const int rows = coming_.count - row;
-    BFloat16* const out = coming_.out;
-    const __mmask32 lanes = coming_.lanes;
+  [[gnu::always_inline]] void start(int, __m512 (&sums)[kRows][kVecs]) const {
+#pragma GCC unroll 2
+    for (int v = 0; v < kVecs; ++v) {
+      const __m512 bias = _mm512_load_ps(coming_.bias + v * 16);
 #pragma GCC unroll 16
-    for (int r = 0; r < kRows; ++r) {
-      if (r >= rows) break;
-      const __m512i words = epilogue_.words(sums[r], low, high);
-      if (offsets[r] >= 0) _mm512_mask_storeu_epi16(out + offsets[r], lanes, words);
+      for (int r = 0; r < kRows; ++r) sums[r][v] = bias;
     }
+  }
+  template <int kRows, int kVecs>
+  [[gnu::always_inline]] void put(int row, const __m512 (&sums)[kRows][kVecs]) const {
+    const Place place = coming_;
+    epilogue_.for_rows(sums, [&](int r, __m512i words) {
+      const int64_t offset = row + r < place.count ? place.offsets[row + r] : -1;
+      if (offset >= 0) _mm512_mask_storeu_epi16(place.out + offset, place.lanes, words);
+    });
   }
 
  private:
@@ -165,9 +182,12 @@ class PlanePlaces {
 
   void expect(BFloat16* out, int64_t channel, int64_t p, int count) {
     const int64_t panel = p / kGridStep;
-    coming_ = {out + channel * channel_stride_, &runs_[first_run_[panel]],
-               first_run_[panel + 1] - first_run_[panel], epilogue_.bias(channel),
-               count > 0 ? static_cast<int>(std::min<int64_t>(32, channels_ - channel)) : 0};
+    coming_ = {out + channel * channel_stride_,
+               &runs_[first_run_[panel]],
+               first_run_[panel + 1] - first_run_[panel],
+               epilogue_.bias(channel),
+               count > 0 ? static_cast<int>(std::min<int64_t>(32, channels_ - channel)) : 0,
+               first_words(count)};
     row_ = 0;
   }
   void expect_none() { coming_.channels = row_ = 0; }
@@ -197,14 +217,17 @@ class PlanePlaces {
     int64_t count = 0;
     const float* bias = nullptr;
     int channels = 0;
+    __mmask32 lanes = 0;
   };
 
   // A panel's positions of one channel.
   void store_channel(const Place& place, int channel, __m512i words) const {
     for (int64_t i = 0; i < place.count; ++i) {
-      _mm512_mask_storeu_epi16(at(place, channel, place.runs[i].offset), place.runs[i].lanes,
-                               words);
+      store_run(place, channel, place.runs[i], words);
     }
+  }
+  void store_run(const Place& place, int channel, const Run& run, __m512i words) const {
+    _mm512_mask_storeu_epi16(at(place, channel, run.offset), run.lanes & place.lanes, words);
   }
   const TileEpilogue epilogue_;
   const float* sums_ = nullptr;
@@ -243,17 +266,33 @@ class PlaneSums : public PlanePlaces {
 
   // The rows expected, from `row` on.
   template <int kRows, int kVecs>
-  void put(int row, const __m512 (&sums)[kRows][kVecs]) const {
-    const Place place = coming_;
+  [[gnu::always_inline]] void start(int row, __m512 (&sums)[kRows][kVecs]) const {
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) {
-      if (row + r >= place.channels) break;
-      const auto bias = Vec<float>::set1(place.bias[row + r]);
-      store_channel(place, row + r, ordered(epilogue_.words(sums[r], bias, bias)));
+      const __m512 bias = _mm512_set1_ps(coming_.bias[row + r]);
+#pragma GCC unroll 2
+      for (int v = 0; v < kVecs; ++v) sums[r][v] = bias;
     }
+  }
+  template <int kRows, int kVecs>
+  [[gnu::always_inline]] void put(int row, const __m512 (&sums)[kRows][kVecs]) const {
+    coming_.count == 1 ? put<true>(row, sums) : put<false>(row, sums);
   }
 
  private:
+  // kOneRun: whose positions are a single run.
+  template <bool kOneRun, int kRows, int kVecs>
+  [[gnu::always_inline]] void put(int row, const __m512 (&sums)[kRows][kVecs]) const {
+    const Place place = coming_;
+    const Run first = place.runs[0];
+    epilogue_.for_rows(sums, [&](int r, __m512i words) __attribute__((always_inline)) {
+      if (row + r >= place.channels) return;
+      const __m512i in_order = ordered(words);
+      kOneRun ? store_run(place, row + r, first, in_order)
+              : store_channel(place, row + r, in_order);
+    });
+  }
+
   // As order_columns does it.
   static __m512i ordered(__m512i words) {
     if (kOrdered) return words;

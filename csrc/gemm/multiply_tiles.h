@@ -31,6 +31,29 @@ struct PackedTiles {
 struct TileSums {
   float* data;
   int64_t row, right, below;
+
+  // Those of some rows from `first` on, one or two vectors each.
+  template <int kRows, int kVecs>
+  [[gnu::always_inline]] void load(int first, __m512 (&sums)[kRows][kVecs]) const {
+    for_vectors<kRows, kVecs>(first,
+                              [&](int r, int v, float* at) { sums[r][v] = _mm512_loadu_ps(at); });
+  }
+  template <int kRows, int kVecs>
+  [[gnu::always_inline]] void store(int first, const __m512 (&sums)[kRows][kVecs]) const {
+    for_vectors<kRows, kVecs>(first,
+                              [&](int r, int v, float* at) { _mm512_storeu_ps(at, sums[r][v]); });
+  }
+
+ private:
+  template <int kRows, int kVecs, class F>
+  [[gnu::always_inline]] void for_vectors(int first, const F& f) const {
+    float* const from = data + first / kTileRows * below + first % kTileRows * row;
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 2
+      for (int v = 0; v < kVecs; ++v) f(r, v, from + r * row + v * right);
+    }
+  }
 };
 
 #if defined(__AMX_TILE__)
@@ -125,8 +148,8 @@ class TileRows {
   const int64_t row_;
 };
 
-// Any distances apart. They keep a register each, and steps move one offset: with new pointers for
-// each step some would wait among the vectors, and come back behind the products.
+// Any distances apart. Volatile, that is in memory: among the vectors, where the compiler would
+// keep some of them, they come back behind the products.
 template <int kRows, class A>
   requires requires(const A& a) { a.listed_rows; }
 class TileRows<kRows, A> {
@@ -139,7 +162,55 @@ class TileRows<kRows, A> {
   const uint16_t* at(int r, int64_t further) const { return rows_[r] + further; }
 
  private:
-  const uint16_t* rows_[kRows];
+  const uint16_t* volatile rows_[kRows];
+};
+
+// Vectors of B's pairs, one or two at a time, and meanwhile those of the next step from L2.
+template <int kVecs, class B>
+class TileColumns {
+ public:
+  TileColumns(const B& b, int64_t step, int64_t next)
+      : at_(b.at(step)), beside_(b.at(next)), row_(b.row()), half_(b.half()) {}
+
+  void take(__m512bh (&columns)[kVecs]) {
+#pragma GCC unroll 2
+    for (int v = 0; v < kVecs; ++v) {
+      columns[v] = (__m512bh)_mm512_loadu_si512(at_ + v * half_);
+      prefetch_to_read(beside_ + v * half_);
+    }
+    at_ += row_, beside_ += row_;
+  }
+
+ private:
+  const uint16_t *at_, *beside_;
+  const int64_t row_, half_;
+};
+
+// Of rows as they lie, `plane` apart: two of them are paired on the way, their 32 columns in the
+// order of the 128-bit lanes' halves.
+template <int kVecs, class B>
+  requires requires(const B& b) { b.plane; }
+class TileColumns<kVecs, B> {
+ public:
+  TileColumns(const B& b, int64_t step, int64_t)
+      : at_(b.at(step)), plane_(b.plane), lanes_(b.lanes) {}
+
+  void take(__m512bh (&columns)[kVecs]) {
+    static_assert(kVecs == 2);
+    const uint16_t* const below = at_ + plane_;
+    prefetch_to_read(at_ + B::kAhead);
+    prefetch_to_read(below + B::kAhead);
+    const __m512i even = _mm512_maskz_loadu_epi16(lanes_, at_);
+    const __m512i odd = _mm512_maskz_loadu_epi16(lanes_, below);
+    columns[0] = (__m512bh)_mm512_unpacklo_epi16(even, odd);
+    columns[1] = (__m512bh)_mm512_unpackhi_epi16(even, odd);
+    at_ = below + plane_;
+  }
+
+ private:
+  const uint16_t* at_;
+  const int64_t plane_;
+  const __mmask32 lanes_;
 };
 
 // To the sums of some rows, whose pairs lie at pair(row), the products with vectors of pairs.
@@ -156,55 +227,51 @@ template <int kRows, int kVecs, class Pair>
   }
 }
 
-// Of 32 (kTall) or 16 rows of A, of which `rows` count, and 32 (kWide) or 16 columns of B the sums
-// along the depth, to those that lie in c if `add`: put(first row, sums of some rows, one or two
-// vectors each).
-//
-// A tile's worth of sums is in registers, of 8 rows by two vectors or of 16 by one: two loads of B
-// and eight of A, which broadcast pairs, serve 16 dot products.
-template <bool kTall, bool kWide, class A, class B, class Put>
-void multiply_pairs(int64_t steps, int rows, const A& a, const B& b, const TileSums& c, bool add,
-                    const Put& put) {
-  constexpr int kVecs = kWide ? 2 : 1, kRows = kTileRows / kVecs;
-  const int64_t b_row = b.row(), c_row = c.row, c_right = c.right;
-  for (int row = 0; row < std::min(rows, (kTall ? 2 : 1) * kTileRows); row += kRows) {
-    const float* const from = c.data + row / kTileRows * c.below + row % kTileRows * c_row;
-    const TileRows<kRows, A> left(a, row);
-    __m512 sums[kRows][kVecs];
+// A tile's worth of sums in registers, of 8 rows by two vectors or of 16 by one: two loads of B and
+// eight of A, which broadcast pairs, serve 16 dot products. A function of its own, or what lives
+// through its loops would move to vector registers, and come back behind the products.
+template <int kRows, int kVecs, class A, class B, class Start, class Put>
+[[gnu::noinline]] void multiply_pairs_of_rows(int64_t steps, int row, const A& a, const B& b,
+                                              const Start& start, const Put& put) {
+  const TileRows<kRows, A> left(a, row);
+  __m512 sums[kRows][kVecs];
+  start(row, sums);
+  for (int64_t step = 0; step < steps; ++step) {
+    const int64_t next = std::min(step + 1, steps - 1);
+    TileColumns<kVecs, B> right(b, step, next);
+    const int64_t here = a.at(step) - a.at(0), ahead = a.at(next) - a.at(0);
+    const uint16_t* rows[kRows];
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 2
-      for (int v = 0; v < kVecs; ++v) {
-        sums[r][v] = add ? _mm512_loadu_ps(from + r * c_row + v * c_right) : _mm512_setzero_ps();
-      }
+      rows[r] = left.at(r, here);
+      if (next > step) prefetch_to_read(rows[r] + (ahead - here));
     }
-    for (int64_t step = 0; step < steps; ++step) {
-      const int64_t next = std::min(step + 1, steps - 1);
-      const uint16_t *right = b.at(step), *beside = b.at(next);
-      const int64_t ahead = a.at(next) - a.at(0);
-      int64_t at = a.at(step) - a.at(0);
-#pragma GCC unroll 16
-      for (int r = 0; r < kRows; ++r) prefetch_to_read(left.at(r, ahead));
-      const auto add_pair = [&]() __attribute__((always_inline)) {
-        __m512bh columns[kVecs];
-#pragma GCC unroll 2
-        for (int v = 0; v < kVecs; ++v) {
-          columns[v] = (__m512bh)_mm512_loadu_si512(right + v * b.half());
-          prefetch_to_read(beside + v * b.half());
-        }
-        add_products(columns, [&](int r) { return left.at(r, at); }, sums);
-        right += b_row, beside += b_row, at += 2;
-      };
-      const int pairs = a.pairs(step);
-      if (pairs == kTilePairs) {
-        for (int pair = 0; pair < kTilePairs; pair += 4) {
-          add_pair(), add_pair(), add_pair(), add_pair();
-        }
-      } else {
-        for (int pair = 0; pair < pairs; ++pair) add_pair();
+    const auto add_pair = [&](int pair) __attribute__((always_inline)) {
+      __m512bh columns[kVecs];
+      right.take(columns);
+      add_products(columns, [&](int r) { return rows[r] + 2 * pair; }, sums);
+    };
+    const int pairs = std::min(a.pairs(step), b.pairs(step));
+    if (pairs == kTilePairs) {
+      for (int pair = 0; pair < kTilePairs; pair += 4) {
+        add_pair(pair), add_pair(pair + 1), add_pair(pair + 2), add_pair(pair + 3);
       }
+    } else {
+      for (int pair = 0; pair < pairs; ++pair) add_pair(pair);
     }
-    put(row, sums);
+  }
+  put(row, sums);
+}
+
+// Of 32 (kTall) or 16 rows of A, of which `rows` count, and 32 (kWide) or 16 columns of B the sums
+// along the depth: start(first row, sums) sets those of some rows to what they begin with, one or
+// two vectors each, and put(first row, sums) takes them.
+template <bool kTall, bool kWide, class A, class B, class Start, class Put>
+void multiply_pairs(int64_t steps, int rows, const A& a, const B& b, const Start& start,
+                    const Put& put) {
+  constexpr int kVecs = kWide ? 2 : 1, kRows = kTileRows / kVecs;
+  for (int row = 0; row < std::min(rows, (kTall ? 2 : 1) * kTileRows); row += kRows) {
+    multiply_pairs_of_rows<kRows, kVecs>(steps, row, a, b, start, put);
   }
 }
 
@@ -214,16 +281,16 @@ void multiply_tiles(int64_t steps, int rows, const A& a, const B& b, const TileS
                     const Between& between) {
   static_assert(kParts == 1);
   for (int64_t step = 0; step < steps; ++step) between();
-  const int64_t c_row = c.row, c_right = c.right;
-  const auto store = [&]<int kRows, int kVecs>(int row, const __m512(&sums)[kRows][kVecs]) {
-    float* const to = c.data + row / kTileRows * c.below + row % kTileRows * c_row;
+  const auto start = [&](int row, auto& sums) {
+    if (add) return c.load(row, sums);
 #pragma GCC unroll 16
-    for (int r = 0; r < kRows; ++r) {
+    for (auto& vectors : sums) {
 #pragma GCC unroll 2
-      for (int v = 0; v < kVecs; ++v) _mm512_storeu_ps(to + r * c_row + v * c_right, sums[r][v]);
+      for (__m512& sum : vectors) sum = _mm512_setzero_ps();
     }
   };
-  multiply_pairs<kTall, kWide>(steps, rows, a, b, c, add, store);
+  const auto store = [&](int row, const auto& sums) { c.store(row, sums); };
+  multiply_pairs<kTall, kWide>(steps, rows, a, b, start, store);
 }
 
 #endif
