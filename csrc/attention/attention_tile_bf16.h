@@ -42,6 +42,7 @@ struct Tiles {
   int64_t half() const { return stride; }
   static constexpr int64_t part() { return 0; }
   static constexpr int64_t row() { return kTileDepth; }
+  static constexpr int64_t pair() { return 2; }
   static constexpr int pairs(int64_t) { return kTilePairs; }
 };
 

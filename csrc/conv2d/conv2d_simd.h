@@ -17,6 +17,7 @@
 #include "gemm/short_sums.h"
 #if defined(__AVX512BF16__)
 #include "conv2d/weight_gradient_bf16.h"
+#include "conv2d/weight_gradient_pixels_bf16.h"
 #endif
 
 namespace pyops::PYOPS_ISA_NAMESPACE {
@@ -168,7 +169,7 @@ template <class T, bool kMasked>
 bool backward_weight_on_grid(const Conv2dBackwardParams& p, int64_t pass, T* grad) {
   if constexpr (std::is_same_v<acc_t<T>, float>) {
 #if defined(__AVX512BF16__)
-    const int64_t many_weights = 512 << 10;
+    const int64_t many_weights = p.channels_last ? 512 << 10 : 3 << 19;
 #else
     // Patches of planes, the other way, would be transposed for every tap.
     const int64_t many_weights = p.channels_last ? 1 << 20 : 4 << 20;
@@ -193,8 +194,12 @@ bool backward_weight_on_grid(const Conv2dBackwardParams& p, int64_t pass, T* gra
 #if defined(__AVX512BF16__)
     if (p.group_o() < 8) return false;
     // Without a matrix unit pixels as they lie are the panels' rows, and copies would be a third.
-    if (!kMatrixUnit && std::is_same_v<T, BFloat16> && p.channels_last && x.is_identity()) {
-      return false;
+    if constexpr (!kMatrixUnit && std::is_same_v<T, BFloat16>) {
+      if (suits_pixel_pairs(x, p.group_o(), p.channels_last, p.n)) {
+        PixelWeightGradient<kMasked>(x, g, p.n * x.positions_per_image()).run(grad);
+        return true;
+      }
+      if (p.channels_last && x.is_identity()) return false;
     }
     return with_parts<T>(p.precision, [&](auto parts) {
       constexpr int kParts = decltype(parts)::value;

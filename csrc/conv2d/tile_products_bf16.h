@@ -26,6 +26,7 @@ struct ImageTiles {
   int64_t half() const { return halves; }
   static constexpr int64_t part() { return 0; }
   int64_t row() const { return rows; }
+  static constexpr int64_t pair() { return 2; }
 };
 
 // The same of positions that are listed, none of them beyond the ends of rows: where tiles are rows
@@ -38,15 +39,16 @@ struct ListedTiles {
 
   const uint16_t* at(int64_t step) const { return image + steps[step].offset; }
   int pairs(int64_t step) const { return steps[step].pairs; }
+  static constexpr int64_t pair() { return 2; }
 };
 
-// A panel of `count` positions of planes as they lie, `numbers` of them from the first step on.
+// Up to 32 columns of rows as they lie, `plane` apart, `numbers` of them from the first step on;
+// what lies `ahead` of each is asked for.
 struct PlaneTiles {
-  static constexpr int64_t kAhead = 64;  // positions
-
   const uint16_t* image;
   int64_t plane, numbers;
   __mmask32 lanes;
+  int64_t ahead;
   int count;
 
   const uint16_t* at(int64_t step) const { return image + step * 32 * plane; }

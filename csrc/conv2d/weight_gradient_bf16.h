@@ -1,11 +1,16 @@
 // The weight gradient by tiles of bfloat16: taps × positions times positions × output channels,
 // both numbered by a grid (split_image_bf16.h), so that a tap's row of 32 positions is a copy.
 //
+// A matrix unit wants those copies, 32 taps at a time. Dot products of pairs find them among the
+// parts, and those of planes of a 1×1 kernel in the images themselves, which then have no parts.
+//
 // A thread takes a slice of the images' bands and keeps its own sums of all weights; the slices are
 // added in order. Sums leave the tiles every kMaxDepth positions, which keeps float32's accuracy.
 #pragma once
 
 #include "conv2d/split_image_bf16.h"
+#include "conv2d/tile_products_bf16.h"
+#include "conv2d/weight_sums_bf16.h"
 
 namespace pyops::PYOPS_ISA_NAMESPACE {
 
@@ -16,10 +21,15 @@ class GridGradient {
  public:
   using Element = T;
   using Acc = float;
+  static constexpr bool kWords = std::is_same_v<T, BFloat16>;
 
   // Of up to `panels` panels of positions.
   GridGradient(const Images<T>& g, bool channels_last, int64_t panels)
-      : g_(g), channels_last_(channels_last), chunks_(2 * panels) {}
+      : g_(g),
+        channels_last_(channels_last),
+        chunks_(2 * panels),
+        runs_(kWords ? panels * kGridStep : 0),
+        first_run_(kWords ? panels + 1 : 0) {}
 
   // Rows of the images from now on: `rows` of them from `row` on of image n.
   void set_rows(int64_t n, int64_t row, int64_t rows, int64_t pitch) {
@@ -35,13 +45,14 @@ class GridGradient {
       }
       chunks_[chunk] = {std::min(y * width + std::min(x, width), rows * width), mask};
     }
+    if (kWords && !channels_last_) find_runs(panels);
   }
 
   bool rows_contiguous() const { return !channels_last_; }
 
   // 32 channels from c on at position p of pixels.
   __m512i words(int64_t c, int64_t p) const
-    requires std::is_same_v<T, BFloat16>
+    requires kWords
   {
     const int64_t place = place_of(p);
     if (place < 0) return _mm512_setzero_si512();
@@ -51,6 +62,23 @@ class GridGradient {
     prefetch_to_read(g_.data + ahead);
     if constexpr (kMasked) prefetch_to_read(g_.mask + ahead);
     return load_words<kMasked>(g_, at, first_words(g_.channels - c));
+  }
+
+  // 32 positions from p on of a planar channel.
+  __m512i row_words(int64_t channel, int64_t p) const
+    requires kWords
+  {
+    __m512i words = _mm512_setzero_si512();
+    if (channel >= g_.channels) return words;
+    const int64_t plane = first_ + channel * g_.y.size * g_.x.size;
+    for (int64_t i = first_run_[p / kGridStep]; i < first_run_[p / kGridStep + 1]; ++i) {
+      const int64_t at = plane + runs_[i].start;
+      // 32 channels, and as many masks, are more streams than the machine follows.
+      prefetch_to_read(g_.data + at + kAhead);
+      if constexpr (kMasked) prefetch_to_read(g_.mask + at + kAhead);
+      words = _mm512_or_si512(words, load_words<kMasked>(g_, at, runs_[i].lanes));
+    }
+    return words;
   }
 
   // 16 positions from p on of a planar channel: dense in memory, spread over the grid.
@@ -83,6 +111,29 @@ class GridGradient {
     int64_t start;  // positions before it
     unsigned mask;  // its lanes that are positions
   };
+  // Lanes of a panel that are positions of one row; the first lane's would be at `start`.
+  struct Run {
+    int64_t start;
+    __mmask32 lanes;
+  };
+
+  void find_runs(int64_t panels) {
+    int64_t count = 0;
+    for (int64_t panel = 0; panel < panels; ++panel) {
+      const Chunk &low = chunks_[2 * panel], &high = chunks_[2 * panel + 1];
+      int64_t place = low.mask != 0 ? low.start : high.start;
+      first_run_[panel] = count;
+      for (__mmask32 rest = low.mask | high.mask << 16; rest != 0;) {
+        const int lane = __builtin_ctz(rest);
+        const int length = __builtin_ctzll(~(uint64_t{rest} >> lane));
+        const __mmask32 lanes = first_words(length) << lane;
+        runs_[count++] = {place - lane, lanes};
+        place += length;
+        rest &= ~lanes;
+      }
+    }
+    first_run_[panels] = count;
+  }
 
   // How many positions of the image lie before p in these rows, or -1 at a row's end.
   int64_t place_of(int64_t p) const {
@@ -98,11 +149,14 @@ class GridGradient {
   const bool channels_last_;
   int64_t first_ = 0;
   Scratch<Chunk> chunks_;
+  Scratch<Run> runs_;
+  Scratch<int64_t> first_run_;
 };
 
 template <int kParts, bool kMasked, class T>
 class SplitWeightGradient {
   using Engine = TileEngine<kParts>;
+  static constexpr bool kListed = kUnsplit<kParts, T> && !kMatrixUnit;  // taps are where they are
 
  public:
   // x meets the taps; g, of the same positions, has axes of one tap.
@@ -110,39 +164,32 @@ class SplitWeightGradient {
       : x_(x),
         g_(g),
         channels_last_(channels_last),
+        bare_(kListed && !channels_last && x.is_identity() && x.x.size % 2 == 0),
         taps_(x.taps()),
-        tap_panels_(ceil_div(taps_, kPanel)),
-        out_panels_(ceil_div(g.channels, kPanel)),
         bands_(cut_rows(x.y.positions, batch, kBandBytes,
                         [this](int64_t rows) { return band_bytes(rows); })),
         units_(batch * bands_.count),
-        slices_(std::min<int64_t>(num_threads(), units_)) {}
+        sums_(taps_, g.channels, std::min<int64_t>(num_threads(), units_)) {}
 
   // grad[o, tap]; false when bfloat16 parts cannot hold the numbers: grad is undefined then.
   bool run(T* grad) const {
-    const int64_t sums = tap_panels_ * out_panels_ * kTileSums;
-    Scratch<float> partial(slices_ * sums);
-    Scratch<bool> regular(slices_);
-    const int64_t length = ceil_div(units_, slices_);
-    parallel_for(0, slices_, 1, [&](int64_t begin, int64_t end) {
+    const int64_t slices = sums_.slices(), length = ceil_div(units_, slices);
+    Scratch<bool> regular(slices);
+    parallel_for(0, slices, 1, [&](int64_t begin, int64_t end) {
       for (int64_t slice = begin; slice < end; ++slice) {
-        Worker worker(*this, partial.get() + slice * sums);
+        Worker worker(*this, slice);
         regular[slice] = worker.run(slice * length, std::min(units_, (slice + 1) * length));
       }
     });
-    if (!std::all_of(regular.get(), regular.get() + slices_, [](bool r) { return r; })) {
+    if (!std::all_of(regular.get(), regular.get() + slices, [](bool r) { return r; })) {
       return false;
     }
-    parallel_for(0, tap_panels_ * out_panels_, 4, [&](int64_t begin, int64_t end) {
-      for (int64_t tile = begin; tile < end; ++tile) {
-        write_tile(partial.get() + tile * kTileSums, sums, tile, grad);
-      }
-    });
+    sums_.template write<true>(grad);
     return true;
   }
 
  private:
-  static constexpr int64_t kPanel = 32, kTileSums = kPanel * kPanel;
+  static constexpr int64_t kPanel = WeightSums::kPanel;
   // The parts of a band of x and the panels of g share a 2 MiB L2 with the sums.
   static constexpr int64_t kBandBytes = 768 << 10;
 
@@ -151,69 +198,71 @@ class SplitWeightGradient {
     return (grid.part_elements(x_.channels) + grid.panels() * kGridStep * g_.channels) * kParts * 2;
   }
 
-  void write_tile(const float* sums, int64_t stride, int64_t tile, T* grad) const {
-    const int64_t t0 = tile / out_panels_ * kPanel, o0 = tile % out_panels_ * kPanel;
-    for (int64_t t = 0; t < std::min(kPanel, taps_ - t0); t += 16) {
-      for (int64_t o = 0; o < std::min(kPanel, g_.channels - o0); o += 16) {
-        Vec<float> block[16];
-        for (int k = 0; k < 16; ++k) {
-          const float* row = sums + (t + k) * kPanel + o;
-          block[k] = Vec<float>::load(row);
-          for (int64_t s = 1; s < slices_; ++s) {
-            block[k] = block[k] + Vec<float>::load(row + s * stride);
-          }
-        }
-        transpose(block);
-        const int n = static_cast<int>(std::min<int64_t>(16, taps_ - t0 - t));
-        for (int64_t k = 0; k < std::min<int64_t>(16, g_.channels - o0 - o); ++k) {
-          block[k].store(grad + (o0 + o + k) * taps_ + t0 + t, n);
-        }
-      }
-    }
-  }
-
   class Worker {
    public:
-    Worker(const SplitWeightGradient& job, float* sums)
+    Worker(const SplitWeightGradient& job, int64_t slice)
         : job_(job),
-          sums_(sums),
+          slice_(slice),
           grid_(band_grid(job.x_, job.bands_.rows)),
           gradient_(job.g_, job.channels_last_, grid_.panels()),
-          offsets_(job.taps_),
-          parts_(kParts * grid_.part_elements(job.x_.channels)),
-          a_panel_(Engine::kMaxDepth / kGridStep * Engine::kStepElements),
-          b_panels_(job.out_panels_ * grid_.panels() * Engine::kStepElements) {
-      tap_offsets(job.x_, grid_, job.channels_last_, offsets_.get());
+          offsets_(job.sums_.tap_panels() * kPanel),
+          steps_(kListed ? grid_.panels() : 0),
+          parts_(job.bare_ ? 0 : kParts * grid_.part_elements(job.x_.channels)),
+          a_panel_(kListed ? 0 : Engine::kMaxDepth / kGridStep * Engine::kStepElements),
+          b_panels_(job.sums_.out_panels() * grid_.panels() * Engine::kStepElements) {
+      place_taps();
     }
 
     // Bands [first, last) of all images; returns whether the parts were faithful.
     bool run(int64_t first, int64_t last) {
-      if (first >= last) {
-        std::memset(sums_, 0, sizeof(float) * kTileSums * job_.tap_panels_ * job_.out_panels_);
-      }
+      if (first >= last) job_.sums_.clear(slice_);
       for (int64_t unit = first; unit < last; ++unit) {
         const int64_t row = unit % job_.bands_.count * job_.bands_.rows;
         const int64_t rows = std::min(job_.bands_.rows, job_.x_.y.positions - row);
         if (rows != grid_.y.axis.positions) {
           grid_ = band_grid(job_.x_, rows);
-          tap_offsets(job_.x_, grid_, job_.channels_last_, offsets_.get());
+          place_taps();
         }
         const int64_t n = unit / job_.bands_.count;
-        const Magnitude x = split_image<kParts, false>(row_band(job_.x_, row, rows),
-                                                       job_.channels_last_, n, parts_.get());
-        // Even unsplit x must be finite: at a row's end it meets zeros that are no gradients.
-        if (!(kUnsplit<kParts, T> ? x.finite() : x.regular()) || !pack_gradient(n, row, rows))
-          return false;
+        if (!set_image(n, row, rows) || !pack_gradient(n, row, rows)) return false;
         multiply(unit > first);
       }
       return true;
     }
 
    private:
+    // Where taps lie among the parts, or in the planes of the image, and steps in each.
+    void place_taps() {
+      if (job_.bare_) {
+        for (int64_t t = 0; t < job_.taps_; ++t) offsets_[t] = t * job_.x_.y.size * job_.x_.x.size;
+      } else {
+        tap_offsets(job_.x_, grid_, job_.channels_last_, offsets_.get());
+      }
+      std::fill(&offsets_[job_.taps_], &offsets_[job_.sums_.tap_panels() * kPanel], offsets_[0]);
+      for (int64_t s = 0; kListed && s < grid_.panels(); ++s) {
+        const int64_t rest = job_.bare_ ? grid_.span - s * kGridStep : kGridStep;
+        steps_[s] = {s * kGridStep, static_cast<int>(std::min(kGridStep, rest)) / 2};
+      }
+    }
+
+    // Whether its numbers may meet what is no gradient but zero, at the ends of rows.
+    bool set_image(int64_t n, int64_t row, int64_t rows) {
+      const Images<T>& x = job_.x_;
+      if (job_.bare_) {
+        const T* data = x.data + (n * x.total_channels * x.y.size + row) * x.x.size;
+        image_ = reinterpret_cast<const uint16_t*>(data);
+        return true;
+      }
+      image_ = parts_.get();
+      const Magnitude magnitude =
+          split_image<kParts, false>(row_band(x, row, rows), job_.channels_last_, n, parts_.get());
+      return kUnsplit<kParts, T> ? magnitude.finite() : magnitude.regular();
+    }
+
     bool pack_gradient(int64_t n, int64_t row, int64_t rows) {
       gradient_.set_rows(n, row, rows, grid_.pitch());
       bool regular = true;
-      for (int64_t j = 0; j < job_.out_panels_; ++j) {
+      for (int64_t j = 0; j < job_.sums_.out_panels(); ++j) {
         regular &= engine_.pack_b(gradient_, j * kPanel, 0, grid_.panels() * kGridStep,
                                   b_panels_.get() + j * grid_.panels() * Engine::kStepElements);
       }
@@ -226,20 +275,29 @@ class SplitWeightGradient {
       const int64_t length = ceil_div(panels, blocks);
       for (int64_t step = 0; step < panels; step += length, add = true) {
         const int64_t count = std::min(length, panels - step);
-        for (int64_t i = 0; i < job_.tap_panels_; ++i) {
-          pack_taps(i * kPanel, step, count);
+        for (int64_t i = 0; i < job_.sums_.tap_panels(); ++i) {
+          const auto taps = tap_tiles(i * kPanel, step, count);
           const int rows = static_cast<int>(std::min(kPanel, job_.taps_ - i * kPanel));
-          for (int64_t j = 0; j < job_.out_panels_; ++j) {
+          for (int64_t j = 0; j < job_.sums_.out_panels(); ++j) {
             const int cols = static_cast<int>(std::min(kPanel, job_.g_.channels - j * kPanel));
-            engine_.multiply(rows, cols, count * kGridStep, a_panel_.get(),
-                             b_panels_.get() + (j * panels + step) * Engine::kStepElements,
-                             sums_ + (i * job_.out_panels_ + j) * kTileSums, kPanel, add);
+            const PackedTiles<kParts> outs{b_panels_.get() +
+                                           (j * panels + step) * Engine::kStepElements};
+            engine_.multiply(rows, cols, count * kGridStep, taps, outs,
+                             job_.sums_.tile(slice_, i, j), kPanel, add);
           }
         }
       }
     }
 
-    // 32 taps from t0 on, rows of 32 positions.
+    // 32 taps from t0 on, `count` steps of 32 positions.
+    auto tap_tiles(int64_t t0, int64_t step, int64_t count) {
+      if constexpr (kListed) {
+        return ListedTiles{image_, &steps_[step], &offsets_[t0], kGridStep};
+      } else {
+        pack_taps(t0, step, count);
+        return PackedTiles<kParts>{a_panel_.get()};
+      }
+    }
     void pack_taps(int64_t t0, int64_t step, int64_t count) {
       const int64_t part = grid_.part_elements(job_.x_.channels);
       for (int64_t r = 0; r < kPanel; ++r) {
@@ -256,19 +314,23 @@ class SplitWeightGradient {
     }
 
     const SplitWeightGradient& job_;
-    float* const sums_;
+    const int64_t slice_;
     Engine engine_;
     PaddedGrid grid_;
     GridGradient<kMasked, T> gradient_;
     Scratch<int64_t> offsets_;
+    Scratch<ImageStep> steps_;
     Scratch<uint16_t> parts_, a_panel_, b_panels_;
+    const uint16_t* image_ = nullptr;
   };
 
   const Images<T> x_, g_;
   const bool channels_last_;
-  const int64_t taps_, tap_panels_, out_panels_;
+  const bool bare_;  // whole pairs of positions are read from the planes of x
+  const int64_t taps_;
   const RowBands bands_;
-  const int64_t units_, slices_;
+  const int64_t units_;
+  const WeightSums sums_;
 };
 
 }  // namespace pyops::PYOPS_ISA_NAMESPACE

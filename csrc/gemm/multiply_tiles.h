@@ -24,6 +24,7 @@ struct PackedTiles {
   static constexpr int64_t part() { return 2 * kTileElements; }
   static constexpr int64_t half() { return kTileElements; }  // from the first to the second
   static constexpr int64_t row() { return 32; }
+  static constexpr int64_t pair() { return 2; }               // of A, to the next one of a row
   static constexpr int pairs(int64_t) { return kTilePairs; }  // of a step, maybe not zeros
 };
 
@@ -193,13 +194,13 @@ template <int kVecs, class B>
 class TileColumns<kVecs, B> {
  public:
   TileColumns(const B& b, int64_t step, int64_t)
-      : at_(b.at(step)), plane_(b.plane), lanes_(b.lanes) {}
+      : at_(b.at(step)), plane_(b.plane), ahead_(b.ahead), lanes_(b.lanes) {}
 
   void take(__m512bh (&columns)[kVecs]) {
     static_assert(kVecs == 2);
     const uint16_t* const below = at_ + plane_;
-    prefetch_to_read(at_ + B::kAhead);
-    prefetch_to_read(below + B::kAhead);
+    prefetch_to_read(at_ + ahead_);
+    prefetch_to_read(below + ahead_);
     const __m512i even = _mm512_maskz_loadu_epi16(lanes_, at_);
     const __m512i odd = _mm512_maskz_loadu_epi16(lanes_, below);
     columns[0] = (__m512bh)_mm512_unpacklo_epi16(even, odd);
@@ -209,7 +210,7 @@ class TileColumns<kVecs, B> {
 
  private:
   const uint16_t* at_;
-  const int64_t plane_;
+  const int64_t plane_, ahead_;
   const __mmask32 lanes_;
 };
 
@@ -249,7 +250,7 @@ template <int kRows, int kVecs, class A, class B, class Start, class Put>
     const auto add_pair = [&](int pair) __attribute__((always_inline)) {
       __m512bh columns[kVecs];
       right.take(columns);
-      add_products(columns, [&](int r) { return rows[r] + 2 * pair; }, sums);
+      add_products(columns, [&](int r) { return rows[r] + pair * a.pair(); }, sums);
     };
     const int pairs = std::min(a.pairs(step), b.pairs(step));
     if (pairs == kTilePairs) {

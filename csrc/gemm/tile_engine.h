@@ -114,16 +114,16 @@ class TileEngine {
 
   void multiply(int rows, int cols, int64_t depth, const uint16_t* a, const uint16_t* b, float* c,
                 int64_t ldc, bool add) {
-    multiply(rows, cols, depth, a, PackedTiles<kParts>{b}, c, ldc, add);
+    multiply(rows, cols, depth, PackedTiles<kParts>{a}, PackedTiles<kParts>{b}, c, ldc, add);
   }
 
-  template <class Tiles>
-    requires std::is_class_v<Tiles>
-  void multiply(int rows, int cols, int64_t depth, const uint16_t* a, const Tiles& b, float* c,
+  template <class ATiles, class BTiles>
+    requires std::is_class_v<ATiles> && std::is_class_v<BTiles>
+  void multiply(int rows, int cols, int64_t depth, const ATiles& a, const BTiles& b, float* c,
                 int64_t ldc, bool add) {
     const int64_t steps = ceil_div(depth, kDepthStep), ld = add ? kCols : ldc;
     const TileSums out{add ? sums_ : c, ld, kTileRows, kTileRows * ld};
-    multiply_tiles<kParts>(steps, rows, cols, PackedTiles<kParts>{a}, b, out, false);
+    multiply_tiles<kParts>(steps, rows, cols, a, b, out, false);
     if (add) add_sums(rows, cols > kTileRows ? 32 : 16, c, ldc);
   }
 
@@ -137,7 +137,17 @@ class TileEngine {
       }
     }
     if constexpr (kParts == 1 && requires { source.words(i0, p0); }) {
-      if (!source.rows_contiguous()) {
+      if (source.rows_contiguous()) {
+        for (int64_t p = 0; p < depth; p += kDepthStep) {
+          for (int half = 0; half < 2; ++half, panel += kTileElements) {
+            const auto row = [&](int r) {
+              return source.row_words(i0 + half * kTileRows + r, p0 + p);
+            };
+            pack_tile_rows<kIsA>(row, panel);
+          }
+        }
+        return true;
+      } else {
         const auto load = [&](int64_t p) { return source.words(i0, p0 + p); };
         pack_word_columns<kIsA>(load, depth, {}, 2, panel);
         return true;
