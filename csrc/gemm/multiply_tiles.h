@@ -135,35 +135,38 @@ inline constexpr bool kMatrixUnit = false;
 inline void configure_tiles() {}
 inline void release_tiles() {}
 
-// Rows of A from some row on, a number's distance from the first step's further on.
+// Rows of A from some row on, at each step.
 template <int kRows, class A>
 class TileRows {
  public:
-  TileRows(const A& a, int row)
-      : first_(a.at(0) + row / kTileRows * a.half() + row % kTileRows * a.row()), row_(a.row()) {}
+  TileRows(const A& a, unsigned row)
+      : first_(row / kTileRows * a.half() + row % kTileRows * a.row()), row_(a.row()) {}
 
-  const uint16_t* at(int r, int64_t further) const { return first_ + further + r * row_; }
+  void find(const uint16_t* step, const uint16_t* (&rows)[kRows]) const {
+    rows[0] = step + first_;
+#pragma GCC unroll 16
+    for (int r = 1; r < kRows; ++r) rows[r] = rows[r - 1] + row_;
+  }
 
  private:
-  const uint16_t* first_;
-  const int64_t row_;
+  const int64_t first_, row_;
 };
 
-// Any distances apart. Volatile, that is in memory: among the vectors, where the compiler would
-// keep some of them, they come back behind the products.
+// Any distances apart. Volatile, or the compiler would keep the list among the vectors, from where
+// it comes back behind the products.
 template <int kRows, class A>
   requires requires(const A& a) { a.listed_rows; }
 class TileRows<kRows, A> {
  public:
-  TileRows(const A& a, int row) {
+  TileRows(const A& a, unsigned row) : list_(a.listed_rows + row) {}
+
+  void find(const uint16_t* step, const uint16_t* (&rows)[kRows]) const {
 #pragma GCC unroll 16
-    for (int r = 0; r < kRows; ++r) rows_[r] = a.at(0) + a.listed_rows[row + r];
+    for (int r = 0; r < kRows; ++r) rows[r] = step + list_[r];
   }
 
-  const uint16_t* at(int r, int64_t further) const { return rows_[r] + further; }
-
  private:
-  const uint16_t* volatile rows_[kRows];
+  const volatile int64_t* const list_;
 };
 
 // Vectors of B's pairs, one or two at a time, and meanwhile those of the next step from L2.
@@ -240,12 +243,12 @@ template <int kRows, int kVecs, class A, class B, class Start, class Put>
   for (int64_t step = 0; step < steps; ++step) {
     const int64_t next = std::min(step + 1, steps - 1);
     TileColumns<kVecs, B> right(b, step, next);
-    const int64_t here = a.at(step) - a.at(0), ahead = a.at(next) - a.at(0);
     const uint16_t* rows[kRows];
+    left.find(a.at(step), rows);
+    if (next > step) {
+      const int64_t ahead = a.at(next) - a.at(step);
 #pragma GCC unroll 16
-    for (int r = 0; r < kRows; ++r) {
-      rows[r] = left.at(r, here);
-      if (next > step) prefetch_to_read(rows[r] + (ahead - here));
+      for (int r = 0; r < kRows; ++r) prefetch_to_read(rows[r] + ahead);
     }
     const auto add_pair = [&](int pair) __attribute__((always_inline)) {
       __m512bh columns[kVecs];
