@@ -33,19 +33,21 @@ template <int kRows, int kVecs, class Put>
 }
 
 // The sums of a tile of `vecs` vectors, of which `rest` columns are in use: to its memory, or on to
-// their lines.
+// lines from column x on. (The caller does not cut the lines: they would be written by parts and
+// read as a whole, which waits for all stores before.)
 template <int kRows, class T>
 void multiply_planar_tile(int64_t depth, const float* panel, const float* from,
-                          const int64_t* offsets, const Tile<float>& tile, const Lines<T>& lines,
-                          int64_t vecs, int64_t rest) {
+                          const int64_t* offsets, const Tile<float>& tile, const Lines<T>* lines,
+                          int64_t x, int64_t vecs, int64_t rest) {
   constexpr int kVecs = PlanarTile::vecs(kRows);
-  if (lines.out == nullptr) {
+  if (lines == nullptr) {
     return with_constant<kVecs>(vecs, [&]<int kSome>(std::integral_constant<int, kSome>) {
       multiply_planes<kRows, kSome>(depth, panel, from, offsets, tile);
     });
   }
-  const Leaving<T> leaving{tile, lines};
+  const Leaving<T> leaving{tile, lines->from(x)};
   if (vecs == kVecs && rest >= PlanarTile::cols(kRows)) {
+    leaving.lines.from(2 * PlanarTile::cols(kRows)).prefetch(kRows, PlanarTile::cols(kRows));
     return multiply_planes<kRows, kVecs>(depth, panel, from, offsets, leaving);
   }
   const LeavingSome<T> some{leaving, rest};
@@ -113,7 +115,7 @@ class PlanarCorrelation {
           vecs = left == kVecs + 1 ? left / 2 : std::min(left, kVecs);
           multiply_planar_tile<kHeight>(depth, panel, band.image + y * pitch + x, band.offsets + t,
                                         Tile<float>{sums_.get() + x, sums_stride(), t > 0},
-                                        out ? lines.from(x) : Lines<T>{}, vecs, cols() - x);
+                                        out ? &lines : nullptr, x, vecs, cols() - x);
         }
       }
       if (!leaves) sink_.store_row(channel, kHeight, {sums_.get(), sums_stride()}, lines.out);

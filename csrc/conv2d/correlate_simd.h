@@ -71,16 +71,25 @@ struct Rows {
   }
 };
 
-// The image at the offsets of `depth` taps · a panel of weights, for parts of `count` positions;
-// put_of(part, parts) goes before each part and says where its sums go.
+// The image at the offsets of `depth` taps · a panel of weights, for parts of `count` positions,
+// the last one maybe of fewer; put_of(part, parts) goes before each and says where its sums go.
+//
+// By reference, as below: a structure written by parts and copied as a whole waits for all stores
+// before, those of results among them.
 template <int kVecs, class PutOf>
-void multiply_taps(int64_t depth, Rows from, int64_t count, const int64_t* offsets,
+void multiply_taps(int64_t depth, const Rows& first, int64_t count, const int64_t* offsets,
                    const float* weight, const PutOf& put_of) {
   constexpr int kRows = TapTile::rows(kVecs);
+  Rows from = first;
   const int parts = static_cast<int>(ceil_div(count, kRows));
   for (int part = 0; part < parts; ++part) {
     const auto put = put_of(part, parts);
-    if (from.hold(kRows)) {
+    const int64_t left = count - part * kRows;
+    if (left < kRows && from.hold(static_cast<int>(left))) {
+      with_constant<kRows - 1>(left, [&]<int kLeft>(std::integral_constant<int, kLeft>) {
+        multiply_at<kLeft, kVecs>(depth, from.image, offsets, weight, put);
+      });
+    } else if (from.hold(kRows)) {
       multiply_at<kRows, kVecs>(depth, from.image, offsets, weight, put);
       from.advance(kRows);
     } else if constexpr (TapTile::crosses_rows(kVecs)) {
@@ -182,11 +191,13 @@ class VectorCorrelation {
     void operator()(const GridBand& band) {
       const Axis x = job_.c_.images.x, y = row_band(job_.c_.images, band.row, band.rows).y;
       const Numbering all = numbering(job_.c_, y, x);
-      for (int64_t p = 0; p < all.span; p += kRange) {
-        const GridStretch range(all, p, std::min(kRange, all.span - p));
-        for (int64_t i = 0; i < job_.c_.channels; i += kCols) {
-          const int64_t channels = std::min<int64_t>(kCols, job_.c_.channels - i);
-          multiply(band, range, {all, i, channels, sink_.rows(band.n, band.row)});
+      // Long rows one by one where these lie apart: lines do not go on beyond a row's end.
+      const bool apart =
+          job_.c_.channels_last && all.pitch > x.positions && x.positions >= kPositions;
+      const int64_t length = apart ? x.positions : all.span, step = apart ? all.pitch : all.span;
+      for (int64_t first = 0; first < all.span; first += step) {
+        for (int64_t p = 0; p < length; p += kRange) {
+          multiply(band, GridStretch(all, first + p, std::min(kRange, length - p)), all);
         }
       }
     }
@@ -198,6 +209,13 @@ class VectorCorrelation {
       int64_t i, channels;
       T* out;
     };
+
+    void multiply(const GridBand& band, const GridStretch& range, const Numbering& all) {
+      for (int64_t i = 0; i < job_.c_.channels; i += kCols) {
+        const int64_t channels = std::min<int64_t>(kCols, job_.c_.channels - i);
+        multiply(band, range, {all, i, channels, sink_.rows(band.n, band.row)});
+      }
+    }
 
     // The last taps send the sums on while the next ones' products are computed, or at once.
     void multiply(const GridBand& band, const GridStretch& range, const Panel& panel) {
@@ -218,24 +236,22 @@ class VectorCorrelation {
 
     // Taps from t on of up to kPositions positions.
     template <int kVecs>
-    void multiply_block(int64_t t, int64_t depth, const int64_t* offsets, Rows from, GridStretch at,
-                        const Panel& panel, Tile<float> tile) {
+    void multiply_block(int64_t t, int64_t depth, const int64_t* offsets, const Rows& from,
+                        const GridStretch& at, const Panel& panel, const Tile<float>& tile) {
       constexpr int kRows = TapTile::rows(kVecs);
       const bool last = t + depth == job_.taps_;
       const float* weight = job_.weight_.get() + panel.i * job_.taps_ + t * kVecs * V::kWidth;
       if constexpr (std::is_same_v<T, float>) {
-        const int64_t whole = at.count / kRows * kRows;
-        const Lines<T> lines = last && panel.channels == kVecs * V::kWidth
-                                   ? pixel_lines(at.part(panel.all, 0, whole), panel)
-                                   : Lines<T>{};
+        const Lines<T> lines =
+            last && panel.channels == kVecs * V::kWidth ? pixel_lines(at, panel) : Lines<T>{};
         if (lines.out != nullptr) {
-          multiply_taps<kVecs>(depth, from, whole, offsets, weight, [&](int part, int /*parts*/) {
+          return multiply_taps<kVecs>(depth, from, at.count, offsets, weight, [&](int part, int) {
             const Leaving<T> put{tile.below(part * kRows), lines.below(part * kRows)};
-            put.lines.prefetch(kRows, kVecs * V::kWidth);
+            const int64_t left = at.count - part * kRows;
+            put.lines.below(kPositions)
+                .prefetch(static_cast<int>(std::min<int64_t>(kRows, left)), kVecs * V::kWidth);
             return put;
           });
-          from.advance(whole);
-          at = at.part(panel.all, whole, at.count), tile = tile.below(whole);
         }
       }
       multiply_taps<kVecs>(depth, from, at.count, offsets, weight, [&](int part, int parts) {

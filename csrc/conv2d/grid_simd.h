@@ -117,13 +117,23 @@ class GridPlanes {
 
   void fill_row(int64_t from, int64_t step, int64_t length, int count, float* out) const {
     using V = Vec<float>;
-    if (count > 4 || (kMasked && step != 1)) return fill_pixels(from, step, length, count, out);
+    if (step > 1) return fill_apart(from, step, length, count, out);
+    for (int64_t i = 0; i < length; i += V::kWidth) {
+      const int n = static_cast<int>(std::min<int64_t>(V::kWidth, length - i));
+      load_masked<T, kMasked>(images_, from + i, n).store(out + i, n);
+    }
+  }
+
+  // Elements that lie apart in memory, those of `count` channels side by side.
+  [[gnu::noinline]] void fill_apart(int64_t from, int64_t step, int64_t length, int count,
+                                    float* out) const {
+    using V = Vec<float>;
+    if (count > 4 || kMasked) return fill_pixels(from, step, length, count, out);
     const int64_t done = fill_colours(from, step, length, count, out);
     for (int g = 0; g < count; ++g) {
       for (int64_t i = done; i < length; i += V::kWidth) {
         const int n = static_cast<int>(std::min<int64_t>(V::kWidth, length - i));
-        const V x = step == 1 ? load_masked<T, kMasked>(images_, from + g + i, n)
-                              : load_strided(images_.data + from + g + i * step, step, n);
+        const V x = load_strided(images_.data + from + g + i * step, step, n);
         x.store(out + g * grid_.plane + i, n);
       }
     }
