@@ -195,11 +195,12 @@ bool backward_weight_on_grid(const Conv2dBackwardParams& p, int64_t pass, T* gra
     if (p.group_o() < 8) return false;
     // Without a matrix unit pixels as they lie are the panels' rows, and copies would be a third.
     if constexpr (!kMatrixUnit && std::is_same_v<T, BFloat16>) {
-      if (suits_pixel_pairs(x, p.group_o(), p.channels_last, p.n)) {
-        PixelWeightGradient<kMasked>(x, g, p.n * x.positions_per_image()).run(grad);
+      if (p.channels_last && x.is_identity()) {
+        const int64_t positions = p.n * x.positions_per_image();
+        if (!suits_pixel_pairs(weights, positions)) return false;
+        PixelWeightGradient<kMasked>(x, g, positions).run(grad);
         return true;
       }
-      if (p.channels_last && x.is_identity()) return false;
     }
     return with_parts<T>(p.precision, [&](auto parts) {
       constexpr int kParts = decltype(parts)::value;

@@ -48,14 +48,9 @@ class BarePlanes {
 
   PlaneTiles tiles(int64_t unit, int64_t p, int64_t step, int64_t, uint16_t*) const {
     const int64_t plane = images_.x.size, position = first_[unit].position + p;
-    const int count = static_cast<int>(std::min(kGridStep, plane - position));
     const auto* image = reinterpret_cast<const uint16_t*>(images_.data) + first_[unit].image;
-    return {image + step * 32 * plane + position,
-            plane,
-            images_.channels - step * 32,
-            first_words(count),
-            2 * kGridStep,
-            count};
+    return {image + step * 32 * plane + position, plane, images_.channels - step * 32,
+            first_words(plane - position), 2 * kGridStep};
   }
 
  private:

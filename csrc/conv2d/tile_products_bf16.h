@@ -47,9 +47,8 @@ struct ListedTiles {
 struct PlaneTiles {
   const uint16_t* image;
   int64_t plane, numbers;
-  __mmask32 lanes;
+  __mmask32 lanes;  // of the columns that there are
   int64_t ahead;
-  int count;
 
   const uint16_t* at(int64_t step) const { return image + step * 32 * plane; }
   int pairs(int64_t step) const {
@@ -216,7 +215,7 @@ class TileProducts {
 
   static int positions(const ImageTiles& tiles) { return tiles.count; }
   static int positions(const ListedTiles& tiles) { return tiles.count; }
-  static int positions(const PlaneTiles& tiles) { return tiles.count; }
+  static int positions(const PlaneTiles& tiles) { return __builtin_popcount(tiles.lanes); }
   static int positions(const PackedTiles<1>&) { return kGridStep; }
   int64_t sum_tiles() const { return steps_ > kMaxSteps ? kBlockPanels * group_ : 1; }
 

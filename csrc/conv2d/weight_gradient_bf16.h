@@ -173,15 +173,11 @@ class SplitWeightGradient {
 
   // grad[o, tap]; false when bfloat16 parts cannot hold the numbers: grad is undefined then.
   bool run(T* grad) const {
-    const int64_t slices = sums_.slices(), length = ceil_div(units_, slices);
-    Scratch<bool> regular(slices);
-    parallel_for(0, slices, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t slice = begin; slice < end; ++slice) {
-        Worker worker(*this, slice);
-        regular[slice] = worker.run(slice * length, std::min(units_, (slice + 1) * length));
-      }
+    Scratch<bool> regular(sums_.slices());
+    sums_.for_slices(units_, [&](int64_t slice, int64_t first, int64_t last) {
+      regular[slice] = Worker(*this, slice).run(first, last);
     });
-    if (!std::all_of(regular.get(), regular.get() + slices, [](bool r) { return r; })) {
+    if (!std::all_of(regular.get(), regular.get() + sums_.slices(), [](bool r) { return r; })) {
       return false;
     }
     sums_.template write<true>(grad);
@@ -215,7 +211,6 @@ class SplitWeightGradient {
 
     // Bands [first, last) of all images; returns whether the parts were faithful.
     bool run(int64_t first, int64_t last) {
-      if (first >= last) job_.sums_.clear(slice_);
       for (int64_t unit = first; unit < last; ++unit) {
         const int64_t row = unit % job_.bands_.count * job_.bands_.rows;
         const int64_t rows = std::min(job_.bands_.rows, job_.x_.y.positions - row);

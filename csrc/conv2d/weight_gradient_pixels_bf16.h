@@ -21,12 +21,11 @@ struct PixelPairs {
   static constexpr int pairs(int64_t) { return kTilePairs; }
 };
 
-// Whether the sums of all weights stay in L2; gemm() blocks more of them.
-inline bool suits_pixel_pairs(const Images<BFloat16>& x, int64_t outs, bool channels_last,
-                              int64_t batch) {
+// Whether so many positions are whole pairs, and the sums of all weights stay in L2; gemm() blocks
+// more of them.
+inline bool suits_pixel_pairs(int64_t weights, int64_t positions) {
   constexpr int64_t kManyWeights = 64 << 10;
-  return channels_last && x.is_identity() && x.channels * outs < kManyWeights &&
-         batch * x.positions_per_image() % 2 == 0;
+  return weights < kManyWeights && positions % 2 == 0;
 }
 
 template <bool kMasked>
@@ -42,12 +41,8 @@ class PixelWeightGradient {
 
   // grad[o, channel of x]
   void run(BFloat16* grad) const {
-    const int64_t slices = sums_.slices(), length = ceil_div(blocks_, slices);
-    parallel_for(0, slices, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t slice = begin; slice < end; ++slice) {
-        Worker worker(*this, slice);
-        worker.run(slice * length, std::min(blocks_, (slice + 1) * length));
-      }
+    sums_.for_slices(blocks_, [&](int64_t slice, int64_t first, int64_t last) {
+      Worker(*this, slice).run(first, last);
     });
     sums_.write<false>(grad);
   }
@@ -65,7 +60,6 @@ class PixelWeightGradient {
           masked_(kMasked ? kBlock * job.g_.channels : 0) {}
 
     void run(int64_t first, int64_t last) {
-      if (first >= last) job_.sums_.clear(slice_);
       for (int64_t block = first; block < last; ++block) {
         const int64_t begin = block * kBlock;
         const int64_t count = std::min(kBlock, job_.positions_ - begin);
@@ -108,10 +102,10 @@ class PixelWeightGradient {
             _mm512_mask_storeu_epi16(&masked_[p * g.channels + c], lanes, words);
           }
         }
-        return {masked_.get(), g.channels, count, 0, kAhead * g.channels, 0};
+        return {masked_.get(), g.channels, count, 0, kAhead * g.channels};
       }
       const auto* data = reinterpret_cast<const uint16_t*>(g.data) + at;
-      return {data, g.total_channels, count, 0, kAhead * g.total_channels, 0};
+      return {data, g.total_channels, count, 0, kAhead * g.total_channels};
     }
 
     void multiply(int64_t count, PlaneTiles outs, bool add) {

@@ -26,8 +26,18 @@ class WeightSums {
   float* tile(int64_t slice, int64_t i, int64_t j) const {
     return sums_.get() + (slice * tiles_ + i * out_panels_ + j) * kTile;
   }
-  void clear(int64_t slice) const {
-    std::memset(tile(slice, 0, 0), 0, sizeof(float) * tiles_ * kTile);
+
+  // run(slice, first, last) of every slice: its share of the units. One without any has no sums.
+  template <class Run>
+  void for_slices(int64_t units, const Run& run) const {
+    const int64_t length = ceil_div(units, slices_);
+    parallel_for(0, slices_, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t slice = begin; slice < end; ++slice) {
+        const int64_t first = slice * length, last = std::min(units, first + length);
+        if (first >= last) std::memset(tile(slice, 0, 0), 0, sizeof(float) * tiles_ * kTile);
+        run(slice, first, last);
+      }
+    });
   }
 
   // To grad[o, tap]. kOrdered: the columns of a tile are in their order, not that of order_columns.

@@ -146,12 +146,11 @@ class TileEngine {
             pack_tile_rows<kIsA>(row, panel);
           }
         }
-        return true;
       } else {
         const auto load = [&](int64_t p) { return source.words(i0, p0 + p); };
         pack_word_columns<kIsA>(load, depth, {}, 2, panel);
-        return true;
       }
+      return true;
     }
     Magnitude magnitude;
     if constexpr (RowReadable<Source>) {
