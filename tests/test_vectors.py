@@ -47,7 +47,7 @@ class TestFunctions:
         """float64's reference has float64's own error, of less than a unit."""
         torch.manual_seed(0)
         x = ((torch.rand(10_001, dtype=torch.float64) * 2 - 1) * reach).to(dtype)
-        most = {"exp": 1, "sigmoid": 3, "tanh": 2}[name] + (dtype == torch.float64)
+        most = {"exp": 1, "sigmoid": 3, "tanh": 3}[name] + (dtype == torch.float64)
         y = run(isa, name, x)
         assert units_in_the_last_place(y, getattr(torch, name)(x.double())) <= most
 

@@ -55,84 +55,80 @@ void for_vectors(int64_t count, const F& f) {
   if (j < count) f(j, static_cast<int>(count - j));
 }
 
-// What exp computes with: where e^x is normal and finite, ln 2 in two parts, of which the first
-// times any exponent is exact, and (e^r - 1 - r) / r² for |r| <= ln 2 / 2, highest power first.
+// What exponentials compute with: where e^x is normal and finite, ln 2 in two parts, of which the
+// first times any exponent is exact, and (e^r - 1 - r) / r² for |r| <= ln 2 / 2, highest power
+// first.
 template <class A>
 struct Exponential;
 template <>
 struct Exponential<float> {  // minimax
-  static constexpr float kLowest = -87.3f, kHighest = 89.0f;
+  static constexpr float kLowest = -87.3f, kHighest = 88.0f;
   static constexpr float kLn2High = 0.693145751953125f, kLn2Low = 1.42860677e-6f;
   static constexpr float kPolynomial[] = {1.3814596e-3f, 8.3687175e-3f, 4.1668390e-2f,
                                           1.6666521e-1f, 0.49999994f};
 };
 template <>
 struct Exponential<double> {  // Taylor's: what it leaves out is below 2^-56
-  static constexpr double kLowest = -708.3, kHighest = 710.0;
+  static constexpr double kLowest = -708.3, kHighest = 709.0;
   static constexpr double kLn2High = 0x1.62e42feep-1, kLn2Low = 0x1.a39ef35793c76p-33;
   static constexpr double kPolynomial[] = {
       1.0 / 6227020800, 1.0 / 479001600, 1.0 / 39916800, 1.0 / 3628800, 1.0 / 362880, 1.0 / 40320,
       1.0 / 5040,       1.0 / 720,       1.0 / 120,      1.0 / 24,      1.0 / 6,      0.5};
 };
 
-// e^x to 1 ulp (Cody-Waite reduction); inf beyond the range, NaN stays NaN. Where e^x is subnormal
-// the result is 0: a subnormal costs an assist of a hundred cycles, which every masked score of a
-// softmax would pay.
+// e^x = 2^n·(1 + p) with |p| < 1/2 (Cody-Waite reduction), of x taken into a range.
+template <class A>
+struct PowerOfTwo {
+  using V = Vec<A>;
+  using E = Exponential<A>;
+  V n, p;
+
+  PowerOfTwo(V x, A least, A most) {
+    // max and min return their second operand for NaN, so a NaN passes through.
+    x = V::min(V::set1(most), V::max(V::set1(least), x));
+    n = V::round(x * V::set1(static_cast<A>(1.44269504088896341)));
+    V r = V::fma(n, V::set1(-E::kLn2High), x);
+    r = V::fma(n, V::set1(-E::kLn2Low), r);
+    V q = V::set1(E::kPolynomial[0]);
+    [&]<size_t... i>(std::index_sequence<i...>) {
+      ((q = V::fma(q, r, V::set1(E::kPolynomial[i + 1]))), ...);
+    }(std::make_index_sequence<std::size(E::kPolynomial) - 1>{});
+    p = V::fma(q * r, r, r);
+  }
+
+  // e^x + c, where 2^n is a normal number; exact as c = -1 nears -e^x.
+  V plus(A c) const {
+    const V power = V::power_of_two(n);
+    return V::fma(p, power, power + V::set1(c));
+  }
+};
+
+// e^x to 1 ulp; inf beyond the range, NaN stays NaN. Where e^x is subnormal the result is 0: a
+// subnormal costs an assist of a hundred cycles, which every masked score of a softmax would pay.
 template <class A>
 Vec<A> exp(Vec<A> x) {
   using V = Vec<A>;
   using E = Exponential<A>;
-  const V lowest = V::set1(E::kLowest);
-  // max and min return their second operand for NaN, so a NaN passes through.
-  const V clamped = V::min(V::set1(E::kHighest), V::max(lowest, x));
-  const V n = V::round(clamped * V::set1(static_cast<A>(1.44269504088896341)));
-  V r = V::fma(n, V::set1(-E::kLn2High), clamped);
-  r = V::fma(n, V::set1(-E::kLn2Low), r);
-  V p = V::set1(E::kPolynomial[0]);
-  [&]<size_t... i>(std::index_sequence<i...>) {
-    ((p = V::fma(p, r, V::set1(E::kPolynomial[i + 1]))), ...);
-  }(std::make_index_sequence<std::size(E::kPolynomial) - 1>{});
-  p = V::fma(p * r, r, r) + V::set1(A{1});
-  return V::zero_below(x, lowest, V::ldexp(p, n));
+  const PowerOfTwo<A> e(x, E::kLowest, E::kHighest + 1);
+  return V::zero_below(x, V::set1(E::kLowest), V::ldexp(e.p + V::set1(1), e.n));
 }
 
+// Within 3 ulp, 0 where that would be subnormal.
 template <class A>
 Vec<A> sigmoid(Vec<A> x) {
-  const Vec<A> one = Vec<A>::set1(1);
-  return one / (one + exp(Vec<A>::zero() - x));
+  using V = Vec<A>;
+  using E = Exponential<A>;
+  const PowerOfTwo<A> e(V::zero() - x, E::kLowest, E::kHighest);
+  return V::zero_below(x, V::set1(-E::kHighest), V::set1(1) / e.plus(1));
 }
 
-// tanh x for 0 <= x < 0.625 (Cephes, tanhf and tanh).
-inline Vec<float> tanh_near_zero(Vec<float> x) {
-  using V = Vec<float>;
-  const V x2 = x * x;
-  V p = V::set1(-5.70498872745e-3f);
-  p = V::fma(p, x2, V::set1(2.06390887954e-2f));
-  p = V::fma(p, x2, V::set1(-5.37397155531e-2f));
-  p = V::fma(p, x2, V::set1(1.33314422036e-1f));
-  p = V::fma(p, x2, V::set1(-3.33332819422e-1f));
-  return V::fma(p * x2, x, x);
-}
-inline Vec<double> tanh_near_zero(Vec<double> x) {
-  using V = Vec<double>;
-  const V x2 = x * x;
-  V p = V::set1(-9.64399179425052238628e-1);
-  p = V::fma(p, x2, V::set1(-9.92877231001918586564e1));
-  p = V::fma(p, x2, V::set1(-1.61468768441708447952e3));
-  V q = x2 + V::set1(1.12811678491632931402e2);
-  q = V::fma(q, x2, V::set1(2.23548839060100448583e3));
-  q = V::fma(q, x2, V::set1(4.84406305325125486048e3));
-  return V::fma(p / q * x2, x, x);
-}
-
-// tanh within 2 ulp, of |x|: 1 - 2/(e^2x + 1) loses digits as x nears 0.
+// Within 3 ulp, by e^2x - 1, which keeps all digits of a small x. Beyond 20 nothing is left of
+// 1 - tanh x.
 template <class A>
 Vec<A> tanh(Vec<A> x) {
   using V = Vec<A>;
-  const V one = V::set1(1), magnitude = V::abs(x);
-  const V large = one - V::set1(2) / (exp(magnitude + magnitude) + one);
-  const V small = tanh_near_zero(magnitude);
-  return V::copysign({magnitude.v < V::set1(static_cast<A>(0.625)).v ? small.v : large.v}, x);
+  const V m = PowerOfTwo<A>(x + x, -40, 40).plus(-1);
+  return V::with_sign_of(x, m / (m + V::set1(2)));  // which has it already, but for -0
 }
 
 }  // namespace pyops::PYOPS_ISA_NAMESPACE

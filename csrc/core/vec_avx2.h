@@ -98,8 +98,8 @@ struct Vec<float> {
     const __m256i bits = _mm256_castps_si256(abs(a).v);
     return {_mm256_castsi256_ps(_mm256_max_epu32(bits, _mm256_castps_si256(b.v)))};
   }
-  static Vec copysign(Vec magnitude, Vec sign) {
-    return {_mm256_or_ps(magnitude.v, _mm256_and_ps(_mm256_set1_ps(-0.0f), sign.v))};
+  static Vec with_sign_of(Vec sign, Vec x) {
+    return {_mm256_or_ps(x.v, _mm256_and_ps(_mm256_set1_ps(-0.0f), sign.v))};
   }
   static Vec round(Vec a) {
     return {_mm256_round_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
@@ -110,6 +110,7 @@ struct Vec<float> {
     return {_mm256_mul_ps(_mm256_mul_ps(x.v, power_of_two(half)),
                           power_of_two(_mm256_sub_epi32(e, half)))};
   }
+  static Vec power_of_two(Vec n) { return {power_of_two(_mm256_cvtps_epi32(n.v))}; }
   float sum() const {
     __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
     s = _mm_add_ps(s, _mm_movehl_ps(s, s));
@@ -213,8 +214,8 @@ struct Vec<double> {
     const Vec x = abs(a);
     return {((x.v > b.v) | (x.v != x.v)) ? x.v : b.v};
   }
-  static Vec copysign(Vec magnitude, Vec sign) {
-    return {_mm256_or_pd(magnitude.v, _mm256_and_pd(_mm256_set1_pd(-0.0), sign.v))};
+  static Vec with_sign_of(Vec sign, Vec x) {
+    return {_mm256_or_pd(x.v, _mm256_and_pd(_mm256_set1_pd(-0.0), sign.v))};
   }
   static Vec round(Vec a) {
     return {_mm256_round_pd(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
@@ -224,6 +225,7 @@ struct Vec<double> {
     return {_mm256_mul_pd(_mm256_mul_pd(x.v, power_of_two(half)),
                           power_of_two(_mm_sub_epi32(e, half)))};
   }
+  static Vec power_of_two(Vec n) { return {power_of_two(_mm256_cvtpd_epi32(n.v))}; }
   double sum() const {
     const __m128d s = _mm_add_pd(_mm256_castpd256_pd128(v), _mm256_extractf128_pd(v, 1));
     return _mm_cvtsd_f64(_mm_add_sd(s, _mm_unpackhi_pd(s, s)));

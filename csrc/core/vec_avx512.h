@@ -126,12 +126,14 @@ struct Vec<float> {
     const __m512i bits = _mm512_castps_si512(abs(a).v);
     return {_mm512_castsi512_ps(_mm512_max_epu32(bits, _mm512_castps_si512(b.v)))};
   }
-  static Vec copysign(Vec magnitude, Vec sign) {
-    return {_mm512_or_ps(magnitude.v, _mm512_and_ps(_mm512_set1_ps(-0.0f), sign.v))};
+  static Vec with_sign_of(Vec sign, Vec x) {
+    return {_mm512_or_ps(x.v, _mm512_and_ps(_mm512_set1_ps(-0.0f), sign.v))};
   }
   static Vec round(Vec a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT)}; }
   // x * 2^n for an integral n.
   static Vec ldexp(Vec x, Vec n) { return {_mm512_scalef_ps(x.v, n.v)}; }
+  // 2^n, which is a normal number.
+  static Vec power_of_two(Vec n) { return ldexp(set1(1), n); }
   float sum() const { return _mm512_reduce_add_ps(v); }
   // The sums of four, in the first four lanes.
   static Vec sums_of(const Vec (&x)[4]) {
@@ -208,11 +210,12 @@ struct Vec<double> {
     const Vec x = abs(a);
     return {((x.v > b.v) | (x.v != x.v)) ? x.v : b.v};
   }
-  static Vec copysign(Vec magnitude, Vec sign) {
-    return {_mm512_or_pd(magnitude.v, _mm512_and_pd(_mm512_set1_pd(-0.0), sign.v))};
+  static Vec with_sign_of(Vec sign, Vec x) {
+    return {_mm512_or_pd(x.v, _mm512_and_pd(_mm512_set1_pd(-0.0), sign.v))};
   }
   static Vec round(Vec a) { return {_mm512_roundscale_pd(a.v, _MM_FROUND_TO_NEAREST_INT)}; }
   static Vec ldexp(Vec x, Vec n) { return {_mm512_scalef_pd(x.v, n.v)}; }
+  static Vec power_of_two(Vec n) { return ldexp(set1(1), n); }
   double sum() const { return _mm512_reduce_add_pd(v); }
   static Vec sums_of(const Vec (&x)[4]) {
     const auto half = [](Vec a) {
