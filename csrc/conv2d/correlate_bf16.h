@@ -14,6 +14,7 @@
 #include "conv2d/pixel_image_bf16.h"
 #include "conv2d/plane_image_bf16.h"
 #include "conv2d/split_planes_bf16.h"
+#include "conv2d/tap_image_bf16.h"
 
 namespace pyops::PYOPS_ISA_NAMESPACE {
 
@@ -181,6 +182,10 @@ bool correlate_split(const Correlation<T>& c, const Other& other) {
     if (c.channels_last) return false;
     if constexpr (!kMatrixUnit) {
       if (suits_bare_planes<kMasked>(c)) return correlate_planes<BarePlanes>(in_panels(c), other);
+      if (suits_taps<kMasked>(c)) {
+        return c.images.x.stride == 1 ? correlate_planes<TapPlanes<1>>(c, other)
+                                      : correlate_planes<TapPlanes<2>>(c, other);
+      }
     }
     if (suits_pairs(c)) return correlate_planes<PairedPlanes<kMasked>>(c, other);
   }

@@ -75,6 +75,32 @@ void tap_offsets(const Images<T>& images, const PaddedGrid& grid, bool channels_
   }
 }
 
+// An image of 16-bit words with zeros around: rows of the phases of y one after the other, `line`
+// words apart, columns as they are, `pixel` words each. copy(i, count, to) writes `count` of the
+// image's pixels, in a row from the i-th on. Returns the end.
+template <class T, class Copy>
+uint16_t* write_padded_rows(const Images<T>& images, int64_t line, int64_t pixel, uint16_t* to,
+                            const Copy& copy) {
+  const PhasedAxis y(images.y);
+  const Axis& x = images.x;
+  const int64_t columns = line / pixel;
+  const int64_t begin = std::clamp<int64_t>(-x.origin, 0, columns);
+  const int64_t end = std::clamp<int64_t>(x.size - x.origin, begin, columns);
+  for (int64_t phase = 0; phase < y.phases; ++phase) {
+    for (int64_t row = 0; row < y.length; ++row, to += line) {
+      const bool inside = row >= y.begin(phase) && row < y.end(phase) && begin < end;
+      const int64_t left = (inside ? begin : columns) * pixel, right = inside ? end * pixel : left;
+      std::memset(to, 0, sizeof(uint16_t) * left);
+      if (inside) {
+        const int64_t first = y.coordinate(phase, row) * x.size + x.origin + begin;
+        copy(first, end - begin, to + left);
+      }
+      std::memset(to + right, 0, sizeof(uint16_t) * (line - right));
+    }
+  }
+  return to;
+}
+
 // Whole images on their grid, or bands of their rows: the axes of `images` say which.
 template <bool kMasked, class T>
 class GridPlanes {

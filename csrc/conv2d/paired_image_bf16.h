@@ -24,7 +24,7 @@ class PairedPlanes {
   using Engine = TileEngine<1>;
   using Products = TileProducts<PairedPlanes>;
   using Weight = PlaneWeight<Engine, BFloat16>;
-  using Sums = PlaneSums<true>;
+  using Sums = PlaneSums<ColumnOrder::kKept>;
   static constexpr bool kPacks = false, kPixels = false, kListed = true;
 
   static int64_t steps(const Images<BFloat16>& images) { return ceil_div(images.channels, 32); }

@@ -75,33 +75,14 @@ class PixelPlanes {
 
   // Whether zeros may meet the numbers.
   bool write(const Images<BFloat16>& band, int64_t n, int64_t unit) {
-    const PhasedAxis y(band.y);
-    const Axis& x = band.x;
-    const int64_t columns = line_ / band.channels;
-    const int64_t begin = std::clamp<int64_t>(-x.origin, 0, columns);
-    const int64_t end = std::clamp<int64_t>(x.size - x.origin, begin, columns);
-    uint16_t* to = pixels_.get() + unit * elements_;
+    const int64_t image = n * band.total_channels * band.x.size * band.y.size;
     WordMagnitude magnitude;
-    for (int64_t phase = 0; phase < y.phases; ++phase) {
-      for (int64_t row = 0; row < y.length; ++row, to += line_) {
-        const bool inside = row >= y.begin(phase) && row < y.end(phase) && begin < end;
-        const int64_t left = (inside ? begin : columns) * band.channels;
-        const int64_t right = inside ? end * band.channels : left;
-        std::memset(to, 0, sizeof(uint16_t) * left);
-        if (inside) {
-          const int64_t plane = x.size * band.y.size;
-          const int64_t at = y.coordinate(phase, row) * x.size + x.origin + begin;
-          if constexpr (kPlanar) {
-            gather_pixels(band, n * band.total_channels * plane + at, end - begin, to + left,
-                          magnitude);
-          } else {
-            copy_pixels(band, (n * plane + at) * band.total_channels, end - begin, to + left,
-                        magnitude);
-          }
-        }
-        std::memset(to + right, 0, sizeof(uint16_t) * (line_ - right));
-      }
-    }
+    const auto copy = [&](int64_t at, int64_t count, uint16_t* to) {
+      kPlanar ? gather_pixels(band, image + at, count, to, magnitude)
+              : copy_pixels(band, image + at * band.total_channels, count, to, magnitude);
+    };
+    uint16_t* to = pixels_.get() + unit * elements_;
+    to = write_padded_rows(band, line_, band.channels, to, copy);
     std::memset(to, 0, sizeof(uint16_t) * kSlack);
     return magnitude.finite();
   }

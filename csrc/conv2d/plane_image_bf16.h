@@ -30,7 +30,7 @@ class BarePlanes {
   using Engine = TileEngine<1>;
   using Products = TileProducts<BarePlanes>;
   using Weight = PlaneWeight<Engine, BFloat16>;
-  using Sums = PlaneSums<false>;
+  using Sums = PlaneSums<ColumnOrder::kUnpacked>;
   static constexpr bool kPacks = false, kPixels = false, kListed = false;
 
   static int64_t steps(const Images<BFloat16>& images) { return ceil_div(images.channels, 32); }

@@ -15,7 +15,7 @@ class SplitPlanes {
   using Weight = PlaneWeight<Engine, T>;
   using Products = std::conditional_t<kUnsplit<kParts, T>, TileProducts<SplitPlanes>,
                                       PlaneProducts<SplitPlanes, T>>;
-  using Sums = PlaneSums<false>;
+  using Sums = PlaneSums<ColumnOrder::kUnpacked>;
   static constexpr bool kPacks = true, kPixels = false,
                         kListed = false;  // a panel, its columns out of order
   // An eighth more than the engine's own, which a 3×3 kernel of 32 channels takes in one block.

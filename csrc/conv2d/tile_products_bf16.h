@@ -216,7 +216,10 @@ class TileProducts {
   static int positions(const ImageTiles& tiles) { return tiles.count; }
   static int positions(const ListedTiles& tiles) { return tiles.count; }
   static int positions(const PlaneTiles& tiles) { return __builtin_popcount(tiles.lanes); }
-  static int positions(const PackedTiles<1>&) { return kGridStep; }
+  template <class Tiles>
+  static int positions(const Tiles&) {
+    return kGridStep;
+  }
   int64_t sum_tiles() const { return steps_ > kMaxSteps ? kBlockPanels * group_ : 1; }
 
   const TileEngine<1> configured_;

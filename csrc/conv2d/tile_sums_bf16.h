@@ -34,10 +34,11 @@ class TileEpilogue {
     return narrow(at_least(sums, low_bias), at_least(sums + 16, high_bias));
   }
 
-  // f(r, 32 finished sums of row r) of each row; 16 where there is one vector of sums.
-  template <int kRows, int kVecs, class F>
-  [[gnu::always_inline]] void for_rows(const __m512 (&sums)[kRows][kVecs], const F& f) const {
-    relu_ ? for_rows<true>(sums, f) : for_rows<false>(sums, f);
+  // 32 finished sums of each row; 16 where there is one vector of sums.
+  template <int kRows, int kVecs>
+  [[gnu::always_inline]] void finish(const __m512 (&sums)[kRows][kVecs],
+                                     __m512i (&words)[kRows]) const {
+    relu_ ? finish<true>(sums, words) : finish<false>(sums, words);
   }
 
   // (a[i], b[i]) of 16 channels.
@@ -46,13 +47,16 @@ class TileEpilogue {
   }
 
  private:
-  template <bool kRelu, int kRows, int kVecs, class F>
-  [[gnu::always_inline]] static void for_rows(const __m512 (&sums)[kRows][kVecs], const F& f) {
-    const auto finish = [](__m512 x) {
+  template <bool kRelu, int kRows, int kVecs>
+  [[gnu::always_inline]] static void finish(const __m512 (&sums)[kRows][kVecs],
+                                            __m512i (&words)[kRows]) {
+    const auto at_least_zero = [](__m512 x) {
       return kRelu ? Vec<float>::max(Vec<float>::zero(), {x}) : Vec<float>{x};
     };
 #pragma GCC unroll 16
-    for (int r = 0; r < kRows; ++r) f(r, narrow(finish(sums[r][0]), finish(sums[r][kVecs - 1])));
+    for (int r = 0; r < kRows; ++r) {
+      words[r] = narrow(at_least_zero(sums[r][0]), at_least_zero(sums[r][kVecs - 1]));
+    }
   }
 
   // max returns its second operand for NaN, which keeps NaN as ReLU does.
@@ -70,6 +74,20 @@ class TileEpilogue {
   const bool relu_;
   const Vec<float> least_;
 };
+
+// f(r) of the first `count` of kRows rows, at once where these are all.
+template <int kRows, class F>
+[[gnu::always_inline]] inline void for_rows(int count, const F& f) {
+  if (count >= kRows) {
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) f(r);
+  } else {
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows - 1; ++r) {
+      if (r < count) f(r);
+    }
+  }
+}
 
 // Rows are positions, columns are channels of a pixel.
 class PixelSums {
@@ -131,10 +149,13 @@ class PixelSums {
   }
   template <int kRows, int kVecs>
   [[gnu::always_inline]] void put(int row, const __m512 (&sums)[kRows][kVecs]) const {
+    __m512i words[kRows];
+    epilogue_.finish(sums, words);
     const Place place = coming_;
-    epilogue_.for_rows(sums, [&](int r, __m512i words) {
-      const int64_t offset = row + r < place.count ? place.offsets[row + r] : -1;
-      if (offset >= 0) _mm512_mask_storeu_epi16(place.out + offset, place.lanes, words);
+    for_rows<kRows>(place.count - row, [&](int r) __attribute__((always_inline)) {
+      const int64_t offset = place.offsets[row + r];
+      if (kMatrixUnit && offset < 0) return;
+      _mm512_mask_storeu_epi16(place.out + offset, place.lanes, words[r]);
     });
   }
 
@@ -223,32 +244,35 @@ class PlanePlaces {
   // A panel's positions of one channel.
   void store_channel(const Place& place, int channel, __m512i words) const {
     for (int64_t i = 0; i < place.count; ++i) {
-      store_run(place, channel, place.runs[i], words);
+      const Run run = place.runs[i];
+      _mm512_mask_storeu_epi16(at(place, channel, run.offset), run.lanes & place.lanes, words);
     }
   }
-  void store_run(const Place& place, int channel, const Run& run, __m512i words) const {
-    _mm512_mask_storeu_epi16(at(place, channel, run.offset), run.lanes & place.lanes, words);
+  // An address that may lie before the result, where no lane is stored.
+  char* at(const Place& place, int64_t row, int64_t offset) const {
+    constexpr int64_t kBytes = sizeof(BFloat16);
+    return reinterpret_cast<char*>(place.out) + row * channel_bytes() + offset * kBytes;
   }
+  int64_t channel_bytes() const { return channel_stride_ * int64_t{sizeof(BFloat16)}; }
+
   const TileEpilogue epilogue_;
   const float* sums_ = nullptr;
   Place now_, coming_;
   int row_ = 0;
 
  private:
-  // An address that may lie before the result, where no lane is stored.
-  void* at(const Place& place, int64_t row, int64_t offset) const {
-    const int64_t bytes = (row * channel_stride_ + offset) * static_cast<int64_t>(sizeof(BFloat16));
-    return reinterpret_cast<char*>(place.out) + bytes;
-  }
-
   const int64_t channels_, channel_stride_;
   Scratch<Run> runs_;
   Scratch<int64_t> first_run_;
   int64_t run_count_ = 0;
 };
 
-// Rows are channels, each of a plane of its own, columns are positions; kOrdered: in their order.
-template <bool kOrdered>
+// Which columns of a tile of sums are a row's 32 positions: those in order, those by turns of the
+// first and the second half, or as unpacked words have them.
+enum class ColumnOrder { kKept, kEvenAndOdd, kUnpacked };
+
+// Rows are channels, each of a plane of its own, columns are positions.
+template <ColumnOrder kOrder>
 class PlaneSums : public PlanePlaces {
  public:
   static constexpr bool kByRows = true;
@@ -276,26 +300,27 @@ class PlaneSums : public PlanePlaces {
   }
   template <int kRows, int kVecs>
   [[gnu::always_inline]] void put(int row, const __m512 (&sums)[kRows][kVecs]) const {
-    coming_.count == 1 ? put<true>(row, sums) : put<false>(row, sums);
+    __m512i words[kRows];
+    epilogue_.finish(sums, words);
+#pragma GCC unroll 16
+    for (__m512i& some : words) some = ordered(some);
+    const Place place = coming_;
+    const int64_t distance = channel_bytes();  // in a register, whatever the stores write
+    for (int64_t i = 0; i < place.count; ++i) {
+      const __mmask32 lanes = place.runs[i].lanes & place.lanes;
+      char* to = at(place, row, place.runs[i].offset);
+      for_rows<kRows>(place.channels - row, [&](int r) __attribute__((always_inline)) {
+        _mm512_mask_storeu_epi16(to, lanes, words[r]);
+        to += distance;
+      });
+    }
   }
 
  private:
-  // kOneRun: whose positions are a single run.
-  template <bool kOneRun, int kRows, int kVecs>
-  [[gnu::always_inline]] void put(int row, const __m512 (&sums)[kRows][kVecs]) const {
-    const Place place = coming_;
-    const Run first = place.runs[0];
-    epilogue_.for_rows(sums, [&](int r, __m512i words) __attribute__((always_inline)) {
-      if (row + r >= place.channels) return;
-      const __m512i in_order = ordered(words);
-      kOneRun ? store_run(place, row + r, first, in_order)
-              : store_channel(place, row + r, in_order);
-    });
-  }
-
-  // As order_columns does it.
   static __m512i ordered(__m512i words) {
-    if (kOrdered) return words;
+    if (kOrder == ColumnOrder::kKept) return words;
+    if (kOrder == ColumnOrder::kEvenAndOdd) return interleave_halves(words);
+    // As order_columns does it.
     const __m512i order =
         _mm512_set_epi16(31, 30, 29, 28, 15, 14, 13, 12, 27, 26, 25, 24, 11, 10, 9, 8, 23, 22, 21,
                          20, 7, 6, 5, 4, 19, 18, 17, 16, 3, 2, 1, 0);

@@ -190,6 +190,14 @@ class TileColumns {
   const int64_t row_, half_;
 };
 
+// As B has them.
+template <int kVecs, class B>
+  requires requires { typename B::Columns; }
+class TileColumns<kVecs, B> : public B::Columns {
+ public:
+  TileColumns(const B& b, int64_t step, int64_t) : B::Columns(b, step) {}
+};
+
 // Of rows as they lie, `plane` apart: two of them are paired on the way, their 32 columns in the
 // order of the 128-bit lanes' halves.
 template <int kVecs, class B>
