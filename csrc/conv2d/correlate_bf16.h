@@ -32,7 +32,7 @@ class GridCorrelation {
         bands_(cut_rows(c.images.y.positions, c.batch, kPartsBytes,
                         [this](int64_t rows) { return band_bytes(rows); })),
         units_(c.batch * bands_.count),
-        units_per_task_(units_of_task()),
+        tasks_(count_tasks()),
         weight_(row_panels_ * steps_ * Engine::kStepElements) {}
 
   // False when bfloat16 parts cannot hold the weights: nothing is done then.
@@ -52,13 +52,10 @@ class GridCorrelation {
   // other(n, row, rows) does the bands that bfloat16 parts cannot hold.
   template <class Other>
   void run(const Other& other) {
-    const int64_t tasks = ceil_div(units_, units_per_task_);
-    parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
+    parallel_for(0, tasks_, 1, [&](int64_t begin, int64_t end) {
       Worker worker(*this);
       for (int64_t task = begin; task < end; ++task) {
-        const int64_t first = task * units_per_task_;
-        const int64_t last = std::min(units_, first + units_per_task_);
-        worker.run(first, last, other);
+        worker.run(units_ * task / tasks_, units_ * (task + 1) / tasks_, other);
       }
     });
   }
@@ -72,12 +69,15 @@ class GridCorrelation {
     return Planes::elements(band_grid(c_.images, rows), c_.images.channels) * 2;
   }
 
-  int64_t units_of_task() const {
+  // As many for each thread, about, of units that fit.
+  int64_t count_tasks() const {
     const int64_t panels = band_grid(c_.images, bands_.rows).panels();
     const int64_t fitting =
         std::max<int64_t>(1, std::min(kTaskPanels / panels, kPartsBytes / band_bytes(bands_.rows)));
-    return std::min(fitting, ceil_div(units_, int64_t{num_threads()}));
+    const int64_t threads = num_threads();
+    return std::min(units_, ceil_div(ceil_div(units_, fitting), threads) * threads);
   }
+  int64_t units_of_task() const { return ceil_div(units_, tasks_); }
 
   // Of row `row` of image n.
   T* result(int64_t n, int64_t row) const {
@@ -90,8 +90,8 @@ class GridCorrelation {
     explicit Worker(const GridCorrelation& job)
         : job_(job),
           grid_(band_grid(job.c_.images, job.bands_.rows)),
-          planes_(job.c_, grid_, job.units_per_task_),
-          products_(job.c_, job.row_panels_, job.steps_, job.units_per_task_ * grid_.panels()) {
+          planes_(job.c_, grid_, job.units_of_task()),
+          products_(job.c_, job.row_panels_, job.steps_, job.units_of_task() * grid_.panels()) {
       set_rows(job.bands_.rows);
     }
 
@@ -148,7 +148,7 @@ class GridCorrelation {
   const PositionMap map_;
   const int64_t row_panels_, steps_;
   const RowBands bands_;
-  const int64_t units_, units_per_task_;
+  const int64_t units_, tasks_;
   const Scratch<uint16_t> weight_;
 };
 

@@ -223,13 +223,21 @@ struct RowBands {
   int64_t rows, count;
 };
 
-// As few as keep bytes(rows of a band) within `most`, and no fewer than give every thread one.
+// As few as keep bytes(rows of a band) within `most`, or some more where those would leave a thread
+// waiting for another.
 template <class Bytes>
 RowBands cut_rows(int64_t rows, int64_t batch, int64_t most, const Bytes& bytes) {
-  int64_t bands = 1;
-  while (ceil_div(rows, bands) > 4 && bytes(ceil_div(rows, bands)) > most) ++bands;
-  bands = std::min(rows, std::max(bands, ceil_div(int64_t{num_threads()}, batch)));
-  const int64_t height = ceil_div(rows, bands);
+  int64_t least = 1;
+  while (ceil_div(rows, least) > 4 && bytes(ceil_div(rows, least)) > most) ++least;
+  const int64_t threads = num_threads();
+  const auto rows_of_a_thread = [&](int64_t bands) {
+    return ceil_div(batch * bands, threads) * ceil_div(rows, bands);
+  };
+  int64_t best = least;
+  for (int64_t bands = least; bands <= std::min(rows, least + threads); ++bands) {
+    if (rows_of_a_thread(bands) < rows_of_a_thread(best)) best = bands;
+  }
+  const int64_t height = ceil_div(rows, std::min(rows, best));
   return {height, ceil_div(rows, height)};
 }
 

@@ -20,12 +20,14 @@ struct WordMagnitude {
 };
 
 // Steps that are mostly taps, or so few that their price is small beside that of packing columns.
-// Planes must also make up for their way to pixels and back and the new order of their weights.
+// Planes must also make up for their way to pixels and back and the new order of their weights,
+// unless a single tap is none of those that need no packing (paired_image_bf16.h).
 inline bool suits_pixels(const Correlation<BFloat16>& c) {
   const int64_t taps = c.images.taps();
+  const bool several = taps > c.images.channels || !uncut(c).images.is_identity();
   return taps >= 16 && PixelRuns(c.images).steps() * 32 <= 4 * taps &&
          (c.channels_last ||
-          (c.images.channels >= 16 && taps > c.images.channels &&
+          (c.images.channels >= 16 && several &&
            c.batch * c.images.positions_per_image() >= (kMatrixUnit ? 1024 : 32)));
 }
 

@@ -184,20 +184,23 @@ class PlanePlaces {
       : epilogue_(c.epilogue, c.channels),
         channels_(c.channels),
         channel_stride_(c.channel_stride),
+        step_(c.map.col_stride == 2 ? 2 : 1),
         runs_(panels * kGridStep),
         first_run_(panels + 1) {}
 
   // Position p lies at `offset` from the first one, negative where it is none of the result; then
-  // how many they are. Those that follow each other in the result are one run, stored at once.
+  // how many they are. Those that follow each other in the result, or every second word of it, are
+  // one run, stored at once.
   void place(int64_t p, int64_t offset) {
-    const int64_t panel = p / kGridStep, lane = p % kGridStep;
+    const int64_t panel = p / kGridStep, lane = p % kGridStep, first = offset - lane * step_;
     if (p == 0) run_count_ = 0;
     if (lane == 0) first_run_[panel] = run_count_;
     if (offset < 0) return;
-    const bool follows =
-        run_count_ > first_run_[panel] && runs_[run_count_ - 1].offset == offset - lane;
-    if (!follows) runs_[run_count_++] = {offset - lane, 0};
-    runs_[run_count_ - 1].lanes |= __mmask32{1} << lane;
+    const bool follows = run_count_ > first_run_[panel] && runs_[run_count_ - 1].offset == first;
+    if (!follows) runs_[run_count_++] = {first, 0, {0, 0}};
+    Run& run = runs_[run_count_ - 1];
+    run.lanes |= __mmask32{1} << lane;
+    run.apart[lane / 16] |= __mmask32{1} << lane % 16 * 2;
   }
   void placed(int64_t count) { first_run_[ceil_div(count, kGridStep)] = run_count_; }
 
@@ -221,16 +224,17 @@ class PlanePlaces {
   // Asks for the lines of channels [row_, last) to come.
   void ask(int last) {
     for (int r = row_; r < std::min(coming_.channels, last) && coming_.count > 0; ++r) {
-      __builtin_prefetch(at(coming_, r, coming_.runs[coming_.count - 1].offset + 31), 1, 3);
+      __builtin_prefetch(at(coming_, r, coming_.runs[coming_.count - 1].offset + 31 * step_), 1, 3);
     }
     row_ = last;
   }
 
  protected:
-  // The positions `lanes` lie from out + offset on, were the others there too.
+  // The positions `lanes` lie from out + offset on, were the others there too; or as dwords' first
+  // words, 16 and 16.
   struct Run {
     int64_t offset;
-    __mmask32 lanes;
+    __mmask32 lanes, apart[2];
   };
   struct Place {
     BFloat16* out = nullptr;
@@ -245,8 +249,17 @@ class PlanePlaces {
   void store_channel(const Place& place, int channel, __m512i words) const {
     for (int64_t i = 0; i < place.count; ++i) {
       const Run run = place.runs[i];
-      _mm512_mask_storeu_epi16(at(place, channel, run.offset), run.lanes & place.lanes, words);
+      char* const to = at(place, channel, run.offset);
+      is_apart() ? store_apart(to, run, words) : store(to, run.lanes & place.lanes, words);
     }
+  }
+  static void store(char* to, __mmask32 lanes, __m512i words) {
+    _mm512_mask_storeu_epi16(to, lanes, words);
+  }
+  bool is_apart() const { return step_ == 2; }
+  static void store_apart(char* to, const Run& run, __m512i words) {
+    store(to, run.apart[0], _mm512_cvtepu16_epi32(_mm512_castsi512_si256(words)));
+    store(to + 64, run.apart[1], _mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(words, 1)));
   }
   // An address that may lie before the result, where no lane is stored.
   char* at(const Place& place, int64_t row, int64_t offset) const {
@@ -262,6 +275,7 @@ class PlanePlaces {
 
  private:
   const int64_t channels_, channel_stride_;
+  const int64_t step_;  // from a position to the next
   Scratch<Run> runs_;
   Scratch<int64_t> first_run_;
   int64_t run_count_ = 0;
@@ -307,12 +321,21 @@ class PlaneSums : public PlanePlaces {
     const Place place = coming_;
     const int64_t distance = channel_bytes();  // in a register, whatever the stores write
     for (int64_t i = 0; i < place.count; ++i) {
-      const __mmask32 lanes = place.runs[i].lanes & place.lanes;
-      char* to = at(place, row, place.runs[i].offset);
-      for_rows<kRows>(place.channels - row, [&](int r) __attribute__((always_inline)) {
-        _mm512_mask_storeu_epi16(to, lanes, words[r]);
-        to += distance;
-      });
+      const Run run = place.runs[i];
+      const __mmask32 lanes = run.lanes & place.lanes;
+      char* to = PlanePlaces::at(place, row, run.offset);
+      const auto put_all = [&](const auto& put_one) __attribute__((always_inline)) {
+        for_rows<kRows>(place.channels - row, [&](int r) __attribute__((always_inline)) {
+          put_one(words[r]);
+          to += distance;
+        });
+      };
+      if (is_apart()) {
+        put_all([&](__m512i some) __attribute__((always_inline)) { store_apart(to, run, some); });
+      } else {
+        put_all([&](__m512i some)
+                    __attribute__((always_inline)) { PlanePlaces::store(to, lanes, some); });
+      }
     }
   }
 
