@@ -3,6 +3,7 @@
 #pragma once
 
 #include "conv2d/depthwise_pixel_simd.h"
+#include "conv2d/depthwise_pixel_weight_simd.h"
 #include "conv2d/depthwise_planar_simd.h"
 #include "conv2d/depthwise_small_planar_simd.h"
 #if defined(__AVX512BF16__)

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "conv2d/depthwise_pixel_simd.h"
+#include "conv2d/depthwise_pixel_weight_simd.h"
 #include "core/lanes_simd.h"
 
 namespace pyops::PYOPS_ISA_NAMESPACE {
