@@ -16,6 +16,7 @@
 #include "conv2d/winograd_gradient_simd.h"
 #include "gemm/short_sums.h"
 #if defined(__AVX512BF16__)
+#include "conv2d/planes_as_pixels_bf16.h"
 #include "conv2d/weight_gradient_bf16.h"
 #include "conv2d/weight_gradient_pixels_bf16.h"
 #endif
@@ -283,6 +284,15 @@ void backward_weights(Conv2dBackwardParams p) {
   const bool skips = one_tap && p.stride_w > 1;
   const Scratch<T> seen(skips ? p.n * p.c * p.oh * p.ow : 0);
   if (skips) p = of_seen_pixels<T>(p, seen.get());
+#if defined(__AVX512BF16__)
+  if constexpr (!kMatrixUnit && std::is_same_v<T, BFloat16>) {
+    if (pays_as_pixels(p)) {
+      const PlanesAsPixels<kMasked> planes(p);
+      backward_weight<T, false>(planes.pixels(), 0);
+      return planes.put_in_order();
+    }
+  }
+#endif
   for (int64_t pass = 0; pass < passes(p); ++pass) backward_weight<T, kMasked>(p, pass);
 }
 

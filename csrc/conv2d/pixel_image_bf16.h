@@ -31,6 +31,45 @@ inline bool suits_pixels(const Correlation<BFloat16>& c) {
            c.batch * c.images.positions_per_image() >= (kMatrixUnit ? 1024 : 32)));
 }
 
+// Pixels of 32 channels, of which `lanes` there are, to `to`, each `pixel` words from the one
+// before. Dwords of pairs of channels, unpacked, of which each 128 bits hold four of eight pixels.
+inline void store_pixels(Vec<float> (&pairs)[16], __mmask32 lanes, int64_t count, int64_t pixel,
+                         uint16_t* to) {
+  if (count <= 0) return;
+  transpose(pairs);
+  for (int r = 0; r < 16; ++r) {
+    const int64_t p = r / 4 * 8 + r % 4;
+    if (p >= count) break;
+    _mm512_mask_storeu_epi16(to + p * pixel, lanes, _mm512_castps_si512(pairs[r].v));
+  }
+}
+
+// `count` neighbours of planes as pixels, from the `at`-th number on: pairs of 32 planes' numbers
+// are the dwords of pixels, of which 32 at a time are transposed. see() gets all words.
+template <bool kMasked, class See>
+void gather_pixels(const BFloat16* data, const BFloat16* mask, int64_t channels, int64_t plane,
+                   int64_t at, int64_t count, uint16_t* to, const See& see) {
+  for (int64_t c = 0; c < channels; c += 32, at += 32 * plane, to += 32) {
+    const __mmask32 some = first_words(channels - c);
+    for (int64_t i = 0; i < count; i += 32) {
+      const __mmask32 lanes = first_words(count - i);
+      Vec<float> low[16], high[16];  // dwords, which nobody computes with
+      for (int64_t pair = 0; pair < 16; ++pair) {
+        const int64_t even = at + 2 * pair * plane + i, left = channels - c - 2 * pair;
+        prefetch_to_read(data + even + 32 * plane);  // of the next 32 planes
+        prefetch_to_read(data + even + 33 * plane);
+        const __m512i a = load_words<kMasked>(data, mask, even, left > 0 ? lanes : 0);
+        const __m512i b = load_words<kMasked>(data, mask, even + plane, left > 1 ? lanes : 0);
+        see(a), see(b);
+        low[pair].v = _mm512_castsi512_ps(_mm512_unpacklo_epi16(a, b));
+        high[pair].v = _mm512_castsi512_ps(_mm512_unpackhi_epi16(a, b));
+      }
+      store_pixels(low, some, count - i, channels, to + i * channels);
+      store_pixels(high, some, count - i - 4, channels, to + (i + 4) * channels);
+    }
+  }
+}
+
 // Images written once to a grid with zeros around: rows of the phases of y, and columns as they
 // are, since a tile's rows may be any distance apart.
 // kPlanar: from and to planes.
@@ -80,8 +119,14 @@ class PixelPlanes {
     const int64_t image = n * band.total_channels * band.x.size * band.y.size;
     WordMagnitude magnitude;
     const auto copy = [&](int64_t at, int64_t count, uint16_t* to) {
-      kPlanar ? gather_pixels(band, image + at, count, to, magnitude)
-              : copy_pixels(band, image + at * band.total_channels, count, to, magnitude);
+      if constexpr (kPlanar) {
+        gather_pixels<kMasked>(band.data, band.mask, band.channels, band.y.size * band.x.size,
+                               image + at, count, to, [&](__m512i words) {
+                                 if (!runs_.exact()) magnitude.see(words);
+                               });
+      } else {
+        copy_pixels(band, image + at * band.total_channels, count, to, magnitude);
+      }
     };
     uint16_t* to = pixels_.get() + unit * elements_;
     to = write_padded_rows(band, line_, band.channels, to, copy);
@@ -120,41 +165,6 @@ class PixelPlanes {
         if (!runs_.exact()) magnitude.see(words);
         _mm512_mask_storeu_epi16(to + i, lanes, words);
       }
-    }
-  }
-
-  // Pairs of 32 planes' numbers are the dwords of pixels: 32 of a row at a time are transposed.
-  void gather_pixels(const Images<BFloat16>& band, int64_t at, int64_t count, uint16_t* to,
-                     WordMagnitude& magnitude) const {
-    const int64_t plane = band.y.size * band.x.size;
-    for (int64_t c = 0; c < band.channels; c += 32, at += 32 * plane, to += 32) {
-      for (int64_t i = 0; i < count; i += 32) {
-        const __mmask32 lanes = first_words(count - i);
-        Vec<float> low[16], high[16];  // dwords, which nobody computes with
-        for (int64_t pair = 0; pair < 16; ++pair) {
-          const int64_t even = at + 2 * pair * plane + i, left = band.channels - c - 2 * pair;
-          prefetch_to_read(band.data + even + 32 * plane);  // of the next 32 planes
-          prefetch_to_read(band.data + even + 33 * plane);
-          const __m512i a = load_words<kMasked>(band, even, left > 0 ? lanes : 0);
-          const __m512i b = load_words<kMasked>(band, even + plane, left > 1 ? lanes : 0);
-          if (!runs_.exact()) magnitude.see(a), magnitude.see(b);
-          low[pair].v = _mm512_castsi512_ps(_mm512_unpacklo_epi16(a, b));
-          high[pair].v = _mm512_castsi512_ps(_mm512_unpackhi_epi16(a, b));
-        }
-        // Unpacked, each 128 bits hold four of eight positions.
-        store_pixels(low, first_words(band.channels - c), count - i, to + i * band.channels);
-        store_pixels(high, first_words(band.channels - c), count - i - 4,
-                     to + (i + 4) * band.channels);
-      }
-    }
-  }
-  void store_pixels(Vec<float> (&pairs)[16], __mmask32 lanes, int64_t count, uint16_t* to) const {
-    if (count <= 0) return;
-    transpose(pairs);
-    for (int r = 0; r < 16; ++r) {
-      const int64_t p = r / 4 * 8 + r % 4;
-      if (p >= count) break;
-      _mm512_mask_storeu_epi16(to + p * images_.channels, lanes, _mm512_castps_si512(pairs[r].v));
     }
   }
 
