@@ -2,7 +2,8 @@
 // a grid once, where a panel of 32 positions meets a tap at one offset.
 //
 // Among pixels of bfloat16 (pixel_image_bf16.h) such a panel is a tile of A as it lies, in planes
-// of channel pairs (paired_image_bf16.h) one of B. In planes of parts (split_image_bf16.h), which
+// of channel pairs (paired_image_bf16.h) one of B; of few channels without a matrix unit, rows of
+// planes have pairs of taps (tap_image_bf16.h). In planes of parts (split_image_bf16.h), which
 // any image has, it is packed by interleaving pairs of taps: two loads, two shuffles and two stores
 // for 64 products' worth of operand.
 //

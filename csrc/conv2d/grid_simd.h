@@ -237,7 +237,7 @@ RowBands cut_rows(int64_t rows, int64_t batch, int64_t most, const Bytes& bytes)
   for (int64_t bands = least; bands <= std::min(rows, least + threads); ++bands) {
     if (rows_of_a_thread(bands) < rows_of_a_thread(best)) best = bands;
   }
-  const int64_t height = ceil_div(rows, std::min(rows, best));
+  const int64_t height = ceil_div(rows, best);
   return {height, ceil_div(rows, height)};
 }
 

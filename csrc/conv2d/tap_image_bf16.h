@@ -83,12 +83,11 @@ class TapWeight {
   const TapPairs pairs_;
 };
 
-// Where the taps of a step's pairs lie. Split pairs' are words apart, and `seconds` those which the
-// second tap has of a vector.
+// Where the taps of a step's pairs lie: those of split ones apart.
 struct TapStep {
   struct Place {
     int64_t first, second;
-    __mmask32 seconds;
+    int32_t has_second;  // all bits, or none
   };
   int pairs;
   bool split;
@@ -122,7 +121,8 @@ struct TapTiles {
     __m512i with_second(__m512i first, const TapStep::Place& at, int v) const {
       const __m512i second = _mm512_loadu_si512(image_ + at.second + v * kBeside);
       const __m512i alone = _mm512_and_si512(first, _mm512_set1_epi32(0xffff));
-      return _mm512_mask_mov_epi16(alone, at.seconds, _mm512_slli_epi32(second, 16));
+      const __m512i above = _mm512_slli_epi32(second, 16);
+      return _mm512_or_si512(alone, _mm512_and_si512(above, _mm512_set1_epi32(at.has_second)));
     }
 
     const uint16_t* const image_;
@@ -169,7 +169,7 @@ class TapPlanes {
     depth_.for_pairs([&](int64_t pair, int64_t first, int64_t second) {
       const bool two = second >= 0;
       steps_[pair / kTilePairs].places[pair % kTilePairs] = {
-          place(first), place(two ? second : first), two ? 0xaaaaaaaa : 0};
+          place(first), place(two ? second : first), two ? -1 : 0};
     });
     for (int64_t step = 0; step < depth_.steps(); ++step) {
       steps_[step].pairs = depth_.pairs(step);

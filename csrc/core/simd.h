@@ -109,7 +109,7 @@ template <class A>
 Vec<A> exp(Vec<A> x) {
   using V = Vec<A>;
   using E = Exponential<A>;
-  const PowerOfTwo<A> e(x, E::kLowest, E::kHighest + 1);
+  const PowerOfTwo<A> e(x, E::kLowest, E::kHighest + 1);  // of which it is inf
   return V::zero_below(x, V::set1(E::kLowest), V::ldexp(e.p + V::set1(1), e.n));
 }
 

@@ -106,7 +106,7 @@ class RnnForward {
       for (int g = 0; g < kGates; ++g) {
         x[g] = load(reserve + g * p_.hidden + j, n);
         r[g] = load(product + g * p_.hidden + j, n);
-        prefetch_to_read(reserve + stride_ + g * p_.hidden + j);
+        prefetch_to_read(reserve + stride_ + g * p_.hidden + j);  // the next row's
       }
       const V next = Cell::forward(x, r, state, kept);
       if (Cell::kHasCell) store(state, cells + j, n);
