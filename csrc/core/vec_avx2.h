@@ -98,8 +98,8 @@ struct Vec<float> {
     const __m256i bits = _mm256_castps_si256(abs(a).v);
     return {_mm256_castsi256_ps(_mm256_max_epu32(bits, _mm256_castps_si256(b.v)))};
   }
-  static Vec with_sign_of(Vec sign, Vec x) {
-    return {_mm256_or_ps(x.v, _mm256_and_ps(_mm256_set1_ps(-0.0f), sign.v))};
+  static Vec copysign(Vec magnitude, Vec sign) {
+    return {_mm256_or_ps(magnitude.v, _mm256_and_ps(_mm256_set1_ps(-0.0f), sign.v))};
   }
   static Vec round(Vec a) {
     return {_mm256_round_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
@@ -214,8 +214,8 @@ struct Vec<double> {
     const Vec x = abs(a);
     return {((x.v > b.v) | (x.v != x.v)) ? x.v : b.v};
   }
-  static Vec with_sign_of(Vec sign, Vec x) {
-    return {_mm256_or_pd(x.v, _mm256_and_pd(_mm256_set1_pd(-0.0), sign.v))};
+  static Vec copysign(Vec magnitude, Vec sign) {
+    return {_mm256_or_pd(magnitude.v, _mm256_and_pd(_mm256_set1_pd(-0.0), sign.v))};
   }
   static Vec round(Vec a) {
     return {_mm256_round_pd(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};

@@ -126,8 +126,8 @@ struct Vec<float> {
     const __m512i bits = _mm512_castps_si512(abs(a).v);
     return {_mm512_castsi512_ps(_mm512_max_epu32(bits, _mm512_castps_si512(b.v)))};
   }
-  static Vec with_sign_of(Vec sign, Vec x) {
-    return {_mm512_or_ps(x.v, _mm512_and_ps(_mm512_set1_ps(-0.0f), sign.v))};
+  static Vec copysign(Vec magnitude, Vec sign) {
+    return {_mm512_or_ps(magnitude.v, _mm512_and_ps(_mm512_set1_ps(-0.0f), sign.v))};
   }
   static Vec round(Vec a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT)}; }
   // x * 2^n for an integral n.
@@ -210,8 +210,8 @@ struct Vec<double> {
     const Vec x = abs(a);
     return {((x.v > b.v) | (x.v != x.v)) ? x.v : b.v};
   }
-  static Vec with_sign_of(Vec sign, Vec x) {
-    return {_mm512_or_pd(x.v, _mm512_and_pd(_mm512_set1_pd(-0.0), sign.v))};
+  static Vec copysign(Vec magnitude, Vec sign) {
+    return {_mm512_or_pd(magnitude.v, _mm512_and_pd(_mm512_set1_pd(-0.0), sign.v))};
   }
   static Vec round(Vec a) { return {_mm512_roundscale_pd(a.v, _MM_FROUND_TO_NEAREST_INT)}; }
   static Vec ldexp(Vec x, Vec n) { return {_mm512_scalef_pd(x.v, n.v)}; }

@@ -43,6 +43,9 @@ void narrow(const acc_t<T>* from, int64_t count, void* to) {
       count, [&](int64_t j, auto n) { store(load(from + j, n), static_cast<T*>(to) + j, n); });
 }
 
+// Products to a sum, which a sum of sums follows: its error grows with the longer of the two.
+inline constexpr int64_t kShortSum = 128;
+
 // tile = a·W for the first `cols` columns of a W whose columns are adjacent in memory, where a is
 // (kRows, depth). A full panel comes with a constant `cols`.
 template <int kRows, class Acc, class T, class Columns>
@@ -53,12 +56,8 @@ void multiply_rows(int64_t depth, const Acc* a, const StridedOperand<T>& w, Colu
   // Eight independent sums hide the latency of the multiply-add.
   constexpr int kUnroll = kFewRows / kRows;
   const int low = std::min<int>(cols, V::kWidth), high = cols - low;
-  V acc[kUnroll][kRows][2];
-#pragma GCC unroll 4
-  for (int u = 0; u < kUnroll; ++u) {
-#pragma GCC unroll 4
-    for (int r = 0; r < kRows; ++r) acc[u][r][0] = acc[u][r][1] = V::zero();
-  }
+  V acc[kUnroll][kRows][2], total[kRows][2];
+  for (auto& row : total) row[0] = row[1] = V::zero();
   const auto add = [&](int64_t p, V(&sums)[kRows][2]) {
     const T* b = w.data + p * w.p_stride;
     const V b0 = load(b, low), b1 = high > 0 ? load(b + V::kWidth, high) : V::zero();
@@ -69,21 +68,33 @@ void multiply_rows(int64_t depth, const Acc* a, const StridedOperand<T>& w, Colu
       sums[r][1] = V::fma(av, b1, sums[r][1]);
     }
   };
-  int64_t p = 0;
-  for (; p + kUnroll <= depth; p += kUnroll) {
+  for (int64_t p = 0, end; p < depth; p = end) {
+    end = std::min(depth, p + kShortSum);
 #pragma GCC unroll 4
-    for (int u = 0; u < kUnroll; ++u) add(p + u, acc[u]);
+    for (int u = 0; u < kUnroll; ++u) {
+#pragma GCC unroll 4
+      for (int r = 0; r < kRows; ++r) acc[u][r][0] = acc[u][r][1] = V::zero();
+    }
+    for (; p + kUnroll <= end; p += kUnroll) {
+#pragma GCC unroll 4
+      for (int u = 0; u < kUnroll; ++u) add(p + u, acc[u]);
+    }
+    for (; p < end; ++p) add(p, acc[0]);
+#pragma GCC unroll 4
+    for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 2
+      for (int v = 0; v < 2; ++v) {
+        V sum = acc[0][r][v];
+#pragma GCC unroll 4
+        for (int u = 1; u < kUnroll; ++u) sum = sum + acc[u][r][v];
+        total[r][v] = total[r][v] + sum;
+      }
+    }
   }
-  for (; p < depth; ++p) add(p, acc[0]);
 #pragma GCC unroll 4
   for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 2
-    for (int v = 0; v < 2; ++v) {
-      V sum = acc[0][r][v];
-#pragma GCC unroll 4
-      for (int u = 1; u < kUnroll; ++u) sum = sum + acc[u][r][v];
-      sum.store(tile + r * kCols + v * V::kWidth);
-    }
+    total[r][0].store(tile + r * kCols);
+    total[r][1].store(tile + r * kCols + V::kWidth);
   }
 }
 
