@@ -50,10 +50,35 @@ struct PlaneTiles {
   __mmask32 lanes;  // of the columns that there are
   int64_t ahead;
 
-  const uint16_t* at(int64_t step) const { return image + step * 32 * plane; }
   int pairs(int64_t step) const {
     return static_cast<int>(std::min<int64_t>(kTilePairs, numbers / 2 - step * kTilePairs));
   }
+
+  // Two rows are paired on the way, their columns in the order of the 128-bit lanes' halves.
+  class Columns {
+   public:
+    Columns(const PlaneTiles& tiles, int64_t step)
+        : at_(tiles.image + step * 32 * tiles.plane),
+          plane_(tiles.plane),
+          ahead_(tiles.ahead),
+          lanes_(tiles.lanes) {}
+
+    void take(__m512bh (&columns)[2]) {
+      const uint16_t* const below = at_ + plane_;
+      prefetch_to_read(at_ + ahead_);
+      prefetch_to_read(below + ahead_);
+      const __m512i even = _mm512_maskz_loadu_epi16(lanes_, at_);
+      const __m512i odd = _mm512_maskz_loadu_epi16(lanes_, below);
+      columns[0] = (__m512bh)_mm512_unpacklo_epi16(even, odd);
+      columns[1] = (__m512bh)_mm512_unpackhi_epi16(even, odd);
+      at_ = below + plane_;
+    }
+
+   private:
+    const uint16_t* at_;
+    const int64_t plane_, ahead_;
+    const __mmask32 lanes_;
+  };
 };
 
 // A 1×1 kernel's, in rows of 32 positions, the last one maybe of fewer: x.size is how many there

@@ -198,33 +198,6 @@ class TileColumns<kVecs, B> : public B::Columns {
   TileColumns(const B& b, int64_t step, int64_t) : B::Columns(b, step) {}
 };
 
-// Of rows as they lie, `plane` apart: two of them are paired on the way, their 32 columns in the
-// order of the 128-bit lanes' halves.
-template <int kVecs, class B>
-  requires requires(const B& b) { b.plane; }
-class TileColumns<kVecs, B> {
- public:
-  TileColumns(const B& b, int64_t step, int64_t)
-      : at_(b.at(step)), plane_(b.plane), ahead_(b.ahead), lanes_(b.lanes) {}
-
-  void take(__m512bh (&columns)[kVecs]) {
-    static_assert(kVecs == 2);
-    const uint16_t* const below = at_ + plane_;
-    prefetch_to_read(at_ + ahead_);
-    prefetch_to_read(below + ahead_);
-    const __m512i even = _mm512_maskz_loadu_epi16(lanes_, at_);
-    const __m512i odd = _mm512_maskz_loadu_epi16(lanes_, below);
-    columns[0] = (__m512bh)_mm512_unpacklo_epi16(even, odd);
-    columns[1] = (__m512bh)_mm512_unpackhi_epi16(even, odd);
-    at_ = below + plane_;
-  }
-
- private:
-  const uint16_t* at_;
-  const int64_t plane_, ahead_;
-  const __mmask32 lanes_;
-};
-
 // To the sums of some rows, whose pairs lie at pair(row), the products with vectors of pairs.
 template <int kRows, int kVecs, class Pair>
 [[gnu::always_inline]] inline void add_products(const __m512bh (&columns)[kVecs], const Pair& pair,
