@@ -182,7 +182,7 @@ bool backward_weight_on_grid(const Conv2dBackwardParams& p, int64_t pass, T* gra
     const int64_t weights = p.group_o() * x.taps();
     constexpr int64_t kFewTiles = 48;  // beside the transforms of all weights
     const int64_t points = TileGrid::kPoints * p.group_o() * x.channels;
-    if (vectors_pay<T>(p.precision) && winograd_pays(x, p.group_o()) &&
+    if (vectors_pay<T>(p.precision) && winograd_pays(x, p.group_o()) && fills_panel(x.channels) &&
         TileGrid(x.y, x.x, p.n).count >= kFewTiles && points * num_threads() <= kManySums) {
       if (WinogradWeightGradient<kMasked, T>(x, g, p.n, p.channels_last).run(grad)) return true;
     }

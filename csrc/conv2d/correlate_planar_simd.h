@@ -5,7 +5,8 @@
 // channels too few for a vector are written an element at a time where they are no runs.
 #pragma once
 
-#include "conv2d/correlate_simd.h"
+#include "conv2d/grid_sink_simd.h"
+#include "conv2d/weights_simd.h"
 
 namespace pyops::PYOPS_ISA_NAMESPACE {
 
@@ -56,6 +57,44 @@ void multiply_planar_tile(int64_t depth, const float* panel, const float* from,
   });
 }
 
+// Taps whose products are one running sum: as VectorEngine's, for the same digits.
+inline int64_t tap_stretch(int64_t taps) {
+  constexpr int64_t kStretch = 112;
+  return ceil_div(taps, ceil_div(taps, kStretch));
+}
+
+// A band of rows of image n, from row `row` on, on its grid.
+struct GridBand {
+  int64_t n, row, rows;
+  const PaddedGrid& grid;
+  const float* image;
+  const int64_t* offsets;  // of the taps, in the order (ky, kx, channel)
+};
+
+// worker(band) for every band of rows, with a worker = make_worker() for each thread. Its planes
+// stay in L2.
+template <bool kMasked, class T, class MakeWorker>
+void for_bands(const Correlation<T>& c, const MakeWorker& make_worker) {
+  constexpr int64_t kPlaneBytes = 512 << 10;  // half an L2 of 1 MiB
+  const Images<T>& images = c.images;
+  const RowBands bands = cut_rows(images.y.positions, c.batch, kPlaneBytes, [&](int64_t rows) {
+    return band_grid(images, rows).part_elements(images.channels) *
+           static_cast<int64_t>(sizeof(float));
+  });
+  parallel_for(0, c.batch * bands.count, 1, [&](int64_t begin, int64_t end) {
+    auto worker = make_worker();
+    Scratch<int64_t> offsets(images.taps());
+    for (int64_t unit = begin; unit < end; ++unit) {
+      const int64_t n = unit / bands.count, row = unit % bands.count * bands.rows;
+      const Images<T> band = row_band(images, row, std::min(bands.rows, images.y.positions - row));
+      const PaddedGrid grid(band.y, band.x);
+      tap_offsets(band, grid, /*channels_last=*/true, offsets.get());
+      GridPlanes<kMasked, T> planes(band, grid, c.channels_last, band.channels);
+      worker({n, row, band.y.positions, grid, planes.fill(n, 0, band.channels), offsets.get()});
+    }
+  });
+}
+
 template <bool kMasked, class T>
 class PlanarCorrelation {
  public:
@@ -66,10 +105,8 @@ class PlanarCorrelation {
         weight_(panels_ * kRows * taps_) {}
 
   void run() {
-    Scratch<float> window(kRows * c_.images.channels);
     for (int64_t k = 0; k < panels_; ++k) {
-      c_.weights->template pack_taps<kRows>(first(k), window.get(),
-                                            weight_.get() + k * kRows * taps_);
+      c_.weights->template pack_taps<kRows>(first(k), weight_.get() + k * kRows * taps_);
     }
     for_bands<kMasked>(c_, [&] { return Worker(*this); });
   }

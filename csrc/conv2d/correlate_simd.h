@@ -1,12 +1,14 @@
-// Correlation with vector registers: an image is written to float32 planes on a grid (grid_simd.h)
-// once, where the next positions of a tap are the next numbers; so nothing is packed, nor stored,
-// for each tap. A tile is positions, broadcast from the planes, times vectors of channels.
+// Correlation with vector registers: an image is written once as float32 pixels with the padding
+// around (pixel_grid_simd.h), where the taps of a position are a few runs of memory, whatever the
+// stride; so nothing is packed, nor stored, for each tap. A tile is positions of a row, broadcast
+// from their pixels, times vectors of channels.
 //
-// A task is a band of rows of one image, whose planes stay in L2. A stretch of a panel of weights
+// A task is a band of rows of one image, whose pixels stay in L2. A stretch of a panel of weights
 // stays in L1 while a range of positions meets it.
 #pragma once
 
 #include "conv2d/grid_sink_simd.h"
+#include "conv2d/pixel_grid_simd.h"
 #include "conv2d/weights_simd.h"
 
 namespace pyops::PYOPS_ISA_NAMESPACE {
@@ -20,10 +22,7 @@ struct TapTile {
   static constexpr int kSums = 12;
 #endif
   static constexpr int kCols = 2 * Vec<float>::kWidth;
-  static constexpr int kPositions = 48;  // a multiple of every tile's rows
   static constexpr int rows(int vecs) { return kSums / vecs; }
-  // Whether registers suffice for a pointer for each row.
-  static constexpr bool crosses_rows(int vecs) { return rows(vecs) <= 6; }
 };
 
 // f(integral_constant of the vectors that so many channels of a panel take).
@@ -33,151 +32,126 @@ auto with_vectors(int64_t channels, const F& f) {
                                        : f(std::integral_constant<int, 1>{});
 }
 
-// put(Σ_p from[offsets[p] + row] · panel[p, column]) for kRows × kVecs vectors
-template <int kRows, int kVecs, class Put>
-[[gnu::always_inline]] inline void multiply_at(int64_t depth, const float* from,
-                                               const int64_t* offsets, const float* panel,
-                                               const Put& put) {
-  const auto columns = [=](int64_t p) { return from + offsets[p]; };
-  const auto rows = [=](int64_t p) { return panel + p * kVecs * Vec<float>::kWidth; };
-  multiply_rows<float, kRows, kVecs>(depth, columns, rows, put);
-}
+// Taps side by side, of which the first lies `offset` from a position's pixel.
+struct TapRun {
+  int64_t offset, length;
+};
 
-// The same with from[row][offsets[p]].
-template <int kRows, int kVecs, class Put>
-[[gnu::always_inline]] inline void multiply_at(int64_t depth, const float* const (&from)[kRows],
-                                               const int64_t* offsets, const float* panel,
-                                               const Put& put) {
-  struct Column {
-    const float* const* from;
-    int64_t offset;
-    float operator[](int row) const { return from[row][offset]; }
-  };
-  const auto columns = [&](int64_t p) { return Column{from, offsets[p]}; };
-  const auto rows = [=](int64_t p) { return panel + p * kVecs * Vec<float>::kWidth; };
-  multiply_rows<float, kRows, kVecs>(depth, columns, rows, put);
-}
+// Taps from the first on, by runs: their products are one running sum.
+struct TapStretch {
+  const TapRun* runs;
+  int64_t count, first, taps;
+};
 
-// Where positions begin in the planes: at column x of rows of `columns`, with `gap` elements that
-// are no positions between these.
-struct Rows {
-  const float* image;
-  int64_t x, columns, gap;
+// Numbers a step apart, by a pointer to every third.
+template <int kRows>
+struct SteppedColumn {
+  static constexpr int kThird = 3, kPointers = (kRows + kThird - 1) / kThird;
+  const float* thirds[kPointers];
+  int64_t step;
 
-  bool hold(int count) const { return gap == 0 || x + count <= columns; }
-  void advance(int count) {
-    image += count, x += count;
-    for (; x >= columns; x -= columns) image += gap;
+  SteppedColumn(const float* first, int64_t distance) : step(distance) {
+#pragma GCC unroll 8
+    for (int t = 0; t < kPointers; ++t) thirds[t] = first + t * kThird * step;
+  }
+  [[gnu::always_inline]] const float& operator[](int row) const {
+    return thirds[row / kThird][row % kThird * step];
+  }
+  [[gnu::always_inline]] void advance(int numbers) {
+#pragma GCC unroll 8
+    for (int t = 0; t < kPointers; ++t) thirds[t] += numbers;
   }
 };
 
-// The image at the offsets of `depth` taps · a panel of weights, for parts of `count` positions,
-// the last one maybe of fewer; put_of(part, parts) goes before each and says where its sums go.
-//
-// By reference, as below: a structure written by parts and copied as a whole waits for all stores
-// before, those of results among them.
-template <int kVecs, class PutOf>
-void multiply_taps(int64_t depth, const Rows& first, int64_t count, const int64_t* offsets,
-                   const float* weight, const PutOf& put_of) {
-  constexpr int kRows = TapTile::rows(kVecs);
-  Rows from = first;
-  const int parts = static_cast<int>(ceil_div(count, kRows));
-  for (int part = 0; part < parts; ++part) {
-    const auto put = put_of(part, parts);
-    const int64_t left = count - part * kRows;
-    if (left < kRows && from.hold(static_cast<int>(left))) {
-      with_constant<kRows - 1>(left, [&]<int kLeft>(std::integral_constant<int, kLeft>) {
-        multiply_at<kLeft, kVecs>(depth, from.image, offsets, weight, put);
-      });
-    } else if (from.hold(kRows)) {
-      multiply_at<kRows, kVecs>(depth, from.image, offsets, weight, put);
-      from.advance(kRows);
-    } else if constexpr (TapTile::crosses_rows(kVecs)) {
-      const float* images[kRows];
-      for (int64_t r = 0, p = part * kRows; r < kRows; ++r) {
-        images[r] = from.image;
-        if (++p < count) from.advance(1);  // behind the last row there may be no memory
-      }
-      multiply_at<kRows, kVecs>(depth, images, offsets, weight, put);
+// put(Σ_p pixels[row * step + tap p] · panel[p, column]) for kRows × kVecs vectors
+template <int kRows, int kVecs, class Put>
+[[gnu::always_inline]] inline void multiply_runs(const TapStretch& taps, const float* pixels,
+                                                 int64_t step, const float* panel, const Put& put) {
+  constexpr int kCols = kVecs * Vec<float>::kWidth;
+  Vec<float> sums[kRows][kVecs];
+  clear<float>(sums);
+  for (const TapRun* run = taps.runs; run < taps.runs + taps.count; ++run) {
+    SteppedColumn<kRows> column(pixels + run->offset, step);
+#pragma GCC unroll 4
+    for (int64_t p = 0; p < run->length; ++p, panel += kCols) {
+      add_outer_product<float>(column, panel, sums);
+      column.advance(1);
     }
   }
+  put_sums<float>(sums, put);
 }
 
-// What lies between the rows is computed too, but where the tiles of all panels can do without.
-template <class T>
-Numbering numbering(const Correlation<T>& c, const Axis& y, const Axis& x) {
-  const int64_t last = c.channels % TapTile::kCols;
-  const int vecs = last > 0 && last <= Vec<float>::kWidth ? 1 : 2;
-  const bool dense = TapTile::crosses_rows(vecs) || x.positions % TapTile::rows(vecs) == 0;
-  return dense ? Numbering{x.positions, y.positions * x.positions} : PaddedGrid(y, x).flat();
-}
-
-// Taps whose products are one running sum: as VectorEngine's, for the same digits.
-inline int64_t tap_stretch(int64_t taps) {
-  constexpr int64_t kStretch = 112;
-  return ceil_div(taps, ceil_div(taps, kStretch));
-}
-
-// A band of rows of image n, from row `row` on, on its grid.
-struct GridBand {
-  int64_t n, row, rows;
-  const PaddedGrid& grid;
-  const float* image;
-  const int64_t* offsets;  // of the taps, in the order (channel, ky, kx)
-};
-
-// worker(band) for every band of rows, with a worker = make_worker() for each thread. Its planes
-// stay in L2.
-template <bool kMasked, class T, class MakeWorker>
-void for_bands(const Correlation<T>& c, const MakeWorker& make_worker) {
-  constexpr int64_t kPlaneBytes = 512 << 10;  // half an L2 of 1 MiB
-  const Images<T>& images = c.images;
-  const RowBands bands = cut_rows(images.y.positions, c.batch, kPlaneBytes, [&](int64_t rows) {
-    return band_grid(images, rows).part_elements(images.channels) *
-           static_cast<int64_t>(sizeof(float));
-  });
-  parallel_for(0, c.batch * bands.count, 1, [&](int64_t begin, int64_t end) {
-    auto worker = make_worker();
-    Scratch<int64_t> offsets(images.taps());
-    for (int64_t unit = begin; unit < end; ++unit) {
-      const int64_t n = unit / bands.count, row = unit % bands.count * bands.rows;
-      const Images<T> band = row_band(images, row, std::min(bands.rows, images.y.positions - row));
-      const PaddedGrid grid(band.y, band.x);
-      tap_offsets(band, grid, /*channels_last=*/false, offsets.get());
-      GridPlanes<kMasked, T> planes(band, grid, c.channels_last, band.channels);
-      worker({n, row, band.y.positions, grid, planes.fill(n, 0, band.channels), offsets.get()});
+// How the taps of a grid's positions are summed: by parts of its runs, in stretches. A running sum
+// of more products would lose more digits than float32 results may.
+class TapStretches {
+ public:
+  explicit TapStretches(const PixelGrid& grid)
+      : run_(grid.run()),
+        parts_(ceil_div(run_, kMost)),
+        runs_count_(grid.runs() * parts_),
+        count_(ceil_div(runs_count_, kMost / ceil_div(run_, parts_))),
+        runs_(runs_count_) {
+    for (int64_t i = 0; i < runs_count_; ++i) {
+      const int64_t run = i / parts_, tap = first_tap(i);
+      runs_[i] = {grid.run_offset(run) + tap - run * run_, first_tap(i + 1) - tap};
     }
-  });
-}
+  }
+
+  int64_t count() const { return count_; }
+  TapStretch operator[](int64_t i) const {
+    const int64_t begin = runs_count_ * i / count_, end = runs_count_ * (i + 1) / count_;
+    const int64_t tap = first_tap(begin);
+    return {&runs_[begin], end - begin, tap, first_tap(end) - tap};
+  }
+
+ private:
+  static constexpr int64_t kMost = 112;
+
+  int64_t first_tap(int64_t i) const { return i / parts_ * run_ + run_ * (i % parts_) / parts_; }
+
+  const int64_t run_, parts_, runs_count_, count_;
+  const Scratch<TapRun> runs_;
+};
 
 template <bool kMasked, class T>
 class VectorCorrelation {
  public:
   explicit VectorCorrelation(const Correlation<T>& c)
       : c_(c),
+        grid_(c.images),
+        stretches_(grid_),
+        columns_(c.images.x.positions),
+        piece_(ceil_div(columns_, ceil_div(columns_, kPositions))),
         taps_(c.images.taps()),
         weight_(ceil_div(c.channels, V::kWidth) * V::kWidth * taps_) {}
 
   void run() {
     pack_weight();
-    for_bands<kMasked>(c_, [&] { return Worker(*this); });
+    const RowBands bands = cut_rows(c_.images.y.positions, c_.batch, kBandBytes, [&](int64_t rows) {
+      return grid_.elements(rows) * static_cast<int64_t>(sizeof(float));
+    });
+    parallel_for(0, c_.batch * bands.count, 1, [&](int64_t begin, int64_t end) {
+      Worker worker(*this, bands.rows);
+      for (int64_t unit = begin; unit < end; ++unit) {
+        const int64_t row = unit % bands.count * bands.rows;
+        worker.run(unit / bands.count, row, std::min(bands.rows, c_.images.y.positions - row));
+      }
+    });
   }
 
  private:
   using V = Vec<float>;
-  static constexpr int kCols = TapTile::kCols, kPositions = TapTile::kPositions;
-  static_assert(kPositions <= GridSink<T>::kMaxPositions);
+  static constexpr int kCols = TapTile::kCols;
+  static constexpr int kPositions = GridSink<T>::kMaxPositions;  // of a piece of a row
   static constexpr int64_t kRange = 2 * kPositions;  // whose sums share L1 with the weights
+  static constexpr int64_t kBandBytes = 512 << 10;   // half an L2 of 1 MiB
 
-  // Panels of kCols channels, the last one of one vector where that is enough; the depth in the
-  // order (channel, ky, kx), in which a stretch meets few planes.
+  // Panels of kCols channels, the last one of one vector where that is enough.
   void pack_weight() {
     parallel_for(0, ceil_div(c_.channels, kCols), 1, [&](int64_t begin, int64_t end) {
-      Scratch<float> window(kCols * c_.images.channels);
       for (int64_t i = begin * kCols; i < std::min(c_.channels, end * kCols); i += kCols) {
         with_vectors(c_.channels - i, [&]<int kVecs>(std::integral_constant<int, kVecs>) {
-          c_.weights->template pack_taps<kVecs * V::kWidth>(i, window.get(),
-                                                            weight_.get() + i * taps_);
+          c_.weights->template pack_taps<kVecs * V::kWidth>(i, weight_.get() + i * taps_);
         });
       }
     });
@@ -185,109 +159,134 @@ class VectorCorrelation {
 
   class Worker {
    public:
-    explicit Worker(const VectorCorrelation& job)
-        : job_(job), sums_(kRange * kCols), sink_(job.c_) {}
+    Worker(const VectorCorrelation& job, int64_t rows)
+        : job_(job),
+          pixels_(job.grid_.elements(rows)),
+          sums_((kRange + V::kWidth) * kCols),
+          sink_(job.c_) {
+      std::memset(pixels_.get(), 0, sizeof(float) * job.grid_.elements(rows));
+    }
 
-    void operator()(const GridBand& band) {
-      const Axis x = job_.c_.images.x, y = row_band(job_.c_.images, band.row, band.rows).y;
-      const Numbering all = numbering(job_.c_, y, x);
-      // Long rows one by one where these lie apart: lines do not go on beyond a row's end.
-      const bool apart =
-          job_.c_.channels_last && all.pitch > x.positions && x.positions >= kPositions;
-      const int64_t length = apart ? x.positions : all.span, step = apart ? all.pitch : all.span;
-      for (int64_t first = 0; first < all.span; first += step) {
-        for (int64_t p = 0; p < length; p += kRange) {
-          multiply(band, GridStretch(all, first + p, std::min(kRange, length - p)), all);
+    // Rows [row, row + rows) of image n, a range of whole rows or of one's pieces at a time.
+    void run(int64_t n, int64_t row, int64_t rows) {
+      const Correlation<T>& c = job_.c_;
+      fill_pixels<kMasked>(c.images, job_.grid_, c.channels_last, n, row, rows, pixels_.get());
+      const int64_t columns = job_.columns_, height = std::max<int64_t>(1, kRange / columns);
+      const int64_t width = columns <= kRange ? columns : kRange / job_.piece_ * job_.piece_;
+      const Numbering all{columns, rows * columns};
+      for (int64_t y = 0; y < rows; y += height) {
+        for (int64_t x = 0; x < columns; x += width) {
+          const Range range{y, std::min(y + height, rows), x, std::min(x + width, columns)};
+          for (int64_t i = 0; i < c.channels; i += kCols) {
+            const int64_t channels = std::min<int64_t>(kCols, c.channels - i);
+            with_vectors(channels, [&]<int kVecs>(std::integral_constant<int, kVecs>) {
+              multiply<kVecs>(range, {all, i, channels, sink_.rows(n, row)});
+            });
+          }
         }
       }
     }
 
    private:
+    // Rows and columns of positions.
+    struct Range {
+      int64_t y, y_end, x, x_end;
+    };
     // A panel of channels from i on, and where its results go.
     struct Panel {
       const Numbering& all;
       int64_t i, channels;
       T* out;
     };
+    // A stretch's taps and their weights.
+    struct Factors {
+      TapStretch taps;
+      const float* weight;
+    };
 
-    void multiply(const GridBand& band, const GridStretch& range, const Numbering& all) {
-      for (int64_t i = 0; i < job_.c_.channels; i += kCols) {
-        const int64_t channels = std::min<int64_t>(kCols, job_.c_.channels - i);
-        multiply(band, range, {all, i, channels, sink_.rows(band.n, band.row)});
+    template <int kVecs>
+    void multiply(const Range& range, const Panel& panel) {
+      const float* weight = job_.weight_.get() + panel.i * job_.taps_;
+      for (int64_t s = 0; s < job_.stretches_.count(); ++s) {
+        const bool last = s + 1 == job_.stretches_.count();
+        const Factors factors{job_.stretches_[s], weight};
+        float* sums = sums_.get();
+        for (int64_t y = range.y; y < range.y_end; ++y) {
+          for (int64_t x = range.x; x < range.x_end; x += job_.piece_) {
+            const GridStretch at(panel.all, y, x, std::min(job_.piece_, range.x_end - x));
+            multiply_piece<kVecs>(factors, at, panel, {sums, kCols, s > 0}, last);
+            sums += at.count * kCols;
+          }
+        }
+        weight += factors.taps.taps * kVecs * V::kWidth;
       }
     }
 
     // The last taps send the sums on while the next ones' products are computed, or at once.
-    void multiply(const GridBand& band, const GridStretch& range, const Panel& panel) {
-      const int64_t taps = job_.taps_, length = tap_stretch(taps), pitch = band.grid.pitch();
-      for (int64_t t = 0; t < taps; t += length) {
-        const int64_t depth = std::min(length, taps - t);
-        for (int64_t q = 0; q < range.count; q += kPositions) {
-          const GridStretch at = range.part(panel.all, q, q + kPositions);
-          const Rows from{band.image + at.y * pitch + at.x, at.x, panel.all.pitch,
-                          pitch - panel.all.pitch};
-          const Tile<float> tile{sums_.get() + q * kCols, kCols, t > 0};
-          with_vectors(panel.channels, [&]<int kVecs>(std::integral_constant<int, kVecs>) {
-            multiply_block<kVecs>(t, depth, band.offsets + t, from, at, panel, tile);
-          });
-        }
-      }
-    }
-
-    // Taps from t on of up to kPositions positions.
     template <int kVecs>
-    void multiply_block(int64_t t, int64_t depth, const int64_t* offsets, const Rows& from,
-                        const GridStretch& at, const Panel& panel, const Tile<float>& tile) {
-      constexpr int kRows = TapTile::rows(kVecs);
-      const bool last = t + depth == job_.taps_;
-      const float* weight = job_.weight_.get() + panel.i * job_.taps_ + t * kVecs * V::kWidth;
+    void multiply_piece(const Factors& factors, const GridStretch& at, const Panel& panel,
+                        const Tile<float>& tile, bool last) {
       if constexpr (std::is_same_v<T, float>) {
-        const Lines<T> lines =
-            last && panel.channels == kVecs * V::kWidth ? pixel_lines(at, panel) : Lines<T>{};
-        if (lines.out != nullptr) {
-          return multiply_taps<kVecs>(depth, from, at.count, offsets, weight, [&](int part, int) {
-            const Leaving<T> put{tile.below(part * kRows), lines.below(part * kRows)};
-            const int64_t left = at.count - part * kRows;
-            put.lines.below(kPositions)
-                .prefetch(static_cast<int>(std::min<int64_t>(kRows, left)), kVecs * V::kWidth);
+        if (last && panel.channels == kVecs * V::kWidth && job_.c_.channels_last) {
+          const Lines<T> lines = sink_.pixel_lines(panel.all, at, panel.i, panel.out);
+          return multiply_tiles<kVecs>(factors, at, [&](int first, int rows, int) {
+            const Leaving<T> put{tile.below(first), lines.below(first)};
+            put.lines.below(kPositions).prefetch(rows, kVecs * V::kWidth);
             return put;
           });
         }
       }
-      multiply_taps<kVecs>(depth, from, at.count, offsets, weight, [&](int part, int parts) {
-        if (last) sink_.prefetch(panel.all, at, panel.i, panel.channels, panel.out, part, parts);
-        return tile.below(part * kRows);
+      multiply_tiles<kVecs>(factors, at, [&](int first, int rows, int tiles) {
+        const int part = first / rows;
+        if (last) sink_.prefetch(panel.all, at, panel.i, panel.channels, panel.out, part, tiles);
+        return tile.below(first);
       });
       if (last) {
         sink_.store_positions(panel.all, at, panel.i, panel.channels, {tile.c, kCols}, panel.out);
       }
     }
 
-    // Where sums can leave from the registers.
-    Lines<T> pixel_lines(const GridStretch& at, const Panel& panel) const {
-      if (!job_.c_.channels_last || at.count == 0) return {};
-      return sink_.pixel_lines(panel.all, at, panel.i, panel.out);
+    // In tiles of about as many positions each; put_of(first, positions, tiles) goes before each
+    // and says where its sums go.
+    template <int kVecs, class PutOf>
+    void multiply_tiles(const Factors& factors, const GridStretch& at, const PutOf& put_of) {
+      constexpr int kRows = TapTile::rows(kVecs);
+      const int64_t step = job_.grid_.step();
+      const float* pixels = pixels_.get() + job_.grid_.position(at.y, at.x);
+      const int count = static_cast<int>(at.count), tiles = (count + kRows - 1) / kRows;
+      const int even = count / tiles, more = count - even * tiles;  // of so many tiles one more
+      int first = 0;
+      const auto multiply = [&](int rows, int some) {
+        with_constant<kRows>(rows, [&]<int kSome>(std::integral_constant<int, kSome>) {
+          for (int k = 0; k < some; ++k, first += kSome) {
+            multiply_runs<kSome, kVecs>(factors.taps, pixels + first * step, step, factors.weight,
+                                        put_of(first, kSome, tiles));
+          }
+        });
+      };
+      multiply(even + 1, more);
+      multiply(even, tiles - more);
     }
 
     const VectorCorrelation& job_;
-    Scratch<float> sums_;
+    Scratch<float> pixels_, sums_;
     const GridSink<T> sink_;
   };
 
   const Correlation<T>& c_;
-  const int64_t taps_;
+  const PixelGrid grid_;
+  const TapStretches stretches_;
+  const int64_t columns_, piece_, taps_;
   const Scratch<float> weight_;
 };
 
-// Most positions of the tiles are no row's end, an element meets several taps, and an image has
-// positions enough for weights that are read anew for each.
+// An element meets several taps, a row has positions for as many sums as FMAs are underway, and an
+// image enough for weights that are read anew for each.
 template <class T>
 bool grid_pays(const Correlation<T>& c) {
-  const Axis &y = c.images.y, &x = c.images.x;
-  const int64_t span = numbering(c, y, x).span, positions = c.images.positions_per_image();
-  const int64_t computed = ceil_div(span, TapTile::rows(2)) * TapTile::rows(2);
-  return y.taps * x.taps > 1 && positions >= 2 * TapTile::kPositions &&
-         5 * positions >= 4 * computed;
+  constexpr int64_t kLeastRow = 5, kLeast = 96;
+  return c.images.y.taps * c.images.x.taps > 1 && c.images.x.positions >= kLeastRow &&
+         c.images.positions_per_image() >= kLeast;
 }
 
 }  // namespace pyops::PYOPS_ISA_NAMESPACE

@@ -5,6 +5,7 @@
 #pragma once
 
 #include "conv2d/correlate_planar_simd.h"
+#include "conv2d/correlate_simd.h"
 #include "conv2d/depthwise_simd.h"
 #include "conv2d/patches_simd.h"
 #include "conv2d/winograd_simd.h"

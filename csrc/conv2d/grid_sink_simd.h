@@ -21,6 +21,8 @@ struct GridStretch {
 
   GridStretch(const Numbering& all, int64_t first, int64_t number)
       : p(first), count(number), y(first / all.pitch), x(first % all.pitch) {}
+  GridStretch(const Numbering& all, int64_t row, int64_t column, int64_t number)
+      : p(row * all.pitch + column), count(number), y(row), x(column) {}
 
   // [begin, end) of these, as far as there are so many; without a division, as they are few.
   GridStretch part(const Numbering& all, int64_t begin, int64_t end) const {
@@ -43,7 +45,7 @@ class GridSink {
   using V = Vec<float>;
 
  public:
-  static constexpr int kMaxPositions = 48;
+  static constexpr int kMaxPositions = 64;
 
   explicit GridSink(const Correlation<T>& c)
       : c_(c), map_(grid_map(c)), least_(V::set1(Lines<float>::relu_floor(c.epilogue.relu))) {}

@@ -100,6 +100,7 @@ void copy_pixels(const Images<T>& images, bool channels_last, int64_t offset, in
       for (int k = 0; k < V::kWidth; ++k) {
         const int64_t from = offset + (c + k) * plane + i;
         block[k] = k < have ? load_masked<T, kMasked>(images, from, n) : V::zero();
+        prefetch_to_read(images.data + from + 1024 / sizeof(T));  // of later rows
       }
       transpose(block);
       for (int k = 0; k < n; ++k) put(block[k], i + k);

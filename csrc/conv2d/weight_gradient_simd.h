@@ -11,6 +11,16 @@
 
 namespace pyops::PYOPS_ISA_NAMESPACE {
 
+// put(Σ_p from[offsets[p] + row] · panel[p, column]) for kRows × kVecs vectors
+template <int kRows, int kVecs, class Put>
+[[gnu::always_inline]] inline void multiply_at(int64_t depth, const float* from,
+                                               const int64_t* offsets, const float* panel,
+                                               const Put& put) {
+  const auto columns = [=](int64_t p) { return from + offsets[p]; };
+  const auto rows = [=](int64_t p) { return panel + p * kVecs * Vec<float>::kWidth; };
+  multiply_rows<float, kRows, kVecs>(depth, columns, rows, put);
+}
+
 // Elements of a line of taps, from[offsets[p]] on at position p.
 struct Elements {
   const float* from;

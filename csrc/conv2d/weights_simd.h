@@ -158,28 +158,33 @@ class Weights {
     return {rows_, channels_, images_ * window_, 1};
   }
 
-  // A panel of kWidth channels from i on, its depth in the order (image's channel, ky, kx) whatever
-  // the images'; `room` is for the image's channels of a tap.
+  // A panel of kWidth channels from i on, its depth in the order (ky, kx, image's channel) whatever
+  // the images'.
   template <int kWidth>
-  void pack_taps(int64_t i, float* room, float* panel) const {
+  void pack_taps(int64_t i, float* panel) const {
     if (pixel_) {
+      return for_taps([&](int64_t t, int64_t at) {
+        at_tap(at).template pack<kWidth>(i, 0, images_, panel + t * images_ * kWidth);
+      });
+    }
+    constexpr int64_t kTogether = 16;  // channels of the images: whole lines of rows
+    const Scratch<float> kernels(kTogether * kernel_ * kWidth);
+    for (int64_t j = 0; j < images_; j += kTogether) {
+      const int64_t some = std::min(kTogether, images_ - j);
+      if (dense_) {
+        matrix().template pack<kWidth>(i, j * kernel_, some * kernel_, kernels.get());
+      } else {
+        for (int64_t k = 0; k < some; ++k) {
+          StridedOperand<T>{line(0, j + k), channels_, channel_stride_, 1}.template pack<kWidth>(
+              i, 0, kernel_, &kernels[k * kernel_ * kWidth]);
+        }
+      }
       for_taps([&](int64_t t, int64_t at) {
-        at_tap(at).template pack<kWidth>(i, 0, images_, room);
-        for (int64_t j = 0; j < images_; ++j) {
-          std::copy_n(room + j * kWidth, kWidth, panel + (j * window_ + t) * kWidth);
+        for (int64_t k = 0; k < some; ++k) {
+          std::copy_n(&kernels[(k * kernel_ + at) * kWidth], kWidth,
+                      panel + (t * images_ + j + k) * kWidth);
         }
       });
-    } else if (dense_) {
-      matrix().template pack<kWidth>(i, 0, images_ * window_, panel);
-    } else {
-      const Scratch<float> kernel(kernel_ * kWidth);
-      for (int64_t j = 0; j < images_; ++j, panel += window_ * kWidth) {
-        const StridedOperand<T> of_image{data_ + j * image_stride_, channels_, channel_stride_, 1};
-        of_image.template pack<kWidth>(i, 0, kernel_, kernel.get());
-        for_taps([&](int64_t t, int64_t at) {
-          std::copy_n(&kernel[at * kWidth], kWidth, panel + t * kWidth);
-        });
-      }
     }
   }
 

@@ -29,17 +29,17 @@ void transform_output(const V (&m)[4], V (&out)[2]) {
 // Of transformed weights, so that products among subnormal numbers keep their digits.
 inline constexpr float kWeightScale = 0x1p24f;
 
-// taps[channel][9][kCols] to out[point][channel][kCols].
+// taps[9][channel][kCols] to out[point][channel][kCols].
 [[gnu::noinline]] inline void transform_weights(int64_t channels, const float* taps, float* out) {
   using V = Vec<float>;
   constexpr int kCols = TapTile::kCols;
   const V scale = V::set1(kWeightScale);
   for (int64_t at = 0; at < channels * kCols; at += V::kWidth) {
-    const float* from = taps + at / kCols * 9 * kCols + at % kCols;
     V columns[3][4];
     for (int x = 0; x < 3; ++x) {
       V w[3];
-      for (int y = 0; y < 3; ++y) w[y] = V::load(from + (3 * y + x) * kCols) * scale;
+      for (int y = 0; y < 3; ++y)
+        w[y] = V::load(taps + (3 * y + x) * channels * kCols + at) * scale;
       transform_weight(w, columns[x]);
     }
     for (int y = 0; y < 4; ++y) {
@@ -160,8 +160,8 @@ class WinogradCorrelation {
 
   // [point][channel][kCols] of a panel of channels of the result.
   void pack_panel(int64_t panel, float* out) const {
-    Scratch<float> of_tap(kCols * channels_), taps(kCols * channels_ * 9);
-    c_.weights->template pack_taps<kCols>(panel * kCols, of_tap.get(), taps.get());
+    Scratch<float> taps(kCols * channels_ * 9);
+    c_.weights->template pack_taps<kCols>(panel * kCols, taps.get());
     transform_weights(channels_, taps.get(), out);
   }
 

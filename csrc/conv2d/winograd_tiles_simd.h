@@ -44,13 +44,17 @@ struct TileGrid {
   }
 };
 
+// Whether channels leave few lanes of a panel empty.
+inline bool fills_panel(int64_t channels) { return 4 * channels >= 3 * TapTile::kCols; }
+
 // Windows, channels and tiles of an image for which the products saved are worth the transforms.
 // The batch has no say: an image's results do not depend on its neighbours.
 template <class T>
 bool winograd_pays(const Images<T>& images, int64_t channels) {
   const Axis &y = images.y, &x = images.x;
   const auto fits = [](const Axis& a) { return a.taps == 3 && a.stride == 1 && a.dilation == 1; };
-  if (!fits(y) || !fits(x) || images.channels < 16 || channels < 16) return false;
+  constexpr int64_t kLeastDepth = 16;
+  if (!fits(y) || !fits(x) || images.channels < kLeastDepth || !fills_panel(channels)) return false;
   const TileGrid tiles(y, x, 1);
   return tiles.count >= 16 &&
          4 * TileGrid::kPoints * tiles.count <= 3 * 9 * images.positions_per_image();

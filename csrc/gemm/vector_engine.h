@@ -88,44 +88,57 @@ void with_constant(int64_t n, const F& f) {
   }(std::make_integer_sequence<int, kMost>{});
 }
 
-// put(Σ_p a(p)[row] · b(p)[columns], row, column) for kRows × kVecs vectors
-template <class Acc, int kRows, int kVecs, class ColumnsOfA, class RowsOfB, class Put>
-[[gnu::always_inline]] inline void multiply_rows(int64_t depth, const ColumnsOfA& a,
-                                                 const RowsOfB& b, const Put& put) {
-  using V = Vec<Acc>;
-  V acc[kRows][kVecs];
+template <class Acc, int kRows, int kVecs>
+[[gnu::always_inline]] inline void clear(Vec<Acc> (&sums)[kRows][kVecs]) {
 #pragma GCC unroll 24
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 4
-    for (int v = 0; v < kVecs; ++v) acc[r][v] = V::zero();
+    for (int v = 0; v < kVecs; ++v) sums[r][v] = Vec<Acc>::zero();
   }
+}
+
+// sums[r][v] += column[r] · row's vector v
+template <class Acc, int kRows, int kVecs, class Column>
+[[gnu::always_inline]] inline void add_outer_product(const Column& column, const Acc* row,
+                                                     Vec<Acc> (&sums)[kRows][kVecs]) {
+  using V = Vec<Acc>;
+  V bv[kVecs];
 #pragma GCC unroll 4
-  for (int64_t p = 0; p < depth; ++p) {
-    const auto column = a(p);
-    const Acc* row = b(p);
-    V bv[kVecs];
-#pragma GCC unroll 4
-    for (int v = 0; v < kVecs; ++v) bv[v] = V::load(row + v * V::kWidth);
+  for (int v = 0; v < kVecs; ++v) bv[v] = V::load(row + v * V::kWidth);
 #pragma GCC unroll 24
-    for (int r = 0; r < kRows; ++r) {
-      if constexpr (requires { V::fma(column, bv[0], bv[0]); }) {
-        if (r < rows_read_by_fma<kRows, kVecs>()) {
+  for (int r = 0; r < kRows; ++r) {
+    if constexpr (requires { V::fma(&column[0], bv[0], bv[0]); }) {
+      if (r < rows_read_by_fma<kRows, kVecs>()) {
 #pragma GCC unroll 4
-          for (int v = 0; v < kVecs; ++v) acc[r][v] = V::fma(column + r, bv[v], acc[r][v]);
-          continue;
-        }
+        for (int v = 0; v < kVecs; ++v) sums[r][v] = V::fma(&column[r], bv[v], sums[r][v]);
+        continue;
       }
-      const V av = V::set1(column[r]);
-#pragma GCC unroll 4
-      for (int v = 0; v < kVecs; ++v) acc[r][v] = V::fma(av, bv[v], acc[r][v]);
     }
+    const V av = V::set1(column[r]);
+#pragma GCC unroll 4
+    for (int v = 0; v < kVecs; ++v) sums[r][v] = V::fma(av, bv[v], sums[r][v]);
   }
+}
+
+template <class Acc, int kRows, int kVecs, class Put>
+[[gnu::always_inline]] inline void put_sums(const Vec<Acc> (&sums)[kRows][kVecs], const Put& put) {
   const Put own = put;  // for all the compiler knows, a store changes the caller's
 #pragma GCC unroll 24
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 4
-    for (int v = 0; v < kVecs; ++v) own(acc[r][v], r, v * V::kWidth);
+    for (int v = 0; v < kVecs; ++v) own(sums[r][v], r, v * Vec<Acc>::kWidth);
   }
+}
+
+// put(Σ_p a(p)[row] · b(p)[columns], row, column) for kRows × kVecs vectors
+template <class Acc, int kRows, int kVecs, class ColumnsOfA, class RowsOfB, class Put>
+[[gnu::always_inline]] inline void multiply_rows(int64_t depth, const ColumnsOfA& a,
+                                                 const RowsOfB& b, const Put& put) {
+  Vec<Acc> sums[kRows][kVecs];
+  clear<Acc>(sums);
+#pragma GCC unroll 4
+  for (int64_t p = 0; p < depth; ++p) add_outer_product<Acc>(a(p), b(p), sums);
+  put_sums<Acc>(sums, put);
 }
 
 template <class Acc, int kRows, int kVecs>

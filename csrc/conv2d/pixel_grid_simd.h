@@ -1,0 +1,92 @@
+// Bands of an image's rows as float32 pixels, with the padding around them: a tap is an offset from
+// the pixel of its position, whatever the stride, and taps side by side are one run of memory. So
+// an element is prepared once, not once for every tap that meets it.
+#pragma once
+
+#include "conv2d/patches_simd.h"
+
+namespace pyops::PYOPS_ISA_NAMESPACE {
+
+struct PixelGrid {
+  Axis y, x;
+  int64_t channels;
+
+  template <class T>
+  explicit PixelGrid(const Images<T>& images)
+      : y(images.y), x(images.x), channels(images.channels) {}
+
+  // Columns of a row, and rows that `rows` of positions meet.
+  int64_t width() const { return extent(x, x.positions); }
+  int64_t height(int64_t rows) const { return extent(y, rows); }
+  int64_t elements(int64_t rows) const { return height(rows) * line(); }
+
+  // From one position to the next, and where one is.
+  int64_t step() const { return x.stride * channels; }
+  int64_t position(int64_t row, int64_t column) const {
+    return row * y.stride * line() + column * step();
+  }
+
+  // Taps of a run: a row of the window, or the channels of one of its elements.
+  int64_t run() const { return columns_of_run() * channels; }
+  int64_t runs() const { return y.taps * x.taps / columns_of_run(); }
+  // Of a run's first tap, from the pixel of a position.
+  int64_t run_offset(int64_t run) const {
+    const int64_t in_row = x.taps / columns_of_run();
+    return run / in_row * y.dilation * line() + run % in_row * x.dilation * channels;
+  }
+
+ private:
+  static int64_t extent(const Axis& axis, int64_t positions) {
+    return (positions - 1) * axis.stride + (axis.taps - 1) * axis.dilation + 1;
+  }
+  int64_t line() const { return width() * channels; }
+  int64_t columns_of_run() const { return x.dilation == 1 ? x.taps : 1; }
+};
+
+// `count` elements in a row.
+template <bool kMasked, class T>
+void copy_run(const Images<T>& images, int64_t from, int64_t count, float* out) {
+  using V = Vec<float>;
+  constexpr int64_t kAhead = 2048 / sizeof(T);
+  int64_t i = 0;
+  for (; i + V::kWidth <= count; i += V::kWidth) {
+    prefetch_to_read(images.data + from + i + kAhead);
+    load_masked<T, kMasked>(images, from + i, V::kWidth).store(out + i);
+  }
+  const int rest = static_cast<int>(count - i);
+  if (rest > 0) load_masked<T, kMasked>(images, from + i, rest).store(out + i, rest);
+}
+
+// What meets rows [row, row + rows) of image n. The columns beyond the image stay as they are.
+template <bool kMasked, class T>
+void fill_pixels(const Images<T>& images, const PixelGrid& grid, bool channels_last, int64_t n,
+                 int64_t row, int64_t rows, float* out) {
+  const Axis &y = images.y, &x = images.x;
+  const int64_t channels = images.channels, width = grid.width(), plane = y.size * x.size;
+  const int64_t begin = std::clamp<int64_t>(-x.origin, 0, width);
+  const int64_t end = std::clamp<int64_t>(x.size - x.origin, begin, width);
+  const int64_t image = n * images.total_channels * plane;
+  const int64_t pixel = channels_last ? images.total_channels : 1;
+  // Planes are read on and on, some at a time; pixels as they lie.
+  const int64_t together = channels_last ? channels : Vec<float>::kWidth;
+  for (int64_t c = 0; c < channels; c += together) {
+    const int64_t some = std::min(together, channels - c);
+    float* to = out + begin * channels + c;
+    for (int64_t r = 0; r < grid.height(rows); ++r, to += width * channels) {
+      const int64_t iy = y.origin + row * y.stride + r;
+      if (iy < 0 || iy >= y.size) {
+        if (c == 0) std::memset(out + r * width * channels, 0, sizeof(float) * width * channels);
+        continue;
+      }
+      const int64_t from = image + channel_offset(channels_last, c, plane) +
+                           (iy * x.size + x.origin + begin) * pixel;
+      if (channels_last && channels == images.total_channels) {
+        copy_run<kMasked>(images, from, (end - begin) * channels, to);
+      } else {
+        copy_pixels<kMasked>(images, channels_last, from, end - begin, some, to, some, channels);
+      }
+    }
+  }
+}
+
+}  // namespace pyops::PYOPS_ISA_NAMESPACE
