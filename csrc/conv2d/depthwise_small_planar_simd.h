@@ -5,6 +5,7 @@
 
 #include "conv2d/depthwise_pixel_simd.h"
 #include "conv2d/depthwise_pixel_weight_simd.h"
+#include "conv2d/pixels_simd.h"
 #include "core/lanes_simd.h"
 
 namespace pyops::PYOPS_ISA_NAMESPACE {

@@ -155,34 +155,13 @@ class GridPlanes {
                                     float* out) const {
     using V = Vec<float>;
     if (count > 4 || kMasked) return fill_pixels(from, step, length, count, out);
-    const int64_t done = fill_colours(from, step, length, count, out);
     for (int g = 0; g < count; ++g) {
-      for (int64_t i = done; i < length; i += V::kWidth) {
+      for (int64_t i = 0; i < length; i += V::kWidth) {
         const int n = static_cast<int>(std::min<int64_t>(V::kWidth, length - i));
         const V x = load_strided(images_.data + from + g + i * step, step, n);
         x.store(out + g * grid_.plane + i, n);
       }
     }
-  }
-
-  // Of pixels of three channels, as the first layer of a network has, whole vectors; their number.
-  int64_t fill_colours(int64_t from, int64_t step, int64_t length, int count, float* out) const {
-    using V = Vec<acc_t<T>>;
-    int64_t i = 0;
-    if constexpr (std::is_same_v<T, float> && requires(V(&v)[3]) { V::load_thirds(nullptr, v); }) {
-      const bool every = step == 3;
-      if (kMasked || count != 3 || images_.total_channels != 3 || (!every && step != 6)) return 0;
-      for (; i + V::kWidth <= length; i += V::kWidth) {
-        const float* pixels = images_.data + from + i * step;
-        V x[3], more[3];
-        V::load_thirds(pixels, x);
-        if (!every) V::load_thirds(pixels + 3 * (V::kWidth - 1), more);
-        for (int g = 0; g < 3; ++g) {
-          (every ? x[g] : V::even_and_odd(x[g], more[g])).store(out + g * grid_.plane + i);
-        }
-      }
-    }
-    return i;
   }
 
   // Pixels of up to a vector of channels to a plane for each.

@@ -79,42 +79,6 @@ void copy_rows(const Images<T>& images, int64_t offset, int64_t in_stride, int64
   }
 }
 
-// `length` pixels from `offset` on: out[i * pitch + c] for c < width, zero from `channels` on.
-template <bool kMasked, class T>
-void copy_pixels(const Images<T>& images, bool channels_last, int64_t offset, int64_t length,
-                 int64_t channels, float* out, int64_t width, int64_t pitch) {
-  using V = Vec<float>;
-  const int64_t plane = images.y.size * images.x.size;
-  // Of `have` channels from c on, to `room` of them.
-  const auto copy = [&](int64_t c, auto have, auto room) {
-    const auto put = [&](V pixel, int64_t i) { store(pixel, out + i * pitch + c, room); };
-    if (channels_last) {
-      for (int64_t i = 0; i < length; ++i) {
-        put(load_masked<T, kMasked>(images, offset + i * images.total_channels + c, have), i);
-      }
-      return;
-    }
-    for (int64_t i = 0; i < length; i += V::kWidth) {
-      const int n = static_cast<int>(std::min<int64_t>(V::kWidth, length - i));
-      V block[V::kWidth];
-      for (int k = 0; k < V::kWidth; ++k) {
-        const int64_t from = offset + (c + k) * plane + i;
-        block[k] = k < have ? load_masked<T, kMasked>(images, from, n) : V::zero();
-        prefetch_to_read(images.data + from + 1024 / sizeof(T));  // of later rows
-      }
-      transpose(block);
-      for (int k = 0; k < n; ++k) put(block[k], i + k);
-    }
-  };
-  for (int64_t c = 0; c < width; c += V::kWidth) {
-    const int have = static_cast<int>(std::clamp<int64_t>(channels - c, 0, V::kWidth));
-    const int room = static_cast<int>(std::min<int64_t>(V::kWidth, width - c));
-    constexpr std::integral_constant<int, V::kWidth> kAll;
-    const bool whole = have == V::kWidth && room == V::kWidth;
-    whole ? copy(c, kAll, kAll) : copy(c, have, room);
-  }
-}
-
 // NCHW: i is a position, p a tap in the order (channel, ky, kx).
 template <class T, bool kMasked = false>
 struct PlanarPatches {

@@ -3,7 +3,7 @@
 // an element is prepared once, not once for every tap that meets it.
 #pragma once
 
-#include "conv2d/patches_simd.h"
+#include "conv2d/pixels_simd.h"
 
 namespace pyops::PYOPS_ISA_NAMESPACE {
 
@@ -42,20 +42,6 @@ struct PixelGrid {
   int64_t line() const { return width() * channels; }
   int64_t columns_of_run() const { return x.dilation == 1 ? x.taps : 1; }
 };
-
-// `count` elements in a row.
-template <bool kMasked, class T>
-void copy_run(const Images<T>& images, int64_t from, int64_t count, float* out) {
-  using V = Vec<float>;
-  constexpr int64_t kAhead = 2048 / sizeof(T);
-  int64_t i = 0;
-  for (; i + V::kWidth <= count; i += V::kWidth) {
-    prefetch_to_read(images.data + from + i + kAhead);
-    load_masked<T, kMasked>(images, from + i, V::kWidth).store(out + i);
-  }
-  const int rest = static_cast<int>(count - i);
-  if (rest > 0) load_masked<T, kMasked>(images, from + i, rest).store(out + i, rest);
-}
 
 // What meets rows [row, row + rows) of image n. The columns beyond the image stay as they are.
 template <bool kMasked, class T>

@@ -73,9 +73,9 @@ class VectorWeightGradient {
       : x_(x),
         g_(g),
         channels_last_(channels_last),
-        width_((x.x.positions - 1) * x.x.stride + (x.x.taps - 1) * x.x.dilation + 1),
-        line_(line_of(x)),
-        lines_(x.taps() / line_),
+        grid_(x),
+        line_(grid_.run()),
+        lines_(grid_.runs()),
         line_panels_(ceil_div(line_, kLine)),
         out_panels_(ceil_div(g.channels, kOuts)),
         bands_(cut_rows(
@@ -108,25 +108,10 @@ class VectorWeightGradient {
   // more would lose more digits than float32 results may.
   static constexpr int64_t kBlock = 112;
 
-  // Taps side by side among the pixels: a row of the window, or the channels of one element.
-  static int64_t line_of(const Images<T>& x) {
-    return x.x.dilation == 1 ? x.x.taps * x.channels : x.channels;
-  }
-
-  int64_t height(int64_t rows) const {
-    return (rows - 1) * x_.y.stride + (x_.y.taps - 1) * x_.y.dilation + 1;
-  }
   // Of a band; the last panel of the last line reads on, in whole vectors.
-  int64_t pixel_elements(int64_t rows) const {
-    return height(rows) * width_ * x_.channels + kLine + V::kWidth;
-  }
+  int64_t pixel_elements(int64_t rows) const { return grid_.elements(rows) + kLine + V::kWidth; }
   // Of panel j of a line: panels of about the same length.
   int64_t first_element(int64_t j) const { return line_ * j / line_panels_; }
-  // Of a line's first tap, from a position's first pixel.
-  int64_t line_offset(int64_t line) const {
-    const int64_t in_row = lines_ / x_.y.taps;
-    return (line / in_row * x_.y.dilation * width_ + line % in_row * x_.x.dilation) * x_.channels;
-  }
 
   // The slices' sums, `stride` apart, added up to grad: by blocks, since a tap's channels lie side
   // by side among the sums, a channel's taps in grad.
@@ -174,10 +159,9 @@ class VectorWeightGradient {
           line_panel_(kBlock * kLine + V::kWidth),
           offsets_(job.bands_.rows * job.x_.x.positions),
           line_offsets_(kBlock) {
-      const Axis &y = job.x_.y, &x = job.x_.x;
-      for (int64_t p = 0; p < job.bands_.rows * x.positions; ++p) {
-        const int64_t pixel = p / x.positions * y.stride * job.width_ + p % x.positions * x.stride;
-        offsets_[p] = pixel * job.x_.channels;
+      const int64_t positions = job.x_.x.positions;
+      for (int64_t p = 0; p < job.bands_.rows * positions; ++p) {
+        offsets_[p] = job.grid_.position(p / positions, p % positions);
       }
       for (int64_t q = 0; q < kBlock; ++q) line_offsets_[q] = q * kLine;
       std::memset(pixels_.get(), 0, sizeof(float) * job.pixel_elements(job.bands_.rows));
@@ -191,7 +175,7 @@ class VectorWeightGradient {
         const int64_t n = unit / job_.bands_.count,
                       row = unit % job_.bands_.count * job_.bands_.rows;
         const int64_t rows = std::min(job_.bands_.rows, job_.x_.y.positions - row);
-        fill_pixels(n, row, rows);
+        fill_pixels<false>(job_.x_, job_.grid_, job_.channels_last_, n, row, rows, pixels_.get());
         const int64_t all = rows * positions, block = ceil_div(all, ceil_div(all, kBlock));
         for (int64_t p = 0; p < all; p += block, add = true) {
           const int64_t count = std::min(block, all - p);
@@ -206,27 +190,6 @@ class VectorWeightGradient {
     }
 
    private:
-    // What meets rows [row, row + rows) of image n. The columns beyond the image stay zero.
-    void fill_pixels(int64_t n, int64_t row, int64_t rows) {
-      const Axis &y = job_.x_.y, &x = job_.x_.x;
-      const int64_t channels = job_.x_.channels, length = job_.width_ * channels;
-      const int64_t begin = std::clamp<int64_t>(-x.origin, 0, job_.width_);
-      const int64_t end = std::clamp<int64_t>(x.size - x.origin, begin, job_.width_);
-      const int64_t pixel = job_.channels_last_ ? job_.x_.total_channels : 1;
-      const int64_t image = n * job_.x_.total_channels * y.size * x.size;
-      for (int64_t r = 0; r < job_.height(rows); ++r) {
-        float* out = pixels_.get() + r * length;
-        const int64_t iy = y.origin + row * y.stride + r;
-        if (iy < 0 || iy >= y.size) {
-          std::memset(out, 0, sizeof(float) * length);
-        } else {
-          copy_pixels<false>(job_.x_, job_.channels_last_,
-                             image + (iy * x.size + x.origin + begin) * pixel, end - begin,
-                             channels, out + begin * channels, channels, channels);
-        }
-      }
-    }
-
     // Positions [first, first + count) of image n of grad_y.
     void fill_panels(int64_t n, int64_t first, int64_t count) {
       const Images<T>& g = job_.g_;
@@ -258,7 +221,7 @@ class VectorWeightGradient {
     Elements line_elements(int64_t line, int64_t j, int64_t p, int64_t count) {
       constexpr int64_t kMany = 4;
       const int64_t first = job_.first_element(j), some = job_.first_element(j + 1) - first;
-      const float* from = pixels_.get() + job_.line_offset(line) + first;
+      const float* from = pixels_.get() + job_.grid_.run_offset(line) + first;
       const int64_t* offsets = offsets_.get() + p;
       if (job_.out_panels_ < kMany) return {from, offsets, some};
       for (int64_t q = 0; q < count; ++q) {
@@ -277,7 +240,7 @@ class VectorWeightGradient {
 
   const Images<T> x_, g_;
   const bool channels_last_;
-  const int64_t width_;  // of a row of pixels
+  const PixelGrid grid_;
   const int64_t line_, lines_, line_panels_, out_panels_;
   const RowBands bands_;
   const int64_t units_, slices_;

@@ -35,26 +35,9 @@ struct Vec<float> {
 
   // p[0], p[2], …, p[14], of which nothing behind is read.
   static Vec load_even(const float* p) {
-    return even_and_odd({_mm256_loadu_ps(p)}, {_mm256_loadu_ps(p + 7)});
-  }
-  // x[0], x[2], x[4], x[6], y[1], y[3], y[5], y[7]
-  static Vec even_and_odd(Vec x, Vec y) {
-    const __m256d pairs = _mm256_castps_pd(_mm256_shuffle_ps(x.v, y.v, _MM_SHUFFLE(3, 1, 2, 0)));
+    const __m256 x = _mm256_loadu_ps(p), y = _mm256_loadu_ps(p + 7);
+    const __m256d pairs = _mm256_castps_pd(_mm256_shuffle_ps(x, y, _MM_SHUFFLE(3, 1, 2, 0)));
     return {_mm256_castpd_ps(_mm256_permute4x64_pd(pairs, _MM_SHUFFLE(3, 1, 2, 0)))};
-  }
-  // thirds[k] = p[k], p[k + 3], …, p[k + 21]: by five shuffles, as in Intel's "3D Vector
-  // Normalization Using 256-Bit Intel Advanced Vector Extensions" (2012).
-  static void load_thirds(const float* p, Vec (&thirds)[3]) {
-    const auto load_parts = [p](int i) {
-      return _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(p + i)),
-                                  _mm_loadu_ps(p + i + 12), 1);
-    };
-    const __m256 a = load_parts(0), b = load_parts(4), c = load_parts(8);
-    const __m256 first = _mm256_shuffle_ps(b, c, _MM_SHUFFLE(2, 1, 3, 2));
-    const __m256 last = _mm256_shuffle_ps(a, b, _MM_SHUFFLE(1, 0, 2, 1));
-    thirds[0] = {_mm256_shuffle_ps(a, first, _MM_SHUFFLE(2, 0, 3, 0))};
-    thirds[1] = {_mm256_shuffle_ps(last, first, _MM_SHUFFLE(3, 1, 2, 0))};
-    thirds[2] = {_mm256_shuffle_ps(last, c, _MM_SHUFFLE(3, 0, 3, 1))};
   }
 
   void store(float* p) const { _mm256_storeu_ps(p, v); }

@@ -16,22 +16,6 @@ inline __m512i interleave_halves(__m512i x) {
   return _mm512_permutexvar_epi16(order, x);
 }
 
-// Which of 48 numbers are every third from k on: those of the first 32, then with the rest.
-struct ThirdLanes {
-  alignas(64) int32_t of_two[3][16], of_rest[3][16];
-
-  constexpr ThirdLanes() : of_two{}, of_rest{} {
-    for (int k = 0; k < 3; ++k) {
-      for (int i = 0; i < 16; ++i) {
-        const int at = 3 * i + k;
-        of_two[k][i] = at % 32;
-        of_rest[k][i] = at < 32 ? i : at - 16;
-      }
-    }
-  }
-};
-inline constexpr ThirdLanes kThirds;
-
 template <>
 struct Vec<float> {
   static constexpr int kWidth = 16;
@@ -60,23 +44,11 @@ struct Vec<float> {
   }
 
   // p[0], p[2], …, p[30], of which nothing behind is read.
-  static Vec load_even(const float* p) { return even_and_odd(load(p), load(p + 15)); }
-  // x[0], x[2], …, x[14], y[1], y[3], …, y[15]
-  static Vec even_and_odd(Vec x, Vec y) {
+  static Vec load_even(const float* p) {
     const __m512i lane =
         _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 17, 19, 21, 23, 25, 27, 29, 31);
-    return {_mm512_permutex2var_ps(x.v, lane, y.v)};
+    return {_mm512_permutex2var_ps(load(p).v, lane, load(p + 15).v)};
   }
-  // thirds[k] = p[k], p[k + 3], …, p[k + 45]
-  static void load_thirds(const float* p, Vec (&thirds)[3]) {
-    const Vec a = load(p), b = load(p + 16), c = load(p + 32);
-    for (int k = 0; k < 3; ++k) {
-      const auto lanes = [k](const auto& table) { return _mm512_load_si512(table[k]); };
-      const __m512 of_two = _mm512_permutex2var_ps(a.v, lanes(kThirds.of_two), b.v);
-      thirds[k] = {_mm512_permutex2var_ps(of_two, lanes(kThirds.of_rest), c.v)};
-    }
-  }
-
   // n of them.
   static Vec load_even(const BFloat16* p, int n) {
     return {_mm512_castsi512_ps(_mm512_slli_epi32(even_words(p, n), 16))};
