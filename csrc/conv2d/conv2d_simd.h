@@ -12,11 +12,11 @@
 #include "conv2d/correlation_simd.h"
 #include "conv2d/depthwise_gradient_simd.h"
 #include "conv2d/merged_phases_simd.h"
+#include "conv2d/planes_as_pixels_simd.h"
 #include "conv2d/weight_gradient_simd.h"
 #include "conv2d/winograd_gradient_simd.h"
 #include "gemm/short_sums.h"
 #if defined(__AVX512BF16__)
-#include "conv2d/planes_as_pixels_bf16.h"
 #include "conv2d/weight_gradient_bf16.h"
 #include "conv2d/weight_gradient_pixels_bf16.h"
 #endif
@@ -164,6 +164,18 @@ void sum_over_positions(const Conv2dBackwardParams& p, int64_t pass, int64_t beg
   }
 }
 
+// Of all threads together, and how many are many for one.
+inline constexpr int64_t kManySums = 8 << 20, kManyWeights = 1 << 20;
+
+// Of a pass that sees the images x.
+template <class T>
+bool winograd_pays_for_weights(const Conv2dBackwardParams& p, const Images<T>& x) {
+  constexpr int64_t kFewTiles = 48;  // beside the transforms of all weights
+  const int64_t points = TileGrid::kPoints * p.group_o() * x.channels;
+  return vectors_pay<T>(p.precision) && winograd_pays(x, p.group_o()) && fills_panel(x.channels) &&
+         TileGrid(x.y, x.x, p.n).count >= kFewTiles && points * num_threads() <= kManySums;
+}
+
 // Whether it was done, from the images themselves. Every thread keeps sums of all weights, in its
 // L2 or not far from it.
 template <class T, bool kMasked>
@@ -172,18 +184,13 @@ bool backward_weight_on_grid(const Conv2dBackwardParams& p, int64_t pass, T* gra
 #if defined(__AVX512BF16__)
     const int64_t many_weights = p.channels_last ? 512 << 10 : 3 << 19;
 #else
-    // Patches of planes, the other way, would be transposed for every tap.
-    const int64_t many_weights = p.channels_last ? 1 << 20 : 4 << 20;
+    constexpr int64_t many_weights = kManyWeights;
 #endif
-    constexpr int64_t kManySums = 8 << 20;
     const auto x = input_images<T>(p, p.x, pass);
     const Axis y_points{p.oh, p.oh, 1, 1, 0, 1}, x_points{p.ow, p.ow, 1, 1, 0, 1};
     const auto g = gradient_images<T>(p, pass, y_points, x_points);
     const int64_t weights = p.group_o() * x.taps();
-    constexpr int64_t kFewTiles = 48;  // beside the transforms of all weights
-    const int64_t points = TileGrid::kPoints * p.group_o() * x.channels;
-    if (vectors_pay<T>(p.precision) && winograd_pays(x, p.group_o()) && fills_panel(x.channels) &&
-        TileGrid(x.y, x.x, p.n).count >= kFewTiles && points * num_threads() <= kManySums) {
+    if (winograd_pays_for_weights(p, x)) {
       if (WinogradWeightGradient<kMasked, T>(x, g, p.n, p.channels_last).run(grad)) return true;
     }
     if (weights > many_weights || weights * num_threads() > kManySums || x.taps() < 8) return false;
@@ -278,21 +285,40 @@ Conv2dBackwardParams of_seen_pixels(Conv2dBackwardParams p, T* seen) {
   return p;
 }
 
+// Whether planes had better be pixels: for dot products of bfloat16 where they are small and fill
+// no panel of positions, or strided and read in pieces (Zen 5, November 2026; the table in
+// docs/performance.md); else where patches of them would be transposed for so many weights.
+template <class T>
+bool pays_as_pixels(const Conv2dBackwardParams& p) {
+  const int64_t taps = p.kh * p.kw;
+  if (p.channels_last || p.groups > 1) return false;
+#if defined(__AVX512BF16__)
+  if (!kMatrixUnit && std::is_same_v<T, BFloat16>) {
+    constexpr int64_t kSmallPlane = 192, kFewPositions = 256, kFewChannels = 32;
+    const int64_t plane = p.oh * p.ow;
+    if (std::min(p.c, p.o) < kFewChannels) return false;
+    if (taps > 1 && p.n * plane < kFewPositions) return false;  // the weights' way back
+    return plane < kSmallPlane || (taps > 1 && p.stride_w > 1);
+  }
+  if (!vectors_pay<T>(p.precision)) return false;
+#endif
+  return taps > 1 && p.o * p.c * taps > kManyWeights &&
+         !winograd_pays_for_weights(p, input_images<T>(p, p.x, 0));
+}
+
 template <class T, bool kMasked>
 void backward_weights(Conv2dBackwardParams p) {
   const bool one_tap = p.kh * p.kw == 1 && p.padding_h + p.padding_w == 0;
   const bool skips = one_tap && p.stride_w > 1;
   const Scratch<T> seen(skips ? p.n * p.c * p.oh * p.ow : 0);
   if (skips) p = of_seen_pixels<T>(p, seen.get());
-#if defined(__AVX512BF16__)
-  if constexpr (!kMatrixUnit && std::is_same_v<T, BFloat16>) {
-    if (pays_as_pixels(p)) {
-      const PlanesAsPixels<kMasked> planes(p);
+  if constexpr (std::is_same_v<acc_t<T>, float>) {
+    if (pays_as_pixels<T>(p)) {
+      const PlanesAsPixels<kMasked, T> planes(p);
       backward_weight<T, false>(planes.pixels(), 0);
       return planes.put_in_order();
     }
   }
-#endif
   for (int64_t pass = 0; pass < passes(p); ++pass) backward_weight<T, kMasked>(p, pass);
 }
 

@@ -48,13 +48,14 @@ void copy_lines(const Images<T>& all, int64_t offset, int64_t length, int64_t ch
 }
 
 // The same of planes.
-template <bool kMasked, class T>
-void turn_planes(const Images<T>& all, int64_t offset, int64_t length, int64_t channels, float* out,
+template <bool kMasked, class T, class Out>
+void turn_planes(const Images<T>& all, int64_t offset, int64_t length, int64_t channels, Out* out,
                  int64_t width, int64_t pitch) {
   using V = Vec<float>;
   constexpr int64_t kAhead = 1024 / sizeof(T);
   const Images<T> images = all;
   const int64_t plane = images.y.size * images.x.size;
+  const bool apart = plane > 2 * kAhead;  // or else it is the next plane that lies ahead
   for (int64_t c = 0; c < width; c += V::kWidth, offset += V::kWidth * plane) {
     const int have = static_cast<int>(std::clamp<int64_t>(channels - c, 0, V::kWidth));
     const int room = static_cast<int>(std::min<int64_t>(V::kWidth, width - c));
@@ -64,10 +65,10 @@ void turn_planes(const Images<T>& all, int64_t offset, int64_t length, int64_t c
       for (int k = 0; k < V::kWidth; ++k) {
         const int64_t from = offset + k * plane + i;
         block[k] = k < have ? load_masked<T, kMasked>(images, from, n) : V::zero();
-        if (k < have) ask_for<kMasked>(images, from + kAhead);
+        if (k < have && apart) ask_for<kMasked>(images, from + kAhead);
       }
       transpose(block);
-      float* to = out + i * pitch + c;
+      Out* to = out + i * pitch + c;
       if (room == V::kWidth) {
         for (int k = 0; k < n; ++k, to += pitch) block[k].store(to);
       } else {
