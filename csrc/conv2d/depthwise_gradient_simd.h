@@ -24,7 +24,11 @@ class DepthwiseGradient {
         odd_(gradient_phase(forward_axis_x(p), 1)),
         gradient_{static_cast<const T*>(p.grad_y), nullptr, p.o, p.o, around(forward_axis_y(p)),
                   around(forward_axis_x(p))},
-        padded_(gradient_) {}
+        padded_(gradient_),
+        rows_(gradient_phases(forward_axis_y(p))) {
+    const Axis forward = forward_axis_y(p);
+    for (int64_t y = 0; y < gradient_phases(forward); ++y) rows_[y] = gradient_phase(forward, y);
+  }
 
   void run() const {
     const int64_t taps = p_.kh * p_.kw;
@@ -55,9 +59,8 @@ class DepthwiseGradient {
   }
 
   void run_plane(const Acc* image, const Acc* weights, T* out) const {
-    const Axis forward = forward_axis_y(p_);
-    for (int64_t first = 0; first < gradient_phases(forward); ++first) {
-      const GradientPhase y = gradient_phase(forward, first);
+    for (int64_t first = 0; first < gradient_phases(forward_axis_y(p_)); ++first) {
+      const GradientPhase& y = rows_[first];
       const AnyTaps even{*this, y, even_, image, weights}, odd{*this, y, odd_, image, weights};
       if (std::min(even.count(), odd.count()) == 0 || std::max(even.count(), odd.count()) > kFew) {
         run_phase(y, even, odd, out);
@@ -145,6 +148,7 @@ class DepthwiseGradient {
   const GradientPhase even_, odd_;
   const Images<T> gradient_;
   const PaddedPlane<T> padded_;
+  const Scratch<GradientPhase> rows_;  // of each residue
 };
 
 }  // namespace pyops::PYOPS_ISA_NAMESPACE

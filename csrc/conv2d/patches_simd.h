@@ -68,7 +68,7 @@ void copy_rows(const Images<T>& images, int64_t offset, int64_t in_stride, int64
       }
     } else if (n == V::kWidth) {
       for (int64_t r = 0; r < rows; ++r, from += in_stride, to += out_stride) {
-        if (v == 0) prefetch(from);
+        prefetch(from);
         load_masked<T, kMasked>(images, from, V::kWidth).store(to);
       }
     } else {
