@@ -113,12 +113,23 @@ class TapStretches {
   const Scratch<TapRun> runs_;
 };
 
+// Whether the images are what a grid would be a copy of.
+template <bool kMasked, class T>
+bool lies_in_place(const Correlation<T>& c) {
+  const auto has_no_padding = [](const Axis& a) {
+    return a.origin >= 0 && a.at(a.positions - 1, a.taps - 1) < a.size;
+  };
+  return std::is_same_v<T, float> && !kMasked && c.channels_last && has_no_padding(c.images.y) &&
+         has_no_padding(c.images.x);
+}
+
 template <bool kMasked, class T>
 class VectorCorrelation {
  public:
   explicit VectorCorrelation(const Correlation<T>& c)
       : c_(c),
-        grid_(c.images),
+        in_place_(lies_in_place<kMasked>(c)),
+        grid_(in_place_ ? PixelGrid::in_place(c.images) : PixelGrid(c.images)),
         stretches_(grid_),
         columns_(c.images.x.positions),
         piece_(ceil_div(columns_, ceil_div(columns_, kPositions))),
@@ -128,7 +139,7 @@ class VectorCorrelation {
   void run() {
     pack_weight();
     const RowBands bands = cut_rows(c_.images.y.positions, c_.batch, kBandBytes, [&](int64_t rows) {
-      return grid_.elements(rows) * static_cast<int64_t>(sizeof(float));
+      return in_place_ ? 0 : grid_.elements(rows) * static_cast<int64_t>(sizeof(float));
     });
     parallel_for(0, c_.batch * bands.count, 1, [&](int64_t begin, int64_t end) {
       Worker worker(*this, bands.rows);
@@ -161,16 +172,18 @@ class VectorCorrelation {
    public:
     Worker(const VectorCorrelation& job, int64_t rows)
         : job_(job),
-          pixels_(job.grid_.elements(rows)),
+          room_(job.in_place_ ? 0 : job.grid_.elements(rows)),
           sums_((kRange + V::kWidth) * kCols),
           sink_(job.c_) {
-      std::memset(pixels_.get(), 0, sizeof(float) * job.grid_.elements(rows));
+      if (!job.in_place_) {
+        std::memset(room_.get(), 0, sizeof(float) * job.grid_.elements(rows));
+      }
     }
 
     // Rows [row, row + rows) of image n, a range of whole rows or of one's pieces at a time.
     void run(int64_t n, int64_t row, int64_t rows) {
       const Correlation<T>& c = job_.c_;
-      fill_pixels<kMasked>(c.images, job_.grid_, c.channels_last, n, row, rows, pixels_.get());
+      place_pixels(n, row, rows);
       const int64_t columns = job_.columns_, height = std::max<int64_t>(1, kRange / columns);
       const int64_t width = columns <= kRange ? columns : kRange / job_.piece_ * job_.piece_;
       const Numbering all{columns, rows * columns};
@@ -198,18 +211,33 @@ class VectorCorrelation {
       int64_t i, channels;
       T* out;
     };
-    // A stretch's taps and their weights.
+    // A stretch's taps and their weights; and whether its pixels are read for the first time.
     struct Factors {
       TapStretch taps;
       const float* weight;
+      bool asks;
     };
+
+    void place_pixels(int64_t n, int64_t row, int64_t rows) {
+      const Correlation<T>& c = job_.c_;
+      if constexpr (std::is_same_v<T, float>) {
+        if (job_.in_place_) {
+          const Axis &y = c.images.y, &x = c.images.x;
+          const int64_t first = (n * y.size + y.origin + row * y.stride) * x.size + x.origin;
+          pixels_ = c.images.data + first * c.images.total_channels;
+          return;
+        }
+      }
+      fill_pixels<kMasked>(c.images, job_.grid_, c.channels_last, n, row, rows, room_.get());
+      pixels_ = room_.get();
+    }
 
     template <int kVecs>
     void multiply(const Range& range, const Panel& panel) {
       const float* weight = job_.weight_.get() + panel.i * job_.taps_;
       for (int64_t s = 0; s < job_.stretches_.count(); ++s) {
         const bool last = s + 1 == job_.stretches_.count();
-        const Factors factors{job_.stretches_[s], weight};
+        const Factors factors{job_.stretches_[s], weight, job_.in_place_ && panel.i == 0};
         float* sums = sums_.get();
         for (int64_t y = range.y; y < range.y_end; ++y) {
           for (int64_t x = range.x; x < range.x_end; x += job_.piece_) {
@@ -252,13 +280,15 @@ class VectorCorrelation {
     void multiply_tiles(const Factors& factors, const GridStretch& at, const PutOf& put_of) {
       constexpr int kRows = TapTile::rows(kVecs);
       const int64_t step = job_.grid_.step();
-      const float* pixels = pixels_.get() + job_.grid_.position(at.y, at.x);
+      const float* pixels = pixels_ + job_.grid_.position(at.y, at.x);
       const int count = static_cast<int>(at.count), tiles = (count + kRows - 1) / kRows;
       const int even = count / tiles, more = count - even * tiles;  // of so many tiles one more
       int first = 0;
       const auto multiply = [&](int rows, int some) {
         with_constant<kRows>(rows, [&]<int kSome>(std::integral_constant<int, kSome>) {
           for (int k = 0; k < some; ++k, first += kSome) {
+            if (factors.asks)
+              ask_for_pixels(factors.taps, pixels + (first + kPositions) * step, kSome);
             multiply_runs<kSome, kVecs>(factors.taps, pixels + first * step, step, factors.weight,
                                         put_of(first, kSome, tiles));
           }
@@ -268,25 +298,69 @@ class VectorCorrelation {
       multiply(even, tiles - more);
     }
 
+    // What the taps of `count` positions will meet.
+    void ask_for_pixels(const TapStretch& taps, const float* pixels, int count) const {
+      constexpr int64_t kLine = 64 / sizeof(float);
+      for (int r = 0; r < count; ++r, pixels += job_.grid_.step()) {
+        for (const TapRun* run = taps.runs; run < taps.runs + taps.count; ++run) {
+          for (int64_t k = 0; k < run->length; k += kLine)
+            prefetch_to_read(pixels + run->offset + k);
+        }
+      }
+    }
+
     const VectorCorrelation& job_;
-    Scratch<float> pixels_, sums_;
+    Scratch<float> room_, sums_;
+    const float* pixels_ = nullptr;  // of a band
     const GridSink<T> sink_;
   };
 
   const Correlation<T>& c_;
+  const bool in_place_;
   const PixelGrid grid_;
   const TapStretches stretches_;
   const int64_t columns_, piece_, taps_;
   const Scratch<float> weight_;
 };
 
-// An element meets several taps, a row has positions for as many sums as FMAs are underway, and an
-// image enough for weights that are read anew for each.
+// Positions of a row for as many sums as FMAs are underway.
+inline constexpr int64_t kLeastRow = 5;
+
+// An element meets several taps, and an image has positions enough for weights that are read anew
+// for each.
 template <class T>
 bool grid_pays(const Correlation<T>& c) {
-  constexpr int64_t kLeastRow = 5, kLeast = 96;
+  constexpr int64_t kLeast = 96;
   return c.images.y.taps * c.images.x.taps > 1 && c.images.x.positions >= kLeastRow &&
          c.images.positions_per_image() >= kLeast;
+}
+
+// The pixels of a batch in rows of as many as a piece may have, where each is a position.
+template <class T>
+Correlation<T> in_long_rows(const Correlation<T>& c) {
+  const int64_t positions = c.batch * c.images.positions_per_image();
+  int64_t width = GridSink<T>::kMaxPositions;
+  while (positions % width != 0) --width;
+  if (!c.images.is_identity() || c.map.cols != positions || width < kLeastRow) return c;
+  const auto axis = [](int64_t size) { return Axis{size, size, 1, 1, 0, 1}; };
+  Correlation<T> rows = c;
+  rows.images.x = axis(width), rows.images.y = axis(positions / width);
+  rows.all_rows = rows.images.y.positions, rows.batch = 1;
+  return rows;
+}
+
+// Whether pixels had better be read where they lie than packed for a product of matrices: that has
+// fewer results than numbers to pack, or waits for memory (Zen 5, November 2026).
+// Of all rows, whichever band of them is asked for.
+template <bool kMasked, class T>
+bool pays_in_place(const Correlation<T>& all) {
+  constexpr int64_t kLeast = 192, kLarge = 256 << 10;
+  const Axis &y = all.images.y, &x = all.images.x;
+  const bool every_pixel = x.is_identity() && y.taps == 1 && y.stride == 1 && y.positions == y.size;
+  const int64_t positions = all.images.positions_per_image(), channels = all.images.channels;
+  return std::is_same_v<T, float> && !kMasked && all.channels_last && every_pixel &&
+         x.positions >= kLeastRow && positions >= kLeast &&
+         (all.channels <= channels || positions * channels * int64_t{sizeof(T)} >= kLarge);
 }
 
 }  // namespace pyops::PYOPS_ISA_NAMESPACE

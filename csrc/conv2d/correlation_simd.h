@@ -98,6 +98,10 @@ void correlate_directly(const Correlation<T>& c) {
       }
       if (c.channels >= 8 || c.channels_last) return VectorCorrelation<kMasked, T>(c).run();
     }
+    if (vectors_pay<T>(c.precision) && pays_in_place<kMasked>(all)) {
+      const Correlation<T> rows = in_long_rows(c);
+      return VectorCorrelation<kMasked, T>(rows).run();
+    }
   }
 #if defined(__AVX512BF16__)
   if (correlate_tiles<kMasked>(c)) return;
