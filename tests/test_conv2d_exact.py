@@ -60,6 +60,8 @@ def test_tails(place, memory_format, hw, c, o):
         ((2, 14, 20, 29), (10, 7, 3, 3), {"padding": 1, "groups": 2}),
         ((1, 2, 31, 64), (6, 2, 3, 3), {"padding": 1, "dilation": 2}),
         ((2, 130, 12, 16), (7, 130, 3, 3), {"padding": 1}),
+        ((3, 40, 16, 13), (24, 40, 1, 1), {}),
+        ((2, 33, 140, 1), (20, 33, 5, 1), {"padding": (2, 0), "stride": (2, 1)}),
     ],
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -7,6 +7,7 @@
 #pragma once
 
 #include <cstring>
+#include <utility>
 
 #include "conv2d/bias_gradient_simd.h"
 #include "conv2d/correlation_simd.h"
@@ -358,13 +359,23 @@ Params as_pointwise(Params p) {
   return p;
 }
 
+// A column of pixels is a row of them, along which tiles run.
+template <class Params>
+Params as_row(Params p) {
+  if (p.w > 1 || p.kw > 1 || p.ow > 1 || p.padding_w > 0) return p;
+  std::swap(p.h, p.w), std::swap(p.kh, p.kw), std::swap(p.oh, p.ow);
+  std::swap(p.stride_h, p.stride_w), std::swap(p.padding_h, p.padding_w);
+  std::swap(p.dilation_h, p.dilation_w);
+  return p;
+}
+
 inline void conv2d_forward(const Conv2dParams& params) {
-  const Conv2dParams p = as_pointwise(params);
+  const Conv2dParams p = as_pointwise(as_row(params));
   dispatch_dtype<kKernelTypes>(p.dtype, [&](auto t) { conv2d_forward<decltype(t)>(p); });
 }
 
 inline void conv2d_backward(const Conv2dBackwardParams& params) {
-  const Conv2dBackwardParams p = as_pointwise(params);
+  const Conv2dBackwardParams p = as_pointwise(as_row(params));
   dispatch_dtype<kKernelTypes>(p.dtype, [&](auto t) {
     using T = decltype(t);
     if (p.y == nullptr) return conv2d_backward<T, false>(p);

@@ -287,8 +287,7 @@ class VectorCorrelation {
       const auto multiply = [&](int rows, int some) {
         with_constant<kRows>(rows, [&]<int kSome>(std::integral_constant<int, kSome>) {
           for (int k = 0; k < some; ++k, first += kSome) {
-            if (factors.asks)
-              ask_for_pixels(factors.taps, pixels + (first + kPositions) * step, kSome);
+            if (factors.asks) ask_for_pixels(factors.taps, pixels + first * step, kSome);
             multiply_runs<kSome, kVecs>(factors.taps, pixels + first * step, step, factors.weight,
                                         put_of(first, kSome, tiles));
           }
@@ -298,13 +297,14 @@ class VectorCorrelation {
       multiply(even, tiles - more);
     }
 
-    // What the taps of `count` positions will meet.
+    // What the taps of as many positions will meet, a piece further on.
     void ask_for_pixels(const TapStretch& taps, const float* pixels, int count) const {
       constexpr int64_t kLine = 64 / sizeof(float);
-      for (int r = 0; r < count; ++r, pixels += job_.grid_.step()) {
+      const int64_t step = job_.grid_.step();
+      for (int r = kPositions; r < kPositions + count; ++r) {
         for (const TapRun* run = taps.runs; run < taps.runs + taps.count; ++run) {
-          for (int64_t k = 0; k < run->length; k += kLine)
-            prefetch_to_read(pixels + run->offset + k);
+          const float* from = pixels + r * step + run->offset;
+          for (int64_t k = 0; k < run->length; k += kLine) prefetch_to_read(from + k);
         }
       }
     }
