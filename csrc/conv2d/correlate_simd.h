@@ -256,16 +256,15 @@ class VectorCorrelation {
                         const Tile<float>& tile, bool last) {
       if constexpr (std::is_same_v<T, float>) {
         if (last && panel.channels == kVecs * V::kWidth && job_.c_.channels_last) {
-          const Lines<T> lines = sink_.pixel_lines(panel.all, at, panel.i, panel.out);
-          return multiply_tiles<kVecs>(factors, at, [&](int first, int rows, int) {
+          const Lines<T> lines = sink_.pixel_lines(at, panel.i, panel.out);
+          return multiply_tiles<kVecs>(factors, at, [&](int first, int rows, int, int) {
             const Leaving<T> put{tile.below(first), lines.below(first)};
             put.lines.below(kPositions).prefetch(rows, kVecs * V::kWidth);
             return put;
           });
         }
       }
-      multiply_tiles<kVecs>(factors, at, [&](int first, int rows, int tiles) {
-        const int part = first / rows;
+      multiply_tiles<kVecs>(factors, at, [&](int first, int, int part, int tiles) {
         if (last) sink_.prefetch(panel.all, at, panel.i, panel.channels, panel.out, part, tiles);
         return tile.below(first);
       });
@@ -274,8 +273,8 @@ class VectorCorrelation {
       }
     }
 
-    // In tiles of about as many positions each; put_of(first, positions, tiles) goes before each
-    // and says where its sums go.
+    // In tiles of about as many positions each; put_of(first, positions, tile, tiles) goes before
+    // each and says where its sums go.
     template <int kVecs, class PutOf>
     void multiply_tiles(const Factors& factors, const GridStretch& at, const PutOf& put_of) {
       constexpr int kRows = TapTile::rows(kVecs);
@@ -283,13 +282,13 @@ class VectorCorrelation {
       const float* pixels = pixels_ + job_.grid_.position(at.y, at.x);
       const int count = static_cast<int>(at.count), tiles = (count + kRows - 1) / kRows;
       const int even = count / tiles, more = count - even * tiles;  // of so many tiles one more
-      int first = 0;
+      int first = 0, tile = 0;
       const auto multiply = [&](int rows, int some) {
         with_constant<kRows>(rows, [&]<int kSome>(std::integral_constant<int, kSome>) {
-          for (int k = 0; k < some; ++k, first += kSome) {
+          for (int k = 0; k < some; ++k, ++tile, first += kSome) {
             if (factors.asks) ask_for_pixels(factors.taps, pixels + first * step, kSome);
             multiply_runs<kSome, kVecs>(factors.taps, pixels + first * step, step, factors.weight,
-                                        put_of(first, kSome, tiles));
+                                        put_of(first, kSome, tile, tiles));
           }
         });
       };

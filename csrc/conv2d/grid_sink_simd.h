@@ -55,12 +55,9 @@ class GridSink {
     return c_.result + n * map_.image_stride + row * map_.row_stride;
   }
 
-  // Those positions as lines of channels from i on, of pixels that are one run.
-  Lines<T> pixel_lines(const Numbering& all, const GridStretch& at, int64_t i, T* out) const {
-    const bool dense = is_dense(all);
-    if (at.p + at.count > all.span || (!dense && at.x + at.count > map_.cols)) return {};
-    const int64_t offset =
-        dense ? at.p * map_.col_stride : at.y * map_.row_stride + at.x * map_.col_stride;
+  // Those positions, of one row, as lines of channels from i on.
+  Lines<T> pixel_lines(const GridStretch& at, int64_t i, T* out) const {
+    const int64_t offset = at.y * map_.row_stride + at.x * map_.col_stride;
     return {.out = out + offset + i,
             .stride = map_.col_stride,
             .col_bias = c_.epilogue.bias != nullptr ? c_.epilogue.bias + i : nullptr,

@@ -38,8 +38,9 @@ inline constexpr float kWeightScale = 0x1p24f;
     V columns[3][4];
     for (int x = 0; x < 3; ++x) {
       V w[3];
-      for (int y = 0; y < 3; ++y)
+      for (int y = 0; y < 3; ++y) {
         w[y] = V::load(taps + (3 * y + x) * channels * kCols + at) * scale;
+      }
       transform_weight(w, columns[x]);
     }
     for (int y = 0; y < 4; ++y) {
@@ -231,7 +232,7 @@ class WinogradCorrelation {
         const int64_t row = 2 * segment.line, column = 2 * (segment.column + t);
         const int64_t count = std::min(2 * run, c.images.x.positions - column);
         for (int64_t y = 0; y < std::min<int64_t>(2, c.images.y.positions - row); ++y) {
-          const GridStretch at(all_, (row + y) * all_.pitch + column, count);
+          const GridStretch at(all_, row + y, column, count);
           sink_.store_positions(all_, at, i, channels, {sums_ + y * kSumsRow, kCols},
                                 sink_.rows(segment.n, 0));
         }

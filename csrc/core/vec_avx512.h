@@ -49,6 +49,7 @@ struct Vec<float> {
         _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 17, 19, 21, 23, 25, 27, 29, 31);
     return {_mm512_permutex2var_ps(load(p).v, lane, load(p + 15).v)};
   }
+
   // n of them.
   static Vec load_even(const BFloat16* p, int n) {
     return {_mm512_castsi512_ps(_mm512_slli_epi32(even_words(p, n), 16))};
