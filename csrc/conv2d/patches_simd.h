@@ -55,8 +55,8 @@ void copy_rows(const Images<T>& images, int64_t offset, int64_t in_stride, int64
   using V = Vec<acc_t<T>>;
   // Rows are of many pages, too many for the machine to foresee: what follows is asked for.
   const auto prefetch = [&](int64_t from) {
-    __builtin_prefetch(images.data + from + count);
-    if constexpr (kMasked) __builtin_prefetch(images.mask + from + count);
+    prefetch_to_read(images.data + from + count);
+    if constexpr (kMasked) prefetch_to_read(images.mask + from + count);
   };
   for (int64_t v = 0; v < count; v += V::kWidth) {
     const int n = static_cast<int>(std::min<int64_t>(V::kWidth, count - v));

@@ -231,6 +231,14 @@ class BarePixels {
             pixel, kGridStep};
   }
 
+  // For the lines of `count` steps that the panel after these reads.
+  void ask_next(const ImageTiles& tiles, int64_t count) const {
+    const uint16_t* pixel = tiles.at(0) + kGridStep * tiles.rows;
+    for (int64_t p = 0; p < kGridStep; ++p, pixel += tiles.rows) {
+      for (int64_t i = 0; i < count; ++i) prefetch_to_read(pixel + i * 32);
+    }
+  }
+
  private:
   const Images<BFloat16> images_;
   Scratch<ImageStep> steps_;

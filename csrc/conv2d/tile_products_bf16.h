@@ -161,6 +161,10 @@ class TileProducts {
                 BFloat16* out) {
     const int64_t count = std::min(block_steps_, steps_ - step), p = j % grid_panels_ * kGridStep;
     const auto image = tiles(planes, j, p, step, count);
+    if constexpr (requires { planes.ask_next(image, count); }) {
+      constexpr int64_t kShallow = 2;  // else a step's products ask for the next one's lines
+      if (i == 0 && steps_ <= kShallow) planes.ask_next(image, count);
+    }
     const bool last = step + count == steps_;
     for (int64_t k = i; k < std::min(row_panels_, i + group_); ++k) {
       const PackedTiles<1> panel{weight + (k * steps_ + step) * 2 * kTileElements};
@@ -192,7 +196,7 @@ class TileProducts {
       const auto put = [&](int row, const auto& some) __attribute__((always_inline)) {
         last ? out_.put(row, some) : sums.store(row, some);
       };
-      out_.ask(32);
+      out_.ask_next();
       multiply_pairs<kTall, kWide>(steps, rows, a, b, start, put);
       return out_.expect_none();
     }

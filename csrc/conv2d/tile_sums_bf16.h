@@ -95,11 +95,16 @@ class PixelSums {
   static constexpr bool kByRows = true;
 
   PixelSums(const Correlation<BFloat16>& c, int64_t panels)
-      : channels_(c.channels), epilogue_(c.epilogue, c.channels), offsets_(panels * kGridStep) {}
+      : channels_(c.channels),
+        epilogue_(c.epilogue, c.channels),
+        offsets_((panels + 1) * kGridStep) {}
 
   // Position p lies at `offset` from the first one, negative where it is none of the result.
   void place(int64_t p, int64_t offset) { offsets_[p] = offset; }
-  void placed(int64_t) {}
+  void placed(int64_t count) {
+    const int64_t end = (ceil_div(count, kGridStep) + 1) * kGridStep;
+    std::fill(&offsets_[count], &offsets_[end], -1);
+  }
 
   // Sums now being made belong to `count` positions from p on and channels from `channel` on of
   // the grid whose first position lies at `out`.
@@ -133,9 +138,15 @@ class PixelSums {
   // Asks for the lines of rows [row_, last) to come.
   void ask(int last) {
     for (int r = row_; r < std::min(coming_.count, last); ++r) {
-      if (coming_.offsets[r] >= 0) __builtin_prefetch(coming_.out + coming_.offsets[r], 1, 3);
+      if (coming_.offsets[r] >= 0) prefetch_to_write(coming_.out + coming_.offsets[r]);
     }
     row_ = last;
+  }
+  // For those of the next panel.
+  void ask_next() const {
+    for (int r = kGridStep; r < 2 * kGridStep; ++r) {
+      if (coming_.offsets[r] >= 0) prefetch_to_write(coming_.out + coming_.offsets[r]);
+    }
   }
   // The rows expected, from `row` on.
   template <int kRows, int kVecs>
@@ -224,10 +235,11 @@ class PlanePlaces {
   // Asks for the lines of channels [row_, last) to come.
   void ask(int last) {
     for (int r = row_; r < std::min(coming_.channels, last) && coming_.count > 0; ++r) {
-      __builtin_prefetch(at(coming_, r, coming_.runs[coming_.count - 1].offset + 31 * step_), 1, 3);
+      prefetch_to_write(at(coming_, r, coming_.runs[coming_.count - 1].offset + 31 * step_));
     }
     row_ = last;
   }
+  void ask_next() { ask(32); }
 
  protected:
   // The positions `lanes` lie from out + offset on, were the others there too; or as dwords' first

@@ -87,8 +87,8 @@ class GridGradient {
     if (channel >= g_.channels || chunk.mask == 0) return Vec<float>::zero();
     const int64_t at = first_ + channel * g_.y.size * g_.x.size + chunk.start;
     // 32 channels, and as many masks, are more streams than the machine follows.
-    __builtin_prefetch(g_.data + at + kAhead, 0, 2);
-    if constexpr (kMasked) __builtin_prefetch(g_.mask + at + kAhead, 0, 2);
+    prefetch_to_l2(g_.data + at + kAhead);
+    if constexpr (kMasked) prefetch_to_l2(g_.mask + at + kAhead);
     const auto x = load_masked<T, kMasked>(g_, at, __builtin_popcount(chunk.mask));
     return {_mm512_maskz_expand_ps(static_cast<__mmask16>(chunk.mask), x.v)};
   }

@@ -232,7 +232,7 @@ class Weights {
       for (int j = 0; j < V::kWidth; ++j) {
         const T* line = from + j * image_stride_;
         block[j] = j < images ? load(line, channels) : V::zero();
-        __builtin_prefetch(line + V::kWidth * image_stride_);
+        prefetch_to_read(line + V::kWidth * image_stride_);
       }
       transpose(block);
       for (int c = 0; c < channels; ++c) store(block[c], to + c * row, images);

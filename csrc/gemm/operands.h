@@ -54,8 +54,8 @@ struct StridedOperand {
   // many bytes, it gained nothing (Sapphire Rapids, November 2026).
   void prefetch(int64_t offset) const {
     if constexpr (sizeof(T) == 2) return;
-    __builtin_prefetch(data + offset, 0, 2);
-    if constexpr (kMasked) __builtin_prefetch(mask + offset, 0, 2);
+    prefetch_to_l2(data + offset);
+    if constexpr (kMasked) prefetch_to_l2(mask + offset);
   }
   void prefetch_row(int64_t i, int64_t p) const {
     if (i < extent) prefetch(i * i_stride + p);
