@@ -108,7 +108,7 @@ int takes_tensorop(int dtype, const int64_t* shape) {
   return suits_tensorop(shape_of(shape), static_cast<Dtype>(dtype), {});
 }
 
-int takes_depthwise(const int64_t* shape) { return is_depthwise(shape_of(shape)); }
+int takes_depthwise(const int64_t* shape) { return has_single_channels(shape_of(shape)); }
 
 // In parts of so many images, forward, grad_x and grad_weight: a workspace of what those ask for
 // who add in float32.

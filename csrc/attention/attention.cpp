@@ -147,7 +147,7 @@ Forward forward(const Tensor& query, const Tensor& key, const Tensor& value,
                 bool is_causal, std::optional<double> scale, bool query_layout) {
   check_attention("attention_forward", query, key, value, mask, dropout_p);
   const Tensor q = contiguous_rows(query), k = contiguous_rows(key), v = contiguous_rows(value);
-  Tensor out = query_layout ? at::empty_like(q)
+  Tensor out = query_layout ? empty_like_rows(q)
                             : at::empty({q.size(0), q.size(1), q.size(2), v.size(3)}, q.options());
   const auto rows = q.sizes().slice(0, 3);
   Tensor row_max = at::empty(rows, accumulator_options(q)), row_scale = at::empty_like(row_max);

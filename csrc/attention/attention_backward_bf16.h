@@ -1,4 +1,4 @@
-// The gradients of flash attention on the matrix unit; the five products are those of
+// The gradients of flash attention by tiles of bfloat16; the five products are those of
 // attention_backward_simd.h, and so is the way key blocks are dealt out to tasks.
 //
 // Queries are rows of the scores, so P and dS come out of the vector unit as rows. Two rows
@@ -265,7 +265,7 @@ class TileBackwardWorker {
       const __m512 score = _mm512_load_ps(at);
       const __m512 exponent = fuses ? _mm512_fmsub_ps(score, factor, shift)
                                     : _mm512_mul_ps(_mm512_sub_ps(score, max), factor);
-      const __m512 weight = _mm512_maskz_mov_ps(first_of(seen - j), exp2_bf16(exponent));
+      const __m512 weight = _mm512_maskz_mov_ps(first_lanes(seen - j), exp2_bf16(exponent));
       sum = _mm512_add_ps(sum, weight);
       _mm512_store_ps(at, weight);
       const __m512 grad = _mm512_load_ps(sums_at(grad_p_, kKeyTiles, r, j / 16));

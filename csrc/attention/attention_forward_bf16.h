@@ -1,5 +1,5 @@
-// Flash attention on the matrix unit: a panel of 32 queries meets keys in strips of 64. Scores come
-// out of the tiles, their exponentials go back in as bfloat16.
+// Flash attention by tiles of bfloat16: a panel of 32 queries meets keys in strips of 64. Scores
+// come out of the tiles, their exponentials go back in as bfloat16.
 //
 // A row's maximum is that of its first strip and rises only when the weights grow out of hand: so
 // one pass over the scores does, and what was summed is rarely rescaled. 2^16 keeps sums of values
@@ -196,7 +196,7 @@ class TileForwardWorker {
     for (int64_t j = 0; j < strip.width; j += 16) {
       const __m512 score = _mm512_load_ps(scores_at(strip, r, j / 16));
       // The second operand, the maximum so far, is the result where a score is NaN.
-      largest = _mm512_mask_max_ps(largest, first_of(seen - j), score, largest);
+      largest = _mm512_mask_max_ps(largest, first_lanes(seen - j), score, largest);
     }
     const float max = _mm512_reduce_max_ps(largest);
     if (max > panel.max[r]) {
@@ -280,7 +280,7 @@ class TileForwardWorker {
         const __m512 score = _mm512_load_ps(scores_at(strip, r, j / 16 + i));
         const __m512 exponent = fuses ? _mm512_fmsub_ps(score, factor, shift)
                                       : _mm512_mul_ps(_mm512_sub_ps(score, max), factor);
-        weight[i] = _mm512_maskz_mov_ps(first_of(seen - j - i * 16), exp2_bf16(exponent));
+        weight[i] = _mm512_maskz_mov_ps(first_lanes(seen - j - i * 16), exp2_bf16(exponent));
       }
       sum = _mm512_add_ps(sum, _mm512_add_ps(weight[0], weight[1]));
       if (drops) {

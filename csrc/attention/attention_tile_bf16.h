@@ -6,6 +6,7 @@
 
 #include "attention/attention_tile_simd.h"
 #include "gemm/tile_engine.h"
+#include "gemm/word_tiles.h"
 
 namespace pyops::PYOPS_ISA_NAMESPACE {
 
@@ -137,11 +138,6 @@ struct ScoreUnits {
   static bool shift_is_small(float shift) { return std::fabs(shift) < 1024; }
 };
 
-// The first n of 16 lanes, for any n.
-inline __mmask16 first_of(int64_t n) {
-  return n >= 16 ? 0xffff : n <= 0 ? 0 : static_cast<__mmask16>((1u << n) - 1);
-}
-
 // 32 numbers of a row, rounded.
 inline void store_pair(__m512 low, __m512 high, uint16_t* to) {
   _mm512_store_si512(to, (__m512i)_mm512_cvtne2ps_pbh(high, low));
@@ -179,7 +175,7 @@ class TileMask {
       const auto* row = static_cast<const uint8_t*>(mask_.data) + at;
       const __m512 hidden = _mm512_set1_ps(-INFINITY);
       add(scores, seen, width, [&](int64_t j) {
-        const __m128i bytes = _mm_maskz_loadu_epi8(first_of(keys - j), row + j);
+        const __m128i bytes = _mm_maskz_loadu_epi8(first_lanes(keys - j), row + j);
         return _mm512_maskz_mov_ps(_mm_testn_epi8_mask(bytes, bytes), hidden);
       });
     } else if (mask_.dtype == Dtype::kFloat32) {
@@ -188,7 +184,7 @@ class TileMask {
     } else {
       const auto* row = static_cast<const uint16_t*>(mask_.data) + at;
       add(scores, seen, width, [&](int64_t j) {
-        const __m256i bits = _mm256_maskz_loadu_epi16(first_of(keys - j), row + j);
+        const __m256i bits = _mm256_maskz_loadu_epi16(first_lanes(keys - j), row + j);
         return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
       });
     }
@@ -196,7 +192,7 @@ class TileMask {
 
  private:
   static __m512 load(const float* row, int64_t j, int64_t keys) {
-    return _mm512_maskz_loadu_ps(first_of(keys - j), row + j);
+    return _mm512_maskz_loadu_ps(first_lanes(keys - j), row + j);
   }
   template <class Mask>
   void add(float* scores, int64_t seen, int64_t width, Mask&& mask) const {
@@ -204,7 +200,7 @@ class TileMask {
     for (int64_t j = 0; j < width; j += kTileRows, scores += kSumElements) {
       const __m512 score = _mm512_fmadd_ps(_mm512_load_ps(scores), scale, mask(j));
       const __m512 hidden = _mm512_set1_ps(-INFINITY);
-      _mm512_store_ps(scores, _mm512_mask_mov_ps(hidden, first_of(seen - j), score));
+      _mm512_store_ps(scores, _mm512_mask_mov_ps(hidden, first_lanes(seen - j), score));
     }
   }
 

@@ -2,6 +2,7 @@
 // or mask, draws the dropout seed as a tensor (so that tracers see it) and calls attention_forward.
 #include <limits>
 
+#include "attention/attention_arguments.h"
 #include "core/named.h"
 
 namespace pyops {
@@ -190,8 +191,7 @@ Tensor attention(const Tensor& query, const Tensor& key, const Tensor& value,
   if (query.device().is_meta()) return hand_over("device");
   if (is_empty(given)) return hand_over("empty");
   check_tensors(given);
-  TORCH_CHECK(dropout_p >= 0 && dropout_p <= 1, kName, ": dropout_p must lie in [0, 1], got ",
-              dropout_p);
+  check_dropout(kName, dropout_p);
   const bool fused = native_is_fused(given, dropout_p, enable_gqa);
   TORCH_CHECK(fused || !is_causal || !attn_mask, kName, ": attn_mask must be None with is_causal ",
               "where PyTorch has no fused kernel for the call, got one of ", attn_mask->sym_sizes(),

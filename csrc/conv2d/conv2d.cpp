@@ -19,7 +19,7 @@ constexpr Candidate<Conv2dParams> kForward[] = {
     {"conv2d_forward_3xtf32_cuda", Arch::kSm80, kFloat32, conv2d_forward_3xtf32_cuda,
      suits_tensorop, kSuitsTensorop},
     {"conv2d_forward_depthwise_cuda", Arch::kSm80, kAnyFloat, conv2d_forward_depthwise_cuda,
-     is_depthwise, kIsDepthwise},
+     has_single_channels, kHasSingleChannels},
     {"conv2d_forward_cuda", Arch::kSm80, kAnyFloat, conv2d_forward_cuda},
 #endif
     {"conv2d_forward_amx", Isa::kAmx, kTileTypes, conv2d_forward_amx},
@@ -39,7 +39,7 @@ constexpr Candidate<Conv2dBackwardParams> kBackward[] = {
     {"conv2d_backward_3xtf32_cuda", Arch::kSm80, kFloat32, conv2d_backward_3xtf32_cuda,
      suits_tensorop, kSuitsTensoropBackward, conv2d_backward_workspace_tensorop},
     {"conv2d_backward_depthwise_cuda", Arch::kSm80, kAnyFloat, conv2d_backward_depthwise_cuda,
-     is_depthwise, kIsDepthwise, conv2d_backward_workspace_depthwise},
+     has_single_channels, kHasSingleChannels, conv2d_backward_workspace_depthwise},
     {"conv2d_backward_cuda", Arch::kSm80, kAnyFloat, conv2d_backward_cuda, nullptr, "",
      conv2d_backward_workspace},
 #endif

@@ -1,5 +1,7 @@
 #include "conv2d/conv2d_arguments.h"
 
+#include <algorithm>
+
 #include "conv2d/conv2d_tensorop.h"
 
 namespace pyops {
@@ -26,13 +28,6 @@ Conv2dArguments conv2d_arguments(const char* op, at::IntArrayRef stride, at::Int
   TORCH_CHECK(a.dilation.at_most(kMost), op, ": dilation must be at most 2^40, got ", dilation);
   TORCH_CHECK(groups >= 1, op, ": groups must be at least 1, got ", groups);
   return a;
-}
-
-void check_same_kind(const char* op, const char* name, const Tensor& t, const Tensor& x) {
-  TORCH_CHECK(t.scalar_type() == x.scalar_type(), op, ": ", name, " must have the input's dtype ",
-              x.scalar_type(), ", got ", t.scalar_type());
-  TORCH_CHECK(t.device() == x.device(), op, ": ", name, " must be on the input's device ",
-              x.device(), ", got ", t.device());
 }
 
 at::MemoryFormat conv2d_memory_format(const Tensor& x, const Tensor& w) {
@@ -82,8 +77,9 @@ Conv2dShape conv2d_shape(const char* op, const Tensor& x, const Tensor& w, const
                     .oh = output_size(x.size(2), w.size(2), a.stride.h, a.padding.h, a.dilation.h),
                     .ow = output_size(x.size(3), w.size(3), a.stride.w, a.padding.w, a.dilation.w),
                     .groups = a.groups,
-                    .stride_h = a.stride.h,
-                    .stride_w = a.stride.w,
+                    // More than the padded input has one output, as this has, and would overflow.
+                    .stride_h = std::min(a.stride.h, x.size(2) + 2 * a.padding.h),
+                    .stride_w = std::min(a.stride.w, x.size(3) + 2 * a.padding.w),
                     .padding_h = a.padding.h,
                     .padding_w = a.padding.w,
                     .dilation_h = a.dilation.h,

@@ -25,9 +25,6 @@ struct Conv2dArguments {
 Conv2dArguments conv2d_arguments(const char* op, at::IntArrayRef stride, at::IntArrayRef padding,
                                  at::IntArrayRef dilation, int64_t groups);
 
-// RuntimeError unless t, called `name`, has x's dtype and device.
-void check_same_kind(const char* op, const char* name, const Tensor& t, const Tensor& x);
-
 // Refuses what no convolution takes; x is (N, C, H, W), bias may be undefined. Sizes are symbolic
 // for tracers, which call no kernel that would ask.
 void check_conv2d(const char* op, const Tensor& x, const Tensor& w, const Tensor& bias,

@@ -1,6 +1,7 @@
 // The arguments of a convolution that is pooled: parsed and checked.
 #pragma once
 
+#include <algorithm>
 #include <limits>
 
 #include "conv2d/conv2d_arguments.h"
@@ -17,6 +18,14 @@ struct Sizes {
   int64_t groups;
   IntArrayRef kernel_size, pool_stride, pool_padding, pool_dilation;
   bool ceil_mode;
+
+  // An offset is a tap of the window in 32 bits. A size that needs more itself is refused.
+  bool has_countable_taps() const {
+    constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
+    if (kernel_size.empty()) return true;
+    const int64_t h = kernel_size.front(), w = kernel_size.back();
+    return std::max(h, w) > kMost || h * w <= kMost;
+  }
 
   Conv2dArguments convolution() const {
     return conv2d_arguments(kPooledName, stride, padding, dilation, groups);

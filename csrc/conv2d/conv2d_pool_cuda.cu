@@ -82,8 +82,8 @@ cudaError_t conv2d_pool_forward_fused_cuda(const Conv2dPoolParams& p, cudaStream
 }
 
 cudaError_t conv2d_pool_forward_cuda(const Conv2dPoolParams& p, cudaStream_t stream) {
-  return convolve_and_pool(is_depthwise(p) ? conv2d_forward_depthwise_cuda : conv2d_forward_cuda, p,
-                           stream);
+  return convolve_and_pool(
+      has_single_channels(p) ? conv2d_forward_depthwise_cuda : conv2d_forward_cuda, p, stream);
 }
 
 cudaError_t conv2d_pool_forward_sm90(const Conv2dPoolParams& p, cudaStream_t stream) {

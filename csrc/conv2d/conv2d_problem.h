@@ -28,14 +28,16 @@ inline int64_t weight_splits(const Conv2dShape& s) {
 }
 
 // One input channel a group: nothing of the input is used by two outputs of a position.
-inline bool is_depthwise(const Conv2dShape& s) { return s.group_c() == 1 && s.group_o() <= 4; }
-inline bool is_depthwise(const Conv2dParams& p) {
-  return is_depthwise(static_cast<const Conv2dShape&>(p));
+inline bool has_single_channels(const Conv2dShape& s) {
+  return s.group_c() == 1 && s.group_o() <= 4;
 }
-inline bool is_depthwise(const Conv2dBackwardParams& p) {
-  return is_depthwise(static_cast<const Conv2dShape&>(p));
+inline bool has_single_channels(const Conv2dParams& p) {
+  return has_single_channels(static_cast<const Conv2dShape&>(p));
 }
-inline constexpr const char* kIsDepthwise = "one input and at most 4 output channels a group";
+inline bool has_single_channels(const Conv2dBackwardParams& p) {
+  return has_single_channels(static_cast<const Conv2dShape&>(p));
+}
+inline constexpr const char* kHasSingleChannels = "one input and at most 4 output channels a group";
 
 inline PositionSums position_sums(const Conv2dShape& s, bool weight, bool bias) {
   const int64_t taps = s.kh * s.kw;

@@ -23,7 +23,7 @@ void conv2d_pool_backward_avx2(const Conv2dPoolBackwardParams& p) {
 }
 template <int kLanes>
 bool suits_pool_gather(const Conv2dPoolBackwardParams& p) {
-  return !p.wide_offsets && suits_gather<kLanes>(of_pooling(p));
+  return suits_gather<kLanes>(of_pooling(p));
 }
 
 constexpr Candidate<Conv2dPoolParams> kForward[] = {
@@ -78,6 +78,16 @@ Tensor native(const Tensor& x, const Tensor& w, const OptionalTensor& bias, cons
   });
 }
 
+bool is_left_to_native(const Tensor& x, const Tensor& w, const OptionalTensor& bias,
+                       const Sizes& s) {
+  if (goes_native(kPooledName, {x, w, bias}, kDevices) || is_empty(kPooledName, x, w)) return true;
+  if (s.has_countable_taps()) return false;
+  if (explaining()) {
+    record_call(kPooledName, "native", {x, w}, {{"every kernel of ours", "over 2^31 - 1 taps"}});
+  }
+  return true;
+}
+
 Pooled forward_kernel(const Tensor& x, const Tensor& w, const OptionalTensor& bias, const Sizes& s,
                       bool with_offsets) {
   const Tensor b = value_or_undefined(bias);
@@ -112,9 +122,7 @@ Tensor pooled_kernel(const Tensor& x, const Tensor& w, const OptionalTensor& bia
                      IntArrayRef pool_dilation, bool ceil_mode) {
   const Sizes s{stride,      padding,      dilation,      groups,   kernel_size,
                 pool_stride, pool_padding, pool_dilation, ceil_mode};
-  if (goes_native(kPooledName, {x, w, bias}, kDevices) || is_empty(kPooledName, x, w)) {
-    return native(x, w, bias, s);
-  }
+  if (is_left_to_native(x, w, bias, s)) return native(x, w, bias, s);
   if (x.dim() == 3)
     return std::get<0>(forward_kernel(x.unsqueeze(0), w, bias, s, false)).squeeze(0);
   return std::get<0>(forward_kernel(x, w, bias, s, false));
@@ -273,8 +281,7 @@ Tensor pooled_autograd(const Tensor& x, const Tensor& w, const OptionalTensor& b
                        IntArrayRef pool_padding, IntArrayRef pool_dilation, bool ceil_mode) {
   const Sizes s{stride,      padding,      dilation,      groups,   kernel_size,
                 pool_stride, pool_padding, pool_dilation, ceil_mode};
-  if (goes_native(kPooledName, {x, w, bias}, kDevices) || is_empty(kPooledName, x, w))
-    return native(x, w, bias, s);
+  if (is_left_to_native(x, w, bias, s)) return native(x, w, bias, s);
   check_same_kind(kPooledName, "weight", w, x);
   if (bias) check_same_kind(kPooledName, "bias", *bias, x);
   if (x.dim() == 3) {

@@ -225,6 +225,8 @@ void pool_backward(const Conv2dPoolBackwardParams& p) {
             if (tap == kNoTap) continue;
             const int64_t oy = p.pool_h.start(py) + tap / p.pool_w.kernel * p.pool_h.dilation;
             const int64_t ox = p.pool_w.start(px) + tap % p.pool_w.kernel * p.pool_w.dilation;
+            // Offsets of another call must not write elsewhere.
+            if (oy < 0 || oy >= p.oh || ox < 0 || ox >= p.ow) continue;
             sums[(oy * p.ow + ox) * channels + c] += static_cast<acc_t<T>>(grad[j]);
           }
         }

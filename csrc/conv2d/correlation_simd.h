@@ -11,7 +11,6 @@
 #include "conv2d/winograd_simd.h"
 #if defined(__AVX512BF16__)
 #include "conv2d/correlate_bf16.h"
-#include "conv2d/weights_simd.h"
 #endif
 
 namespace pyops::PYOPS_ISA_NAMESPACE {

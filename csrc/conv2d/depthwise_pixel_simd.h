@@ -189,15 +189,6 @@ class DepthwisePixels {
     });
   }
 
-  template <int kCount, int kWide>
-  static void clear(V (&sums)[kCount][kWide]) {
-#pragma GCC unroll 4
-    for (auto& of_position : sums) {
-#pragma GCC unroll 2
-      for (V& s : of_position) s = V::zero();
-    }
-  }
-
   // Rows lie too far apart for the processor to see what comes next.
   template <int kCount, int kWide, class Lanes>
   [[gnu::always_inline]] void finish(const V (&sums)[kCount][kWide], const Row& row, int64_t q,

@@ -24,12 +24,10 @@ struct GridStretch {
   GridStretch(const Numbering& all, int64_t row, int64_t column, int64_t number)
       : p(row * all.pitch + column), count(number), y(row), x(column) {}
 
-  // [begin, end) of these, as far as there are so many; without a division, as they are few.
-  GridStretch part(const Numbering& all, int64_t begin, int64_t end) const {
+  // [begin, end) of these, which lie in one row.
+  GridStretch part(int64_t begin, int64_t end) const {
     GridStretch some = *this;
-    end = std::min(end, count), begin = std::min(begin, end);
     some.p += begin, some.x += begin, some.count = end - begin;
-    for (; some.x >= all.pitch; some.x -= all.pitch) ++some.y;
     return some;
   }
 };
@@ -83,7 +81,7 @@ class GridSink {
     const auto begin = [&](int64_t count, int k) { return count * k / parts; };
     int64_t first = 0, end = channels;
     if (c_.channels_last) {
-      at = at.part(all, begin(at.count, part), begin(at.count, part + 1));
+      at = at.part(begin(at.count, part), begin(at.count, part + 1));
     } else {
       first = begin(channels, part), end = begin(channels, part + 1);
     }

@@ -165,7 +165,6 @@ class PixelSums {
     const Place place = coming_;
     for_rows<kRows>(place.count - row, [&](int r) __attribute__((always_inline)) {
       const int64_t offset = place.offsets[row + r];
-      if (kMatrixUnit && offset < 0) return;
       _mm512_mask_storeu_epi16(place.out + offset, place.lanes, words[r]);
     });
   }

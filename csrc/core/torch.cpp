@@ -124,6 +124,17 @@ bool is_abstract(const Tensor& t) {
   return t.is_meta() || t.key_set().has(c10::DispatchKey::Python);
 }
 
+void check_same_kind(const char* op, const char* name, const Tensor& t, const Tensor& x) {
+  TORCH_CHECK(t.scalar_type() == x.scalar_type(), op, ": ", name, " must have the input's dtype ",
+              x.scalar_type(), ", got ", t.scalar_type());
+  check_device(op, name, t, x);
+}
+
+void check_device(const char* op, const char* name, const Tensor& t, const Tensor& x) {
+  TORCH_CHECK(t.device() == x.device(), op, ": ", name, " must be on the input's device ",
+              x.device(), ", got ", t.device());
+}
+
 bool needs_grad(Tensors tensors) {
   if (!at::GradMode::is_enabled()) return false;
   for (const TensorRef t : tensors) {

@@ -1,5 +1,5 @@
 // What every operator's glue needs from PyTorch: when to hand over to the native operator, choosing
-// and recording a kernel, autocast. Included by <op>.cpp alone.
+// and recording a kernel, autocast. Kernels see none of it.
 #pragma once
 
 #include <ATen/ATen.h>
@@ -69,6 +69,12 @@ bool goes_native(const char* op, Tensors tensors, Devices devices = Devices::kCp
 // Whether sizes and dtypes alone are asked for, by a meta tensor or a tracer: no kernel is called,
 // and none checks what it is given.
 bool is_abstract(const Tensor& t);
+
+// RuntimeError unless t, called `name`, has x's dtype and device.
+void check_same_kind(const char* op, const char* name, const Tensor& t, const Tensor& x);
+// Of the device alone: where tensors on several meet, one on meta would have its kernel answer,
+// which computes nothing.
+void check_device(const char* op, const char* name, const Tensor& t, const Tensor& x);
 
 // Whether autograd must record the call.
 bool needs_grad(Tensors tensors);

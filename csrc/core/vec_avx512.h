@@ -3,8 +3,6 @@
 
 #include <immintrin.h>
 
-#include <cstdint>
-
 #include "core/vec.h"
 
 namespace pyops::PYOPS_ISA_NAMESPACE {

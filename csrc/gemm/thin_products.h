@@ -82,11 +82,6 @@ void thin_columns(const Acc* a, const B& b, int64_t j, int64_t cols, int64_t p, 
   tile(std::integral_constant<int, 1>{});
 }
 
-template <class Acc>
-void clear(Acc* data, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) data[i] = 0;
-}
-
 // Few rows: B is read once, some rows of it at a time, so that memory sees long runs. Sums over a
 // stretch of the depth are added to the total, which keeps float32's accuracy.
 template <class A, class B, class Sink>
@@ -107,9 +102,9 @@ void thin_rows(int64_t m, int64_t n, int64_t k, const A& a, const B& b, const Si
     Scratch<Acc> sums(rows * range), totals(rows * range);
     for (int64_t j0 = begin * range; j0 < std::min(n, end * range); j0 += range) {
       const int64_t cols = std::min(range, n - j0);
-      clear(totals.get(), rows * range);
+      std::fill_n(totals.get(), rows * range, Acc{0});
       for (int64_t stretch = 0; stretch < k; stretch += kStretch) {
-        clear(sums.get(), rows * range);
+        std::fill_n(sums.get(), rows * range, Acc{0});
         const int64_t stop = std::min(k, stretch + kStretch);
         for (int64_t p = stretch; p < stop; p += kBlock) {
           for (int64_t j = 0; j < cols; j += kCols) {

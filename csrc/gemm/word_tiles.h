@@ -12,6 +12,9 @@ inline __mmask32 first_words(int64_t n) {
   return n >= 32 ? ~__mmask32{0} : (__mmask32{1} << std::max<int64_t>(n, 0)) - 1;
 }
 
+// The first n of 16 lanes, for any n.
+inline __mmask16 first_lanes(int64_t n) { return static_cast<__mmask16>(first_words(n)); }
+
 // How _mm512_permutex2var_epi16 pairs two vectors: a[begin], b[begin], a[begin + 1], …
 inline __m512i interleaving(int begin) {
   alignas(64) uint16_t order[32];

@@ -65,15 +65,8 @@ void check_linear(const char* op, const Tensor& x, const Tensor& w, const Tensor
   TORCH_CHECK(x.sym_size(-1) == w.sym_size(-1), op,
               ": input must end in in_features=", w.sym_size(-1),
               ", the weight's last dimension, got ", x.sym_sizes());
-  TORCH_CHECK(x.scalar_type() == w.scalar_type(), op, ": weight must have the input's dtype ",
-              x.scalar_type(), ", got ", w.scalar_type());
-  TORCH_CHECK(x.device() == w.device(), op, ": weight must be on the input's device ", x.device(),
-              ", got ", w.device());
-  if (!bias.defined()) return;
-  TORCH_CHECK(bias.scalar_type() == x.scalar_type(), op, ": bias must have the input's dtype ",
-              x.scalar_type(), ", got ", bias.scalar_type());
-  TORCH_CHECK(bias.device() == x.device(), op, ": bias must be on the input's device ", x.device(),
-              ", got ", bias.device());
+  check_same_kind(op, "weight", w, x);
+  if (bias.defined()) check_same_kind(op, "bias", bias, x);
 }
 
 // Whether a kernel of ours takes the call; native's rarer forms (a vector weight, a bias that

@@ -40,12 +40,6 @@ void check_state(const Network& n, const char* name, const Tensor& state, const 
               state.sym_size(2), "], got ", state.sym_sizes());
 }
 
-// Else a meta tensor among them would have the kernel of its device answer: nothing is computed.
-void check_device(const char* op, const char* name, const Tensor& t, const Tensor& x) {
-  TORCH_CHECK(t.device() == x.device(), op, ": ", name, " must be on the input's device ",
-              x.device(), ", got ", t.device());
-}
-
 void check_network(const Network& n) {
   const Tensor& x = n.input;
   if (n.batch_sizes) {
@@ -262,11 +256,12 @@ void check_cell(const char* op, const RnnLayer& cell) {
   int64_t index = 0;
   for (const Tensor* state : {&cell.h0, cell.c0 ? &*cell.c0 : nullptr}) {
     if (state == nullptr || state->dim() != 2) continue;
-    TORCH_CHECK(state->sym_size(0) == batch, op, ": hx[", index, "] must be (B, H) with B=", batch,
+    const char* name = index == 0 ? h : "hx[1]";
+    TORCH_CHECK(state->sym_size(0) == batch, op, ": ", name, " must be (B, H) with B=", batch,
                 ", got ", state->sym_sizes(), ": Input batch size ", batch, " doesn't match hidden",
                 index, " batch size ", state->sym_size(0));
-    TORCH_CHECK(state->sym_size(1) == hidden, op, ": hx[", index,
-                "] must be (B, H) with H=", hidden, ", got ", state->sym_sizes(), ": hidden", index,
+    TORCH_CHECK(state->sym_size(1) == hidden, op, ": ", name, " must be (B, H) with H=", hidden,
+                ", got ", state->sym_sizes(), ": hidden", index,
                 " has inconsistent hidden_size: got ", state->sym_size(1), ", expected ", hidden);
     ++index;
   }

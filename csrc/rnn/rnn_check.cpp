@@ -20,10 +20,7 @@ void check_rnn_layer(const RnnLayer& layer) {
                          c10::SymIntArrayRef sizes) {
     TORCH_CHECK(t.sym_sizes() == sizes, op, ": ", name, " must be ", legend, "=", sizes, ", got ",
                 t.sym_sizes());
-    TORCH_CHECK(t.scalar_type() == x.scalar_type(), op, ": ", name, " must have the input's dtype ",
-                x.scalar_type(), ", got ", t.scalar_type());
-    TORCH_CHECK(t.device() == x.device(), op, ": ", name, " must be on the input's device ",
-                x.device(), ", got ", t.device());
+    check_same_kind(op, name, t, x);
   };
   const bool lstm = layer.c0.has_value();
   check(lstm ? "hx[0]" : "hx", h0, "(B, H_out)", {batch, output});

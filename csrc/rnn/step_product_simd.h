@@ -151,7 +151,7 @@ class StepProduct {
         k_(k),
         w_(w),
         precision_(precision),
-        in_place_(steps == 1 || streams_as_it_lies(rows)),
+        in_place_(steps == 1 || k == 0 || streams_as_it_lies(rows)),
         parts_(tile_parts(rows)),
         packed_(in_place_ ? 0 : packed_bytes()) {
     if (in_place_ || pack()) return;

@@ -78,7 +78,7 @@ def _(
     query_layout: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     rows = query.shape[:3]
-    out = torch.empty_like(query) if query_layout else query.new_empty((*rows, value.shape[3]))
+    out = _empty_like_rows(query) if query_layout else query.new_empty((*rows, value.shape[3]))
     row_max = query.new_empty(rows, dtype=_accumulator(query))
     return out, row_max, torch.empty_like(row_max)
 
