@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from pyops import functional
-from pyops.nn._insight import note_native
+from pyops._insight import note_native
+from pyops._overrides import REASON, overridden
 from pyops.nn._rebind import rebind
 
 native: Any = torch.nn.functional  # with its private parts, which its type stub leaves out
@@ -51,6 +52,10 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
         }
         if query.is_nested or key.is_nested or value.is_nested:
             note_native("MultiheadAttention", query, "nested tensor")
+            return super().forward(query, key, value, **options)
+        weights = (*self._parameters.values(), *self.out_proj._parameters.values())
+        if overridden(query, key, value, *weights):
+            note_native("MultiheadAttention", query, REASON)
             return super().forward(query, key, value, **options)
         if need_weights and not self.training and not torch.is_grad_enabled():
             note_native("MultiheadAttention", query, "need_weights")
