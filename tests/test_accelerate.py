@@ -327,6 +327,38 @@ def test_an_overridden_forward_is_called():
     assert set(model(images(9, 3)).unique().tolist()) == {-1.0, 1.0}
 
 
+PATCHES = {
+    "a call": (CONV, 1, "_call_impl"),
+    "a pooling": (CONV, 2, "forward"),
+    "what a convolution's forward calls": (CONV, 0, "_conv_forward"),
+    "the same of a fused one": (
+        [pyops.nn.ConvReLU2d(3, 4, 3), nn.MaxPool2d(2)],
+        0,
+        "_conv_forward",
+    ),
+}
+
+
+@pytest.mark.parametrize("patch", PATCHES)
+def test_a_patched_step_of_a_module_is_taken(patch):
+    """As for convolutions that wrap around one axis alone."""
+    modules, position, step = PATCHES[patch]
+    native = nn.Sequential(*copy.deepcopy(modules))
+    ours, x = pyops.accelerate(copy.deepcopy(native)), images(2, 3, 9, 9)
+    for model in (native, ours):
+        original = getattr(model[position], step)
+        setattr(model[position], step, lambda *args, call=original: call(*args) - 1)
+    torch.testing.assert_close(ours(x), native(x))
+
+
+@pytest.mark.parametrize("modules", [CONV, [nn.Linear(9, 9), nn.ReLU()]], ids=["conv", "linear"])
+def test_a_patched_class_is_respected(modules, monkeypatch):
+    """As for guided backpropagation, which wants a ReLU of its own."""
+    model = pyops.accelerate(nn.Sequential(*copy.deepcopy(modules)))
+    monkeypatch.setattr(nn.ReLU, "forward", lambda self, x: -x.abs())
+    assert model(images(2, 3, 9, 9)).max() <= 0
+
+
 def test_parts_of_a_fused_sequential():
     """Indexing, slicing, iterating and other owners see every module as it was."""
     native = nn.Sequential(*copy.deepcopy(CONV))

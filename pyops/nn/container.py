@@ -49,15 +49,23 @@ def _fusion(
     return 1, first
 
 
+_FORWARD = {cls: cls.forward for cls in (torch.nn.ReLU, Conv2d, ConvReLU2d, MaxPool2d, Linear)}
+
+
 def is_plain(*modules: torch.nn.Module) -> bool:
-    """Whether calling each module is its class's forward and nothing else: no hook, no override."""
+    """Whether calling each module, one of a layer's classes, is the layer and nothing else: it has
+    no hook, and no step of the call is replaced on it, nor the forward on its class.
+    """
     return not _has_any_global_hook() and not any(
         module._forward_pre_hooks
         or module._forward_hooks
         or module._backward_pre_hooks
         or module._backward_hooks
         or module._compiled_call_impl
+        or "_call_impl" in module.__dict__
         or "forward" in module.__dict__
+        or "_conv_forward" in module.__dict__
+        or type(module).forward is not _FORWARD.get(type(module))
         for module in modules
     )
 
