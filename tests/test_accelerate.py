@@ -359,6 +359,34 @@ def test_a_patched_class_is_respected(modules, monkeypatch):
     assert model(images(2, 3, 9, 9)).max() <= 0
 
 
+SUMS = {
+    "a + b": lambda a, b: a + b,
+    "a * 2": lambda a, b: a * 2,
+    "2 * a": lambda a, b: 2 * a,
+    "a += b": lambda a, b: a.__iadd__(b),
+    "a *= 2": lambda a, b: a.__imul__(2),
+    "a[:2]": lambda a, b: a[:2],
+}
+
+
+@pytest.mark.parametrize("name", SUMS)
+def test_a_sequential_made_of_others_fuses_too(name, called):
+    native = [nn.Sequential(nn.Linear(9, 9), nn.ReLU(), nn.Linear(9, 9)) for _ in range(2)]
+    ours = [pyops.accelerate(copy.deepcopy(model)) for model in native]
+    theirs, sum_ = SUMS[name](*native), SUMS[name](*ours)
+    assert type(sum_) is pyops.nn.Sequential
+    assert repr(sum_) == repr(theirs)
+    torch.testing.assert_close(sum_(images(2, 9)), theirs(images(2, 9)))
+    assert "linear_relu" in called
+    for wrong in (lambda a: a + a[0], lambda a: a * 0, lambda a: a * 1.5):
+        errors = []
+        for model in (native[0], ours[0]):
+            with pytest.raises((TypeError, ValueError)) as error:
+                wrong(model)
+            errors.append(error.type)
+        assert errors[0] is errors[1]
+
+
 def test_parts_of_a_fused_sequential():
     """Indexing, slicing, iterating and other owners see every module as it was."""
     native = nn.Sequential(*copy.deepcopy(CONV))

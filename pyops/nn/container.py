@@ -1,7 +1,7 @@
 """Sequential, the container that fuses neighbours."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -29,6 +29,20 @@ class Sequential(torch.nn.Sequential):
             input = call(input)
             del modules[:length]
         return input
+
+    def __add__(self, other: Any) -> "Sequential":
+        """The modules of both, in one that fuses them."""
+        return _ours(super().__add__(other))
+
+    def __mul__(self, other: int) -> "Sequential":
+        """The modules, `other` times."""
+        return _ours(super().__mul__(other))
+
+
+def _ours(made: torch.nn.Sequential) -> Sequential:
+    """What torch made of one of ours and knows by the name of its own class."""
+    made.__class__ = Sequential
+    return cast("Sequential", made)
 
 
 def _fusion(
