@@ -63,7 +63,8 @@ def _fusion(
     return 1, first
 
 
-_FORWARD = {cls: cls.forward for cls in (torch.nn.ReLU, Conv2d, ConvReLU2d, MaxPool2d, Linear)}
+_LAYERS: tuple[type[torch.nn.Module], ...] = (torch.nn.ReLU, Conv2d, ConvReLU2d, MaxPool2d, Linear)
+_FORWARD = {cls: cls.forward for cls in _LAYERS}
 
 
 def is_plain(*modules: torch.nn.Module) -> bool:
