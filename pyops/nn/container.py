@@ -17,8 +17,8 @@ class Sequential(torch.nn.Sequential):
     """`torch.nn.Sequential`; runs Conv2d + ReLU (+ MaxPool2d) and Linear + ReLU in one pass.
 
     Fusion is a matter of each forward, not of the modules: all stay in place, unchanged, and can be
-    called, indexed, shared or replaced as ever. A hook on one of the neighbours, also one
-    registered later, keeps them apart.
+    called, indexed, shared or replaced as ever. A hook on one of the neighbours, or a method of it
+    replaced, also later, keeps them apart.
     """
 
     def forward(self, input: Any) -> Any:
