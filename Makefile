@@ -44,7 +44,7 @@ THIN ?= 17
 GPU_TESTS ?= $(addprefix tests/test_,accelerate.py attention.py attention_dropout.py \
   attention_operators.py attention_paths.py check.py conv2d.py conv2d_exact.py cuda.py \
   cuda_attention.py cuda_kernels.py cuda_rnn.py emulated_gpu.py linear_relu.py max_pool2d.py \
-  models.py nn.py opinfo.py rnn.py trainer.py)
+  models.py nn.py opinfo.py rnn.py sequential.py trainer.py)
 emulate-gpu: build
 	$(BIN)/python setup.py --quiet build_py --build-lib build/emulated_gpu
 	$(BIN)/cmake --build $$(ls -td build/cpython-*-torch* | head -n 1) --target emulated_gpu

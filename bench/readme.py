@@ -32,16 +32,19 @@ def load(path: Path) -> tuple[dict[str, str], list[Result], Peaks]:
 
 
 def tables(folder: Path = RESULTS) -> str:
-    """A table for each CPU of the results: geometric means, and minima in brackets."""
+    """A table for each CPU of the results: geometric means, minima in brackets, and how many of
+    the ratios are below 1, which neither tells.
+    """
     parts = []
     for path in sorted(folder.glob("*-threads.json")):
         machine, results, _ = load(path)
-        parts.append(f"{report.caption(results, machine)}:\n\n{_table(results)}")
+        timed = [r for r in results if not math.isnan(r.ratio)]
+        behind = f"{sum(r.ratio < 1 for r in timed)} of {len(timed)} below 1"
+        parts.append(f"{report.caption(results, machine)}; {behind}:\n\n{_table(timed)}")
     return "\n".join(parts)
 
 
-def _table(results: list[Result]) -> str:
-    timed = [r for r in results if not math.isnan(r.ratio)]
+def _table(timed: list[Result]) -> str:
     groups: dict[tuple[str, str, str], list[float]] = {}
     for r in timed:
         groups.setdefault((goals.cases_of(r), r.dtype, r.direction), []).append(r.ratio)

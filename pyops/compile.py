@@ -15,6 +15,7 @@ from torch.nn import functional as native
 
 from pyops import functional
 from pyops.nn.attention import multi_head_attention_forward
+from pyops.ops._size2 import pair
 
 _OURS: dict[Any, Callable[..., Any]] = {
     native.conv2d: functional.conv2d,
@@ -77,8 +78,9 @@ def _fuse(first: fx.Node) -> None:
         return
     readers = list(islice(_sole_readers(first), 2))
     relus, pools = list(filter(_is_relu, readers)), list(filter(_is_pool, readers))
-    if first.target is functional.conv2d and len(relus) == len(pools) == 1:
-        # In either order: ReLU and maximum commute, and both gradients pick the same element.
+    fits = len(relus) == len(pools) == 1 and (readers == relus + pools or _meets_image(pools[0]))
+    if first.target is functional.conv2d and fits:
+        # In either order: of elements ReLU and maximum commute, and both gradients pick the same.
         _absorb(readers, first, functional.conv2d_relu_max_pool2d, **_window(pools[0]))
     elif relus[:1] == readers[:1] != []:
         _absorb(relus[:1], first, _WITH_RELU[first.target])
@@ -103,6 +105,17 @@ def _is_relu(node: fx.Node) -> bool:
 
 def _is_pool(node: fx.Node) -> bool:
     return node.target is functional.max_pool2d and not _pool_arguments(node)["return_indices"]
+
+
+def _meets_image(pool: fx.Node) -> bool:
+    """Whether every window has an element of the image, as it has without padding, which is half
+    of a window at most, or without gaps.
+
+    One wholly in the padding is -inf: a ReLU after the pooling makes it 0, one before does not.
+    """
+    call = _pool_arguments(pool)
+    padding, dilation = pair(call["padding"]), pair(call["dilation"])
+    return all(padding[axis] == 0 or dilation[axis] == 1 for axis in (0, -1))
 
 
 def _pool_arguments(node: fx.Node) -> dict[str, Any]:

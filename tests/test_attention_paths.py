@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+import pyops
 from test_attention import draw, native, sdpa
 
 
@@ -99,7 +100,9 @@ def test_nested_tensors(layout, inference):
             x = torch.nested.nested_tensor(parts, layout=layout).transpose(1, 2)
         else:
             x = torch.nested.nested_tensor([torch.randn(2, 3, 8), torch.randn(2, 5, 8)])
-        ours, theirs = sdpa(x, x, x), F.scaled_dot_product_attention(x, x, x)
+        with pyops.explain() as log:
+            ours, theirs = sdpa(x, x, x), F.scaled_dot_product_attention(x, x, x)
+        assert [call.kernel for call in log.calls] == ["native"]
         assert ours.is_nested and ours.layout == layout
         for a, b in zip(ours.unbind(), theirs.unbind(), strict=True):
             assert torch.equal(a, b)

@@ -282,6 +282,7 @@ def test_kept_results_are_drawn_again(tmp_path, monkeypatch):
     readme.README.write_text(f"{readme.BEGIN}{readme.END}")
     (tmp_path / some.name).write_text(some.read_text())
     readme.main()
+    assert " below 1:\n" in readme.README.read_text()
     for name in (f"{some.stem}.png", f"{some.stem}-roofline.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
 

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from pyops import functional
-from pyops.nn._insight import note_native
+from pyops._insight import note_native
+from pyops._overrides import REASON, overridden
 from pyops.nn._rebind import rebind
 
 native: Any = torch.nn.functional  # with its private parts, which its type stub leaves out
@@ -27,7 +28,8 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
 
     `need_weights=False`, as in the Transformer layers, runs the attention kernel and no copy around
     it. When the weights are wanted they are formed by torch's own formula, at inference by its
-    kernel for the whole layer. Nested tensors run natively.
+    kernel for the whole layer. Nested tensors run natively, and so does a subclass with its own
+    `__torch_function__`, which sees the layer as torch's function.
     """
 
     def forward(
@@ -51,6 +53,11 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
         }
         if query.is_nested or key.is_nested or value.is_nested:
             note_native("MultiheadAttention", query, "nested tensor")
+            return super().forward(query, key, value, **options)
+        out_proj: Any = self._modules["out_proj"]  # by its attribute it takes longer than the rest
+        weights = (*self._parameters.values(), *out_proj._parameters.values())
+        if overridden(query, key, value, *weights):
+            note_native("MultiheadAttention", query, REASON)
             return super().forward(query, key, value, **options)
         if need_weights and not self.training and not torch.is_grad_enabled():
             note_native("MultiheadAttention", query, "need_weights")

@@ -1,7 +1,7 @@
 """Sequential, the container that fuses neighbours."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -17,8 +17,8 @@ class Sequential(torch.nn.Sequential):
     """`torch.nn.Sequential`; runs Conv2d + ReLU (+ MaxPool2d) and Linear + ReLU in one pass.
 
     Fusion is a matter of each forward, not of the modules: all stay in place, unchanged, and can be
-    called, indexed, shared or replaced as ever. A hook on one of the neighbours, also one
-    registered later, keeps them apart.
+    called, indexed, shared or replaced as ever. A hook on one of the neighbours, or a method of it
+    replaced, also later, keeps them apart.
     """
 
     def forward(self, input: Any) -> Any:
@@ -29,6 +29,20 @@ class Sequential(torch.nn.Sequential):
             input = call(input)
             del modules[:length]
         return input
+
+    def __add__(self, other: Any) -> "Sequential":
+        """The modules of both, in one that fuses them."""
+        return _ours(super().__add__(other))
+
+    def __mul__(self, other: int) -> "Sequential":
+        """The modules, `other` times."""
+        return _ours(super().__mul__(other))
+
+
+def _ours(made: torch.nn.Sequential) -> Sequential:
+    """What torch made of one of ours and knows by the name of its own class."""
+    made.__class__ = Sequential
+    return cast("Sequential", made)
 
 
 def _fusion(
@@ -49,15 +63,24 @@ def _fusion(
     return 1, first
 
 
+_LAYERS: tuple[type[torch.nn.Module], ...] = (torch.nn.ReLU, Conv2d, ConvReLU2d, MaxPool2d, Linear)
+_FORWARD = {cls: cls.forward for cls in _LAYERS}
+
+
 def is_plain(*modules: torch.nn.Module) -> bool:
-    """Whether calling each module is its class's forward and nothing else: no hook, no override."""
+    """Whether calling each module, one of a layer's classes, is the layer and nothing else: it has
+    no hook, and no step of the call is replaced on it, nor the forward on its class.
+    """
     return not _has_any_global_hook() and not any(
         module._forward_pre_hooks
         or module._forward_hooks
         or module._backward_pre_hooks
         or module._backward_hooks
         or module._compiled_call_impl
+        or "_call_impl" in module.__dict__
         or "forward" in module.__dict__
+        or "_conv_forward" in module.__dict__
+        or type(module).forward is not _FORWARD.get(type(module))
         for module in modules
     )
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as native
 
 from pyops import functional
-from pyops.nn._insight import note_native
+from pyops._insight import note_native
 from pyops.nn.attention import MultiheadAttention
 from pyops.nn.container import is_plain
 from pyops.nn.linear import Linear

@@ -1,14 +1,21 @@
-"""When a call may take the quick way into the dispatcher."""
+"""Who serves a call: the operator itself, `torch.ops`, or a function of PyTorch's own."""
+
+from typing import Any
 
 import torch
-from torch import Tensor
 from torch.overrides import has_torch_function
 
+from pyops import _C
+from pyops._overrides import overridden
+from pyops.ops import _native as native
 
-def direct(*tensors: Tensor | None) -> bool:
-    """Whether `pyops._C` may call the operator itself, which saves half of a small layer's time.
 
-    Not while dynamo traces, which knows `torch.ops` alone, nor where a subclass or a mode wants to
-    see the call.
+def operators(*tensors: Any) -> Any:
+    """What has, under their names, the operators for a call with these arguments.
+
+    `pyops._C` calls an operator itself, which saves half of a small layer's time. `torch.ops.pyops`
+    is what dynamo knows, and where a mode or a plain subclass sees the call.
     """
-    return not torch.compiler.is_dynamo_compiling() and not has_torch_function(tensors)
+    if has_torch_function(tensors):
+        return native if overridden(*tensors) else torch.ops.pyops
+    return torch.ops.pyops if torch.compiler.is_dynamo_compiling() else _C

@@ -5,8 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyops import _C
-from pyops.ops._direct import direct
+from pyops._insight import note_native
+from pyops.ops import _native as native
+from pyops.ops._direct import operators
 from pyops.ops._register import register_fake, register_flops
 
 
@@ -35,19 +36,11 @@ def scaled_dot_product_attention(
 
     Flash attention: Dao 2023, https://arxiv.org/abs/2307.08691.
     """
-    # Of ragged sequences torch's attention lives above the dispatcher.
-    if isinstance(query, Tensor) and query.is_nested:
-        return torch.nn.functional.scaled_dot_product_attention(
-            query,
-            key,
-            value,
-            attn_mask,
-            dropout_p,
-            is_causal,
-            scale=scale,
-            enable_gqa=enable_gqa,
-        )
-    ops = _C if direct(query, key, value, attn_mask) else torch.ops.pyops
+    ops = operators(query, key, value, attn_mask)
+    if ops is not native and isinstance(query, Tensor) and query.is_nested:
+        # Their attention lives above the dispatcher.
+        note_native("scaled_dot_product_attention", query, "nested tensor")
+        ops = torch.nn.functional
     return ops.scaled_dot_product_attention(
         query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
     )

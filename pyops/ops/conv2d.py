@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyops import _C
-from pyops.ops._direct import direct
+from pyops.ops import _native as native
+from pyops.ops._direct import operators
 from pyops.ops._register import register_fake, register_flops
 from pyops.ops._size2 import Size2, pair
 
@@ -97,12 +97,12 @@ def _convolve(
     **pooling: Any,
 ) -> Tensor:
     """`op` by the quickest way that does for this call and its kind of padding."""
-    call: Callable[..., Tensor]
-    if isinstance(padding, str):
-        call = getattr(torch.ops.pyops, op).padding
-    else:
+    ops = operators(input, weight, bias)
+    call: Callable[..., Tensor] = getattr(ops, op)
+    if not isinstance(padding, str):
         padding = pair(padding)
-        call = getattr(_C if direct(input, weight, bias) else torch.ops.pyops, op)
+    elif ops is not native:
+        call = getattr(torch.ops.pyops, op).padding
     return call(input, weight, bias, pair(stride), padding, pair(dilation), groups, **pooling)
 
 

@@ -2,11 +2,9 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from pyops import _C
-from pyops.ops._direct import direct
+from pyops.ops._direct import operators
 from pyops.ops._register import register_fake, register_flops
 
 
@@ -16,8 +14,7 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     input (*, K), weight (N, K), bias (N) -> (*, N); float64, float32, bfloat16, float16.
     bfloat16 and float16 are summed in float32. The result is contiguous.
     """
-    ops = _C if direct(input, weight, bias) else torch.ops.pyops
-    return ops.linear(input, weight, bias)
+    return operators(input, weight, bias).linear(input, weight, bias)
 
 
 def linear_relu(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -25,8 +22,7 @@ def linear_relu(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Te
 
     The backward masks the gradient while it is read, so neither direction has a pass for the ReLU.
     """
-    ops = _C if direct(input, weight, bias) else torch.ops.pyops
-    return ops.linear_relu(input, weight, bias)
+    return operators(input, weight, bias).linear_relu(input, weight, bias)
 
 
 @register_fake("linear")

@@ -5,8 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pyops import _C
-from pyops.ops._direct import direct
+from pyops.ops._direct import operators
 from pyops.ops._register import register_fake
 from pyops.ops._size2 import Size2, pair
 
@@ -31,7 +30,7 @@ def max_pool2d(
     """
     op = "max_pool2d_with_indices" if return_indices else "max_pool2d"
     stride = () if stride is None else pair(stride)
-    call = getattr(_C if direct(input) else torch.ops.pyops, op)
+    call = getattr(operators(input), op)
     pooled: Tensor | tuple[Tensor, Tensor] = call(
         input, pair(kernel_size), stride, pair(padding), pair(dilation), ceil_mode
     )

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pyops import _C
-from pyops.ops._direct import direct
+from pyops.ops._direct import operators
 from pyops.ops._register import register_fake, register_flops
 
 
@@ -64,9 +64,8 @@ def _padded(
     batch_first: bool,
 ) -> Any:
     options = (has_biases, num_layers, dropout, train, bidirectional, batch_first)
-    if direct(input, *_each(hx), *_each(params)):
-        return getattr(_C, f"{op}_input")(input, hx, params, *options)
-    return getattr(torch.ops.pyops, op)(input, hx, params, *options)
+    ops = operators(input, *_each(hx), *_each(params))
+    return getattr(ops, f"{op}_input" if ops is _C else op)(input, hx, params, *options)
 
 
 def _packed(
@@ -82,9 +81,9 @@ def _packed(
     bidirectional: bool,
 ) -> Any:
     options = (has_biases, num_layers, dropout, train, bidirectional)
-    if direct(data, batch_sizes, *_each(hx), *_each(params)):
-        return getattr(_C, f"{op}_data")(data, batch_sizes, hx, params, *options)
-    return getattr(torch.ops.pyops, op)(data, batch_sizes, hx, params, *options)
+    ops = operators(data, batch_sizes, *_each(hx), *_each(params))
+    name = f"{op}_data" if ops is _C else op
+    return getattr(ops, name)(data, batch_sizes, hx, params, *options)
 
 
 def _each(tensors: Any) -> Any:
@@ -104,7 +103,7 @@ def lstm_cell(
 
     input (B, I), hx: h and c (B, H), w_ih (4*H, I), w_hh (4*H, H), biases (4*H) -> h and c (B, H).
     """
-    ops = _C if direct(input, *_each(hx), w_ih, w_hh, b_ih, b_hh) else torch.ops.pyops
+    ops = operators(input, *_each(hx), w_ih, w_hh, b_ih, b_hh)
     return ops.lstm_cell(input, hx, w_ih, w_hh, b_ih, b_hh)
 
 
@@ -120,7 +119,7 @@ def gru_cell(
 
     input (B, I), hx (B, H), w_ih (3*H, I), w_hh (3*H, H), biases (3*H) -> h (B, H).
     """
-    ops = _C if direct(input, hx, w_ih, w_hh, b_ih, b_hh) else torch.ops.pyops
+    ops = operators(input, hx, w_ih, w_hh, b_ih, b_hh)
     return ops.gru_cell(input, hx, w_ih, w_hh, b_ih, b_hh)
 
 
