@@ -238,7 +238,12 @@ class PlanePlaces {
     }
     row_ = last;
   }
-  void ask_next() { ask(32); }
+  // For those of the next 32 positions, which mostly follow in each plane.
+  void ask_next() const {
+    if (coming_.count == 0) return;
+    const int64_t next = coming_.runs[coming_.count - 1].offset + (31 + kGridStep) * step_;
+    for (int r = 0; r < coming_.channels; ++r) prefetch_to_write(at(coming_, r, next));
+  }
 
  protected:
   // The positions `lanes` lie from out + offset on, were the others there too; or as dwords' first
