@@ -30,6 +30,7 @@ from .harness import Bench, Case, Result, Settings
 from .peaks import Peaks, measure
 from .peers import PEERS
 
+ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).parent / "results"
 ALIASES = {"native": ("eager", "channels_last"), "compile": ("inductor",)}
 FULL_DTYPES = (*Settings.dtypes, "float32-high")
@@ -100,6 +101,8 @@ def main(benches: Sequence[Bench]) -> None:
 
 def run(args: argparse.Namespace, benches: Sequence[Bench] | None = None) -> int:
     """Time and report; 1 when a kernel is wrong or a figure is above the machine's limit."""
+    if (args.save or args.against) and not (ROOT / ".git").exists():
+        raise UserError("bench: --save and --against are for a checkout of pyops, here is none")
     if args.against:
         from .against import compare_revisions
 

@@ -1,7 +1,7 @@
 """The rows of cases that belong together, their means, and what each row is to reach.
 
-A row's goal holds for its geometric mean, and no case of the suite may be slower than native. The
-goals of single rows are for AMX; with fewer instructions in use there is one for the whole.
+A row's goal holds for its geometric mean. The goals of single rows are for AMX, where moreover no
+case may be slower than native; with fewer instructions in use there is one, for the mean of all.
 """
 
 from __future__ import annotations

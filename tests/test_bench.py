@@ -36,6 +36,15 @@ def results(bench=LINEAR, limits=None, settings=SETTINGS):
     return list(Case(bench, shape, torch.float32, settings, limits or peaks()).results())
 
 
+@pytest.mark.parametrize("option", [["--save"], ["--against", "HEAD"]])
+def test_what_needs_a_checkout_says_so(monkeypatch, tmp_path, option):
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    monkeypatch.setattr(command, "ROOT", tmp_path)
+    with pytest.raises(UserError, match="are for a checkout of pyops"):
+        command.run(parser.parse_args(option))
+
+
 def test_times_forward_and_backward():
     forward, both = results()
     assert (forward.direction, both.direction) == ("forward", "forward+backward")

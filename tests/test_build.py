@@ -5,11 +5,15 @@ import runpy
 import shutil
 import subprocess
 import sys
+import tarfile
 from importlib.machinery import ModuleSpec
+from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+
+import pyops
 
 ROOT = Path(__file__).parents[1]
 
@@ -49,6 +53,23 @@ def test_torch_that_will_do(monkeypatch, tmp_path, version):
     monkeypatch.setattr(sys, "argv", ["setup.py", "--version"])
     monkeypatch.chdir(ROOT)
     assert runpy.run_path(str(ROOT / "setup.py"))["TORCH_VERSION"] == version
+
+
+def test_one_version():
+    assert f'\nversion = "{pyops.__version__}"\n' in (ROOT / "pyproject.toml").read_text()
+
+
+def test_a_source_distribution_has_what_a_build_reads(tmp_path):
+    built = shutil.ignore_patterns(".git", ".venv*", "build", "*.so")
+    shutil.copytree(ROOT, tmp_path / "pyops", symlinks=True, ignore=built)
+    command = [sys.executable, "setup.py", "--quiet", "sdist"]
+    subprocess.run(command, cwd=tmp_path / "pyops", check=True, capture_output=True)
+    (archive,) = tmp_path.glob("pyops/dist/*.tar.gz")
+    with tarfile.open(archive) as tar:
+        names = {name.partition("/")[2] for name in tar.getnames()}
+    sources = ROOT.glob("csrc/**/*.*"), ROOT.glob("cmake/*"), [ROOT / "CMakeLists.txt"]
+    assert {str(path.relative_to(ROOT)) for path in chain(*sources)} <= names
+    assert "pyops/bench/command.py" in names
 
 
 def test_a_compiler_too_old_is_refused_once(tmp_path):

@@ -1,6 +1,7 @@
 """`torch.compile(model, backend="pyops")`."""
 
 import copy
+from importlib.metadata import entry_points
 
 import pytest
 import torch
@@ -98,9 +99,9 @@ def test_trains_and_infers_like_eager(dynamic, device):
 
 
 def test_is_known_by_its_name():
-    """As an entry point, once installed; the function is what the name leads to."""
     torch._dynamo.reset()
-    torch._dynamo.register_backend(pyops.compile.backend, name="pyops")
+    if not entry_points(group="torch_dynamo_backends", name="pyops"):
+        pytest.skip("pyops is not installed")
     model = build()
     compiled = torch.compile(model, backend="pyops", options={"max_autotune": False})
     x = images(2, 3, 16, 16)
