@@ -98,17 +98,12 @@ def results(function, arguments, *, integers=False):
 
 
 def redrawn(value, draw):
-    """Another draw of a tensor from its distribution, in the same layout.
-
-    Some numbers change sides about the whole number next to the mean, which `Randn` may shift.
-    """
+    """Another draw of a tensor from its distribution, in the same layout: other signs."""
     if draw == 0 or not isinstance(value, Tensor) or not (value.dtype.is_floating_point):
         return value
     memory = torch.empty(0, dtype=value.dtype, device=value.device).set_(value.untyped_storage())
     signs = torch.randint(2, memory.shape, generator=torch.Generator().manual_seed(draw)) * 2 - 1
-    finite = memory.isfinite()
-    middle = memory[finite].double().mean().nan_to_num().round().to(memory)
-    flipped = torch.where(finite, middle + (memory - middle) * signs.to(memory), memory)
+    flipped = torch.where(memory.isfinite(), memory * signs.to(memory), memory)
     again = flipped.as_strided(value.shape, value.stride(), value.storage_offset())
     return again.requires_grad_(value.requires_grad)
 

@@ -170,10 +170,10 @@ AXES = {
 }
 
 
-def run(check, op, **axes):
+def run(check, op):
     suite = type("Mutated", (SUITE,), {"op": staticmethod(op)})()
     method = getattr(suite, check)
-    method(**{name: (AXES | axes)[name] for name in inspect.signature(method).parameters})
+    method(**{name: AXES[name] for name in inspect.signature(method).parameters})
 
 
 @pytest.mark.parametrize("check", sorted({check for check, _ in WRONG.values()}))
@@ -189,18 +189,6 @@ def test_a_wrong_one_does_not(mutant):
     check, op = WRONG[mutant]
     with pytest.raises(REFUSED):
         run(check, lambda input, weight, bias: op(input, weight, bias))
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_one_that_is_wrong_once_does_not(dtype):
-    """Other draws settle what errors alone speak against, but not that."""
-    calls = itertools.count()
-    with pytest.raises(REFUSED, match="in one draw"):
-        run(
-            "test_forward",
-            lambda *given, **named: ours(*given, **named) * min(next(calls), 1),
-            dtype=dtype,
-        )
 
 
 @pytest.mark.parametrize("before", [False, True])
