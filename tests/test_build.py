@@ -51,9 +51,23 @@ def test_torch_that_will_do(monkeypatch, tmp_path, version):
     assert runpy.run_path(str(ROOT / "setup.py"))["TORCH_VERSION"] == version
 
 
+def test_a_source_distribution_has_all_that_a_build_reads(tmp_path):
+    command = [sys.executable, "setup.py", "--quiet", "egg_info", "--egg-base", str(tmp_path)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    listed = (tmp_path / "pyops.egg-info" / "SOURCES.txt").read_text().splitlines()
+    folders = [p for name in ("csrc", "cmake") for p in (ROOT / name).rglob("*") if p.is_file()]
+    files = [ROOT / name for name in ("CMakeLists.txt", "constraints.txt", "setup.py")]
+    python = [*(ROOT / "pyops").rglob("*.py*"), *(ROOT / "pyops" / "bench").glob("*.py")]
+    modules = [p for p in python if p.suffix in (".py", ".pyi") and p.name != "_build_info.py"]
+    read = {str(p.relative_to(ROOT)) for p in (*folders, *files, *modules)}
+    assert read - set(listed) == set()
+
+
 def test_a_compiler_too_old_is_refused_once(tmp_path):
     for name in ("setup.py", "pyproject.toml", "CMakeLists.txt", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / "pyops").mkdir()
+    shutil.copy(ROOT / "pyops" / "__init__.py", tmp_path / "pyops")
     stand_in(tmp_path, "2.11.0")
     real = shutil.which("g++")
     old = tmp_path / "g++-10"
