@@ -16,7 +16,7 @@ build: $(STAMP)
 	$(BIN)/python setup.py --quiet build_ext --inplace
 
 $(STAMP): pyproject.toml constraints.txt setup.py
-	test -x $(BIN)/python || python3 -m venv $(VENV)
+	test -x $(BIN)/pip || python3 -m venv $(VENV)
 	$(BIN)/pip install -q -c constraints.txt setuptools wheel cmake ninja pybind11 numpy torch
 	$(BIN)/pip install -q -c constraints.txt --no-build-isolation -e ".[tools,test,lint]"
 	touch $@
@@ -68,7 +68,7 @@ gpu:
 	$(PYTHON) .ci/gpu.py $(ARGS)
 
 $(CUDA_STAMP): constraints.txt Makefile
-	test -x $(CUDA_BIN)/python || python3 -m venv $(CUDA_VENV)
+	test -x $(CUDA_BIN)/pip || python3 -m venv $(CUDA_VENV)
 	$(CUDA_BIN)/pip install -q -c constraints.txt setuptools wheel cmake ninja pybind11 rich
 	$(CUDA_BIN)/pip install -q -c constraints.txt --no-deps \
 	  nvidia-cutlass nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm
@@ -78,7 +78,7 @@ $(CUDA_STAMP): constraints.txt Makefile
 lint: build
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/codespell csrc pyops tests bench *.md
+	$(BIN)/codespell csrc pyops tests bench docs *.md
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*')
 
