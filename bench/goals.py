@@ -1,7 +1,7 @@
 """The rows of cases that belong together, their means, and what each row is to reach.
 
-A row's goal holds for its geometric mean. The goals of single rows are for AMX, where moreover no
-case may be slower than native; with fewer instructions in use there is one, for the mean of all.
+A goal holds for a geometric mean. Where all was timed on AMX, rows have goals of their own, and no
+case may be slower than native. With fewer instructions in use only the mean of all has one.
 """
 
 from __future__ import annotations

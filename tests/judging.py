@@ -98,13 +98,18 @@ def results(function, arguments, *, integers=False):
 
 
 def redrawn(value, draw):
-    """Another draw of a tensor from its distribution, in the same layout: other signs."""
-    if draw == 0 or not isinstance(value, Tensor) or not (value.dtype.is_floating_point):
+    """Another draw of a tensor from its distribution, in the same layout: its numbers, shuffled.
+
+    Whatever they are scaled to or lie around, they still do; what is not finite stays in its place.
+    """
+    if draw == 0 or not isinstance(value, Tensor) or not value.dtype.is_floating_point:
         return value
     memory = torch.empty(0, dtype=value.dtype, device=value.device).set_(value.untyped_storage())
-    signs = torch.randint(2, memory.shape, generator=torch.Generator().manual_seed(draw)) * 2 - 1
-    flipped = torch.where(memory.isfinite(), memory * signs.to(memory), memory)
-    again = flipped.as_strided(value.shape, value.stride(), value.storage_offset())
+    memory = memory.clone()
+    (finite,) = memory.isfinite().nonzero(as_tuple=True)
+    order = torch.randperm(len(finite), generator=torch.Generator().manual_seed(draw))
+    memory[finite] = memory[finite[order.to(finite.device)]]
+    again = memory.as_strided(value.shape, value.stride(), value.storage_offset())
     return again.requires_grad_(value.requires_grad)
 
 

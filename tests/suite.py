@@ -17,9 +17,21 @@ import torch
 
 import pyops
 from composition import Composition
-from judging import Case, Randn, Reject, convert, flat, judge, name_of, results, tensors_of, widen
+from judging import (
+    Case,
+    Randn,
+    Reject,
+    convert,
+    flat,
+    judge,
+    name_of,
+    redrawn,
+    results,
+    tensors_of,
+    widen,
+)
 from layouts import LAYOUTS, dense_strides
-from pyops.numerics import MAX_ZEROS
+from pyops.numerics import DRAWS, MAX_ZEROS, vacuous
 
 __all__ = ["DEVICES", "Case", "ExactSuite", "OpSuite", "Randn", "Reject", "isas", "on_devices"]
 
@@ -102,6 +114,15 @@ class OpSuite(Composition):
 
     def test_backward(self, case, dtype, place):
         self.judge(case.draw(dtype, place), case)
+
+    def test_redraws_prove_as_much(self, case):
+        """Where draws of a case are settled together, each must be one that can fail."""
+        arguments = case.draw(torch.float32)
+        most = 1.0 if case.empty else self.max_zeros
+        for draw in range(1, DRAWS):
+            again = {name: redrawn(a, draw) for name, a in arguments.items()}
+            wide = results(self.reference, convert(again, widen))
+            assert {n: why for n, t in wide.items() if (why := vacuous(t, most))} == {}, draw
 
     def test_inference_mode(self, case, device):
         with torch.inference_mode():

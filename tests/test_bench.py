@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import importlib
+import itertools
 import json
 import math
 import subprocess
@@ -76,6 +77,15 @@ def test_a_wrong_kernel_is_not_timed(monkeypatch, slip):
     for r in results():
         assert r.failure.startswith("wrong: output0")
         assert math.isnan(r.ms)
+
+
+def test_a_single_wrong_call_is_seen(monkeypatch):
+    native, calls = OPS["linear"].native, itertools.count()
+    monkeypatch.setattr(
+        pyops.functional, "linear", lambda *a: native(*a) * (1 + 0.5 * (next(calls) == 0))
+    )
+    case = Case(LINEAR, "tiny", torch.bfloat16, SETTINGS, peaks())
+    assert all(r.failure.startswith("wrong: output0") for r in case.results())
 
 
 def test_a_wrong_gradient_is_not_timed(monkeypatch):

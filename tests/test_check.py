@@ -1,6 +1,7 @@
 """A certificate is worth what it refuses."""
 
 import argparse
+import itertools
 import json
 from dataclasses import fields
 
@@ -75,6 +76,18 @@ def test_a_wrong_op_fails(tmp_path, monkeypatch, capsys, mutate, dtype, reason):
     assert any(reason in f["reason"] for f in document["findings"])
     output = capsys.readouterr().out
     assert f"reproduce: pyops check linear --dtype {dtype} --isa scalar" in output
+
+
+@pytest.mark.parametrize("dtype", check.DTYPES)
+@pytest.mark.parametrize("wrong", [0, 1], ids=["inference", "training"])
+def test_a_single_wrong_call_fails(tmp_path, monkeypatch, wrong, dtype):
+    native, calls = OPS["linear"].native, itertools.count()
+    monkeypatch.setattr(
+        pyops.functional, "linear", lambda *a: native(*a) * (1 + 0.5 * (next(calls) == wrong))
+    )
+    code, document = findings(tmp_path, "linear", "--quick", "--dtype", dtype, "--isa", "scalar")
+    assert code == 1
+    assert "output0: l2 error 5.0" in document["findings"][0]["reason"]
 
 
 @pytest.mark.parametrize(

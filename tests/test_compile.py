@@ -1,7 +1,7 @@
 """`torch.compile(model, backend="pyops")`."""
 
 import copy
-from importlib.metadata import entry_points
+from importlib.metadata import PackageNotFoundError, distribution, entry_points
 
 import pytest
 import torch
@@ -98,16 +98,30 @@ def test_trains_and_infers_like_eager(dynamic, device):
             torch.testing.assert_close(compiled(x), theirs["output"], rtol=close, atol=close / 10)
 
 
-def test_is_known_by_its_name():
+@pytest.fixture
+def installed():
+    """The entry points of these sources come with their installation."""
+    try:
+        return distribution("pyops")
+    except PackageNotFoundError:
+        pytest.skip("pyops is not installed here")
+
+
+def test_is_known_by_its_name(installed):
+    (entry,) = entry_points(group="torch_dynamo_backends", name="pyops")
+    assert entry.load() is pyops.compile.backend
     torch._dynamo.reset()
-    if not entry_points(group="torch_dynamo_backends", name="pyops"):
-        pytest.skip("pyops is not installed")
-    model = build()
-    compiled = torch.compile(model, backend="pyops", options={"max_autotune": False})
-    x = images(2, 3, 16, 16)
+    model, x = build(), images(2, 3, 16, 16)
+    torch.testing.assert_close(torch.compile(model, backend="pyops")(x), model(x))
+
+
+def test_options_are_inductors():
+    torch._dynamo.reset()
+    model, x, backend = build(), images(2, 3, 16, 16), pyops.compile.backend
+    compiled = torch.compile(model, backend=backend, options={"max_autotune": False})
     torch.testing.assert_close(compiled(x), model(x))
     with pytest.raises(Exception, match="no_such_option"):
-        torch.compile(build(), backend="pyops", options={"no_such_option": 1})(x)
+        torch.compile(build(), backend=backend, options={"no_such_option": 1})(x)
 
 
 def test_adds_no_graph_break():

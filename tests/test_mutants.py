@@ -92,6 +92,12 @@ def curved(x, w, b):
     return y + (y - y.detach()).pow(2)
 
 
+def wrong_at_first():
+    """Right in every call but one."""
+    calls = itertools.count()
+    return lambda input, weight, bias: relu(input, weight, bias) * (1.5 - 0.5 * (next(calls) > 0))
+
+
 WRONG = {
     "dropped bias": ("test_forward", lambda x, w, b: relu(x, w, 0 * b)),
     "bias off by one": ("test_forward", lambda x, w, b: relu(x, w, b.roll(1))),
@@ -170,10 +176,10 @@ AXES = {
 }
 
 
-def run(check, op):
+def run(check, op, **axes):
     suite = type("Mutated", (SUITE,), {"op": staticmethod(op)})()
     method = getattr(suite, check)
-    method(**{name: AXES[name] for name in inspect.signature(method).parameters})
+    method(**{name: (AXES | axes)[name] for name in inspect.signature(method).parameters})
 
 
 @pytest.mark.parametrize("check", sorted({check for check, _ in WRONG.values()}))
@@ -189,6 +195,13 @@ def test_a_wrong_one_does_not(mutant):
     check, op = WRONG[mutant]
     with pytest.raises(REFUSED):
         run(check, lambda input, weight, bias: op(input, weight, bias))
+
+
+@pytest.mark.parametrize("dtype", SUITE.dtypes, ids=str)
+@pytest.mark.parametrize("check", ["test_forward", "test_backward"])
+def test_later_calls_do_not_excuse_the_first(check, dtype):
+    with pytest.raises(REFUSED):
+        run(check, wrong_at_first(), dtype=dtype)
 
 
 @pytest.mark.parametrize("before", [False, True])

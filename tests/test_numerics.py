@@ -161,12 +161,12 @@ def test_kinks_allow_a_flipped_decision_in_gradients_of_models():
     assert not compare(1.02 * native, native, ref, direction="backward", kinks=True).passed
 
 
-def draws(*errors, native=1e-6):
+def draws(*errors, native=1e-6, dtype=torch.float32):
     """`verdicts_of` for `settle`: in turn these errors of ours beside native's own."""
 
     def verdicts_of(draw):
         err = errors[draw] if draw < len(errors) else errors[-1]
-        limit = allowed(torch.float32, "forward", native)
+        limit = allowed(dtype, "forward", native)
         return {"y": Verdict(err, err, native, native, limit, limit)}
 
     return verdicts_of
@@ -178,10 +178,50 @@ def test_an_unlucky_draw_is_settled_by_others():
     assert settle(draws(2e-6, 1.1e-6))["y"].passed
 
 
-@pytest.mark.parametrize("errors", [(1.6e-6,), (2e-6, 0.9e-6, 1.0, 0.9e-6), (1.0, 0.9e-6)])
-def test_no_number_of_draws_excuses_a_wrong_result(errors):
-    """Errors a little too large in every draw, or as large as the result in a single one."""
-    assert not settle(draws(*errors))["y"].passed
+# Native's error, as large as one rounding makes it or much smaller.
+NATIVE = [
+    (torch.float32, 1e-6),
+    (torch.float32, 1e-8),
+    (torch.bfloat16, 2e-3),
+    (torch.bfloat16, 1e-5),
+    (torch.float16, 3e-4),
+    (torch.float16, 1e-6),
+]
+
+
+@pytest.mark.parametrize(("dtype", "native"), NATIVE)
+@pytest.mark.parametrize("wrong", [0, 1, 15])
+def test_no_number_of_draws_excuses_a_wrong_result(wrong, dtype, native):
+    """As large as the result in a single draw, with the others as good as native's."""
+    errors = [1.1 * allowed(dtype, "forward", native), *[0.9 * native] * 15]
+    assert settle(draws(*errors, native=native, dtype=dtype))["y"].passed
+    errors[wrong] = 1.0
+    verdict = settle(draws(*errors, native=native, dtype=dtype))["y"]
+    assert not verdict.passed
+    assert verdict.err_l2 == 1.0
+
+
+@pytest.mark.parametrize(("dtype", "native"), NATIVE)
+def test_errors_a_little_too_large_in_every_draw_fail(dtype, native):
+    error = 1.05 * allowed(dtype, "forward", native)
+    assert not settle(draws(error, native=native, dtype=dtype))["y"].passed
+
+
+@pytest.mark.parametrize(("error", "passed"), [(0.05, True), (0.5, False)])
+def test_a_flipped_decision_is_no_gross_error(error, passed):
+    """It moves some entries of one draw's gradient; one that is wrong altogether still fails."""
+
+    def verdicts_of(draw):
+        return {"y": replace(others(draw)["y"], kinked=True)}
+
+    others = draws(error, *[1e-7] * 15, native=1e-7)
+    assert settle(verdicts_of)["y"].passed == passed
+    assert not settle(others)["y"].passed
+
+
+def test_a_gross_error_asks_for_no_other_draw():
+    first = draws(1e-3)
+    assert not settle(lambda draw: first(draw) if draw == 0 else pytest.fail())["y"].passed
 
 
 def test_a_fault_in_one_draw_is_one():
