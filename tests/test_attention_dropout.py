@@ -1,8 +1,8 @@
 """scaled_dot_product_attention: which elements dropout drops, and what that does."""
 
 import torch
-from torch.testing import assert_close
 
+from judging import assert_accurate, convert, widen
 from suite import DTYPES, OpSuite, results
 from test_attention import draw, sdpa
 
@@ -47,10 +47,9 @@ class TestDropout:
                 **arguments, dropout_p=dropout_p, dropout_mask=kept
             )[0]
 
-        theirs = results(composite, arguments)
-        tolerance = {torch.float64: 1e-12, torch.float32: 1e-5}.get(dtype, 3e-2)
-        for name in theirs:
-            assert_close(ours[name], theirs[name], rtol=tolerance, atol=tolerance)
+        wide = results(composite, convert(arguments, widen))
+        native = results(composite, arguments)
+        assert_accurate(ours, native, wide, max_zeros=1.0)  # of 300 keys 37 are seen
 
     def test_drops_its_share(self, device):
         seed = torch.tensor(7, device=device)
