@@ -13,81 +13,59 @@ from suite import Case, ExactSuite, Randn, Reject, on_devices, tensors_of
 LAST = torch.channels_last
 
 
-def conv_cases(shift, **fixed):
+# The input's shape, the weight's, and what else the convolution is given.
+CONVOLUTIONS = {
+    "tiny": ((2, 2, 4, 5), (3, 2, 3, 2), {}),
+    "odd": ((2, 3, 9, 11), (5, 3, 3, 3), dict(padding=1)),
+    "uneven stride and padding":
+        ((2, 4, 13, 12), (6, 4, 3, 4), dict(stride=(2, 3), padding=(2, 1))),
+    "stride beyond the kernel": ((2, 3, 11, 9), (4, 3, 2, 1), dict(stride=3)),
+    "dilation": ((2, 3, 13, 15), (5, 3, 3, 2), dict(dilation=(2, 3), padding=(2, 0), stride=2)),
+    "dilation meets stride":
+        ((1, 2, 14, 13), (3, 2, 3, 3), dict(dilation=(4, 2), stride=(2, 4), padding=3)),
+    "groups": ((2, 6, 7, 8), (8, 3, 3, 3), dict(groups=2, padding=1)),
+    "depthwise": ((2, 19, 9, 10), (19, 1, 3, 3), dict(groups=19, padding=1)),
+    "depthwise, strided":
+        ((2, 5, 11, 12), (5, 1, 3, 5),
+         dict(groups=5, stride=(2, 3), padding=(1, 4), dilation=(2, 1))),
+    "depthwise, small planes":
+        ((2, 37, 7, 6), (37, 1, 5, 4), dict(groups=37, stride=(2, 1), padding=(2, 1))),
+    "depthwise, rows of words": ((3, 5, 7, 45), (5, 1, 3, 3), dict(groups=5, padding=(2, 1))),
+    "depthwise, halved": ((2, 11, 9, 45), (11, 1, 3, 3), dict(groups=11, stride=2, padding=1)),
+    "depthwise, inputs that no tap meets":
+        ((2, 7, 4, 20), (7, 1, 2, 3), dict(groups=7, stride=(3, 2), padding=(1, 2), dilation=2)),
+    "depthwise multiplier": ((2, 3, 6, 7), (6, 1, 3, 3), dict(groups=3, padding=1)),
+    "the window covers the image": ((3, 5, 4, 6), (7, 5, 4, 6), dict(stride=2)),
+    "pointwise": ((3, 17, 6, 5), (35, 17, 1, 1), {}),
+    "pointwise, images on end": ((5, 64, 7, 9), (40, 64, 1, 1), {}),
+    "pointwise, part of a step": ((3, 50, 6, 7), (35, 50, 1, 1), {}),
+    "pointwise, strided": ((3, 9, 7, 8), (5, 9, 1, 1), dict(stride=2)),
+    "pointwise, one strided row": ((3, 32, 1, 8), (32, 32, 1, 1), dict(stride=3)),
+    "one column": ((2, 3, 9, 1), (4, 3, 3, 1), dict(padding=(1, 0))),
+    "padding beyond the image": ((1, 2, 4, 3), (3, 2, 3, 3), dict(padding=5)),
+    "blocks in depth and rows": ((2, 37, 12, 13), (35, 37, 3, 3), dict(padding=1)),
+    "blocks of depth, images in turn": ((4, 72, 20, 21), (33, 72, 3, 3), dict(padding=1)),
+    "wide window of many channels": ((2, 34, 9, 8), (36, 34, 5, 3), dict(padding=1)),
+    "many channels, strided": ((2, 32, 9, 11), (34, 32, 3, 3), dict(stride=2, padding=1)),
+    "first layer": ((2, 3, 17, 20), (24, 3, 5, 3), dict(stride=(2, 3), padding=(2, 1))),
+    "patches": ((2, 3, 17, 16), (16, 3, 4, 4), dict(stride=4)),
+    "same": ((2, 3, 8, 9), (4, 3, 3, 5), dict(padding="same", dilation=2)),
+    "same, uneven": ((2, 3, 8, 9), (4, 3, 2, 4), dict(padding="same")),
+    "valid": ((2, 3, 8, 9), (4, 3, 2, 3), dict(padding="valid", stride=2)),
+    "no batch dimension": ((3, 8, 9), (4, 3, 3, 3), dict(padding=1)),
+    "empty batch": ((0, 3, 8, 9), (4, 3, 3, 3), dict(padding=1)),
+}  # fmt: skip
+
+
+def conv_cases(shift, names=CONVOLUTIONS):
     """shift: added to the bias, so that a following ReLU passes most elements."""
 
-    def case(name, x, w, **options):
+    def case(name, x, w, options):
         weight = Randn(*w, scale=2.0 ** -((w[1] * w[2] * w[3]).bit_length() // 2))
         bias = Randn(w[0], shift=shift)
-        return Case(name, input=Randn(*x), weight=weight, bias=bias, **options, **fixed)
+        return Case(name, input=Randn(*x), weight=weight, bias=bias, **options)
 
-    return [
-        case("tiny", (2, 2, 4, 5), (3, 2, 3, 2)),
-        case("odd", (2, 3, 9, 11), (5, 3, 3, 3), padding=1),
-        case(
-            "uneven stride and padding", (2, 4, 13, 12), (6, 4, 3, 4), stride=(2, 3), padding=(2, 1)
-        ),
-        case("stride beyond the kernel", (2, 3, 11, 9), (4, 3, 2, 1), stride=3),
-        case("dilation", (2, 3, 13, 15), (5, 3, 3, 2), dilation=(2, 3), padding=(2, 0), stride=2),
-        case(
-            "dilation meets stride",
-            (1, 2, 14, 13),
-            (3, 2, 3, 3),
-            dilation=(4, 2),
-            stride=(2, 4),
-            padding=3,
-        ),
-        case("groups", (2, 6, 7, 8), (8, 3, 3, 3), groups=2, padding=1),
-        case("depthwise", (2, 19, 9, 10), (19, 1, 3, 3), groups=19, padding=1),
-        case(
-            "depthwise, strided",
-            (2, 5, 11, 12),
-            (5, 1, 3, 5),
-            groups=5,
-            stride=(2, 3),
-            padding=(1, 4),
-            dilation=(2, 1),
-        ),
-        case(
-            "depthwise, small planes",
-            (2, 37, 7, 6),
-            (37, 1, 5, 4),
-            groups=37,
-            stride=(2, 1),
-            padding=(2, 1),
-        ),
-        case("depthwise, rows of words", (3, 5, 7, 45), (5, 1, 3, 3), groups=5, padding=(2, 1)),
-        case("depthwise, halved", (2, 11, 9, 45), (11, 1, 3, 3), groups=11, stride=2, padding=1),
-        case(
-            "depthwise, inputs that no tap meets",
-            (2, 7, 4, 20),
-            (7, 1, 2, 3),
-            groups=7,
-            stride=(3, 2),
-            padding=(1, 2),
-            dilation=2,
-        ),
-        case("depthwise multiplier", (2, 3, 6, 7), (6, 1, 3, 3), groups=3, padding=1),
-        case("the window covers the image", (3, 5, 4, 6), (7, 5, 4, 6), stride=2),
-        case("pointwise", (3, 17, 6, 5), (35, 17, 1, 1)),
-        case("pointwise, images on end", (5, 64, 7, 9), (40, 64, 1, 1)),
-        case("pointwise, part of a step", (3, 50, 6, 7), (35, 50, 1, 1)),
-        case("pointwise, strided", (3, 9, 7, 8), (5, 9, 1, 1), stride=2),
-        case("pointwise, one strided row", (3, 32, 1, 8), (32, 32, 1, 1), stride=3),
-        case("one column", (2, 3, 9, 1), (4, 3, 3, 1), padding=(1, 0)),
-        case("padding beyond the image", (1, 2, 4, 3), (3, 2, 3, 3), padding=5),
-        case("blocks in depth and rows", (2, 37, 12, 13), (35, 37, 3, 3), padding=1),
-        case("blocks of depth, images in turn", (4, 72, 20, 21), (33, 72, 3, 3), padding=1),
-        case("wide window of many channels", (2, 34, 9, 8), (36, 34, 5, 3), padding=1),
-        case("many channels, strided", (2, 32, 9, 11), (34, 32, 3, 3), stride=2, padding=1),
-        case("first layer", (2, 3, 17, 20), (24, 3, 5, 3), stride=(2, 3), padding=(2, 1)),
-        case("patches", (2, 3, 17, 16), (16, 3, 4, 4), stride=4),
-        case("same", (2, 3, 8, 9), (4, 3, 3, 5), padding="same", dilation=2),
-        case("same, uneven", (2, 3, 8, 9), (4, 3, 2, 4), padding="same"),
-        case("valid", (2, 3, 8, 9), (4, 3, 2, 3), padding="valid", stride=2),
-        case("no batch dimension", (3, 8, 9), (4, 3, 3, 3), padding=1),
-        case("empty batch", (0, 3, 8, 9), (4, 3, 3, 3), padding=1),
-    ]
+    return [case(name, *CONVOLUTIONS[name]) for name in names]
 
 
 # What the fusions with their shared kernels can still get wrong: layout, groups, grids and checks.
@@ -145,7 +123,7 @@ class ConvSuite(ExactSuite):
 
 class TestConv2d(ConvSuite):
     op, reference = staticmethod(conv2d), staticmethod(F.conv2d)
-    cases = conv_cases(shift=0)
+    cases = conv_cases(0)
     rejects = CONV_REJECTS
 
 
@@ -153,9 +131,7 @@ class TestConv2dReLU(ConvSuite):
     op = staticmethod(conv2d_relu)
     reference = staticmethod(lambda **arguments: F.relu(F.conv2d(**arguments)))
     # A single output is too few to pool.
-    cases = [
-        c for c in conv_cases(shift=2) if c.name in ("tiny", "the window covers the image", *FUSED)
-    ]
+    cases = conv_cases(2, ["tiny", *FUSED, "the window covers the image"])
     rejects = CONV_REJECTS
 
 
@@ -182,7 +158,7 @@ class TestConv2dReLUMaxPool2d(ConvSuite):
     reference = staticmethod(conv_relu_pool)
     kinks = True
     cases = [
-        *(c for c in conv_cases(shift=2) if c.name in ("tiny", *FUSED)),
+        *conv_cases(2, ["tiny", *FUSED]),
         pool_case("overlapping windows", (9, 11), kernel_size=3, pool_stride=2, pool_padding=1),
         pool_case("rows wider than a vector", (6, 75), kernel_size=(2, 3), pool_stride=(1, 2)),
         pool_case("ceil mode", (8, 10), kernel_size=3, pool_stride=(2, 3), ceil_mode=True),
