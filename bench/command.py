@@ -24,13 +24,13 @@ from pyops.cli.files import output_directory, output_file, replace_file, write_j
 from pyops.cli.info import ARCHITECTURES, ISAS, machine, usable_device
 
 from . import plots, report
+from .against import ROOT, compare_revisions
 from .allocator import keep_freed_memory
 from .caps import cap_native, native_capability
 from .harness import Bench, Case, Result, Settings
 from .peaks import Peaks, measure
 from .peers import PEERS
 
-ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).parent / "results"
 ALIASES = {"native": ("eager", "channels_last"), "compile": ("inductor",)}
 FULL_DTYPES = (*Settings.dtypes, "float32-high")
@@ -104,8 +104,6 @@ def run(args: argparse.Namespace, benches: Sequence[Bench] | None = None) -> int
     if (args.save or args.against) and not (ROOT / ".git").exists():
         raise UserError("bench: --save and --against are for a checkout of pyops, here is none")
     if args.against:
-        from .against import compare_revisions
-
         return compare_revisions(args.against)
     if args.minutes is None:
         args.minutes = float("inf") if args.full or args.save else MINUTES

@@ -179,9 +179,7 @@ Tensor attention(const Tensor& query, const Tensor& key, const Tensor& value,
     return native(given, dropout_p, is_causal, scale, enable_gqa);
   }
   const auto hand_over = [&](const char* why) {
-    if (explaining()) {
-      record_call(kName, "native", {query, key, value}, {{"every kernel of ours", why}});
-    }
+    note_native(kName, {query, key, value}, why);
     return named(kName, {query, key, value, attn_mask}, [&] {
       return at::scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, is_causal,
                                               scale, enable_gqa);

@@ -95,7 +95,7 @@ bool is_empty(const char* op, const Tensor& x, const Tensor& w) {
     return t.unsafeGetTensorImpl()->has_symbolic_sizes_strides() || t.numel() > 0;
   };
   if (has_elements(x) && has_elements(w)) return false;
-  if (explaining()) record_call(op, "native", {x, w}, {{"every kernel of ours", "empty"}});
+  note_native(op, {x, w}, "empty");
   return true;
 }
 

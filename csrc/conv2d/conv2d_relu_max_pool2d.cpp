@@ -82,9 +82,7 @@ bool is_left_to_native(const Tensor& x, const Tensor& w, const OptionalTensor& b
                        const Sizes& s) {
   if (goes_native(kPooledName, {x, w, bias}, kDevices) || is_empty(kPooledName, x, w)) return true;
   if (s.has_countable_taps()) return false;
-  if (explaining()) {
-    record_call(kPooledName, "native", {x, w}, {{"every kernel of ours", "over 2^31 - 1 taps"}});
-  }
+  note_native(kPooledName, {x, w}, "over 2^31 - 1 taps");
   return true;
 }
 

@@ -5,6 +5,7 @@
 #include "conv2d/patches_simd.h"
 #include "conv2d/weights_simd.h"
 #include "core/lanes_simd.h"
+#include "gemm/vector_engine.h"
 
 namespace pyops::PYOPS_ISA_NAMESPACE {
 

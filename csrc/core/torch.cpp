@@ -116,8 +116,12 @@ const char* native_reason(Tensors tensors, Devices devices) {
 bool goes_native(const char* op, Tensors tensors, Devices devices) {
   const char* reason = native_reason(tensors, devices);
   if (reason == nullptr) return false;
-  if (explaining()) record_call(op, "native", tensors, {{"every kernel of ours", reason}});
+  note_native(op, tensors, reason);
   return true;
+}
+
+void note_native(const char* op, Tensors tensors, const char* reason) {
+  if (explaining()) record_call(op, "native", tensors, {{"every kernel of ours", reason}});
 }
 
 bool is_abstract(const Tensor& t) {

@@ -66,6 +66,9 @@ const char* native_reason(Tensors tensors, Devices devices = Devices::kCpu);
 // at::...`.
 bool goes_native(const char* op, Tensors tensors, Devices devices = Devices::kCpu);
 
+// Notes in the explain() log why PyTorch's own operator has the call.
+void note_native(const char* op, Tensors tensors, const char* reason);
+
 // Whether sizes and dtypes alone are asked for, by a meta tensor or a tracer: no kernel is called,
 // and none checks what it is given.
 bool is_abstract(const Tensor& t);

@@ -77,10 +77,7 @@ bool is_ours(const char* op, const Tensor& x, const Tensor& w, const Tensor& bia
   if (w.dim() == 2 && (!bias.defined() || (bias.dim() == 1 && bias.sym_size(0) == w.sym_size(0)))) {
     return true;
   }
-  if (explaining()) {
-    record_call(op, "native", {x, w, bias},
-                {{"every kernel of ours", "a vector as weight, or a bias that broadcasts"}});
-  }
+  note_native(op, {x, w, bias}, "a vector as weight, or a bias that broadcasts");
   return false;
 }
 

@@ -143,9 +143,7 @@ bool is_elsewhere(const char* op, const Tensor& input) {
   const bool on_gpu = device.is_cuda() && rnn_devices() == Devices::kCpuAndGpu;
   const bool here = device.is_cpu() || device.is_meta() || on_gpu;
   if (here && !input.is_nested()) return false;
-  if (explaining()) {
-    record_call(op, "native", {input}, {{"every kernel of ours", here ? "layout" : "device"}});
-  }
+  note_native(op, {input}, here ? "layout" : "device");
   return true;
 }
 
