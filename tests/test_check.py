@@ -36,6 +36,16 @@ def test_a_right_op_passes(tmp_path):
     assert all(f["repeats"] and f["used"] <= 1 for f in found)
 
 
+@pytest.mark.parametrize("threads", [1, 3])
+def test_float32_passes_however_sums_are_shared(threads):
+    """On one thread a sum is longest, and its order shows."""
+    torch.set_num_threads(threads)
+    try:
+        assert certify("--dtype", "float32", "--device", "cpu") == 0
+    finally:
+        torch.set_num_threads(1)
+
+
 def test_float64_is_differentiated(tmp_path):
     isa = check.available_isas()[-1]
     _, document = findings(tmp_path, "linear", "--dtype", "float64", "--isa", isa)

@@ -138,26 +138,32 @@ class RnnBackward {
       gemm_in_short_sums(gates_, p_.input, rows, grad, x,
                          MatrixSink<T>{static_cast<T*>(p_.grad_w_ih), p_.input}, p_.precision);
     }
-    if (p_.grad_w_hh != nullptr) {
-      Scratch<int64_t> previous(rows);
-      for (int64_t t = 0; t < p_.steps; ++t) {
-        for (int64_t i = 0; i < p_.size(t); ++i) {
-          const int64_t before = p_.previous_row(t, i);
-          previous[p_.offsets[t] + i] = before < 0 ? -1 - i : before;
-        }
-      }
-      const OperandLike<T, Acc> grad{{from_h(), gates_, 1, gates_}};
-      const PreviousStates<T> h{static_cast<const T*>(p_.y), static_cast<const T*>(p_.h0),
-                                p_.output, previous.get()};
-      gemm_in_short_sums(gates_, p_.output, rows, grad, h,
-                         MatrixSink<T>{static_cast<T*>(p_.grad_w_hh), p_.output}, p_.precision);
-    }
+    if (p_.grad_w_hh != nullptr) recurrent_weights();
     if (p_.grad_w_hr != nullptr) {
       const OperandLike<T, Acc> grad{{totals_.get(), p_.output, 1, p_.output}};
       const OperandLike<T, Acc> out{{outputs_.get(), p_.hidden, 1, p_.hidden}};
       gemm_in_short_sums(p_.output, p_.hidden, rows, grad, out,
                          MatrixSink<T>{static_cast<T*>(p_.grad_w_hr), p_.hidden}, p_.precision);
     }
+  }
+
+  // Summed as the sweep went, last step first: an initial state is often larger than the states
+  // after it, and what is added to its products is rounded at their size.
+  void recurrent_weights() const {
+    const int64_t rows = p_.rows(), last = std::max<int64_t>(rows - 1, 0);
+    Scratch<int64_t> previous(rows);
+    for (int64_t t = 0; t < p_.steps; ++t) {
+      for (int64_t i = 0; i < p_.size(t); ++i) {
+        const int64_t row = p_.offsets[t] + i, before = p_.previous_row(t, i);
+        previous[p_.reverse ? row : last - row] = before < 0 ? -1 - i : before;
+      }
+    }
+    const Acc* first = from_h() + (p_.reverse ? 0 : last * gates_);
+    const OperandLike<T, Acc> grad{{first, gates_, 1, p_.reverse ? gates_ : -gates_}};
+    const PreviousStates<T> h{static_cast<const T*>(p_.y), static_cast<const T*>(p_.h0), p_.output,
+                              previous.get()};
+    gemm_in_short_sums(gates_, p_.output, rows, grad, h,
+                       MatrixSink<T>{static_cast<T*>(p_.grad_w_hh), p_.output}, p_.precision);
   }
 
   void biases() const {
