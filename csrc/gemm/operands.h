@@ -14,6 +14,17 @@ namespace pyops::PYOPS_ISA_NAMESPACE {
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t round_up(int64_t n, int64_t multiple) { return ceil_div(n, multiple) * multiple; }
 
+// An extent in `count` parts of whole units, which differ by one unit at most: with all but the
+// last as long as the longest, threads would wait for each other.
+struct Cuts {
+  int64_t extent, unit, count;
+
+  int64_t units() const { return ceil_div(extent, unit); }
+  int64_t begin(int64_t part) const { return std::min(extent, units() * part / count * unit); }
+  int64_t end(int64_t part) const { return begin(part + 1); }
+  int64_t longest() const { return ceil_div(units(), count) * unit; }
+};
+
 // A source that can be read without packing: see StridedOperand::load_row.
 template <class Source>
 concept RowReadable = requires(const Source& s) { s.load_row(int64_t{}, int64_t{}, 0); };

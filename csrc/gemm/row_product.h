@@ -68,34 +68,35 @@ class TransposedTiles {
 // A block of the depth of as many columns of B as fit half of L2 meets all rows of a task; a
 // quarter is for sums that wait for the next block.
 struct RowBlocking {
-  int64_t depth, depth_blocks, row_blocks, block_rows, col_ranges, range_cols;
+  int64_t depth, depth_blocks;
+  Cuts rows, cols;
 
-  RowBlocking(int64_t m, int64_t n, int64_t k) {
-    constexpr int64_t kMaxDepth = 1536;
-    depth = round_up(ceil_div(k, ceil_div(k, kMaxDepth)), 32);
-    depth_blocks = ceil_div(k, depth);
-    const int64_t most_cols = l2_bytes() / 2 / (depth * int64_t{sizeof(BFloat16)});
-    col_ranges = ceil_div(n, std::max<int64_t>(kPanelCols, most_cols / kPanelCols * kPanelCols));
-    range_cols = round_up(ceil_div(n, col_ranges), kPanelCols);
-    const int64_t most_rows = l2_bytes() / 4 / (range_cols * int64_t{sizeof(float)});
-    row_blocks = depth_blocks == 1 ? 1 : ceil_div(m, std::max<int64_t>(kGroupRows, most_rows));
-    share_among(num_threads(), m, n);
-    col_ranges = ceil_div(n, range_cols);
-    block_rows = round_up(ceil_div(m, row_blocks), 16);
-    row_blocks = ceil_div(m, block_rows);
+  RowBlocking(int64_t m, int64_t n, int64_t k)
+      : depth(round_up(ceil_div(k, ceil_div(k, kMaxDepth)), 32)),
+        depth_blocks(ceil_div(k, depth)),
+        rows{m, 16, 1},
+        cols{n, kPanelCols, 1} {
+    const int64_t panel = kPanelCols * depth * int64_t{sizeof(BFloat16)};
+    cols.count = ceil_div(cols.units(), std::max<int64_t>(1, l2_bytes() / 2 / panel));
+    if (depth_blocks > 1) {
+      const int64_t most = l2_bytes() / 4 / (cols.longest() * int64_t{sizeof(float)});
+      rows.count = ceil_div(m, std::max<int64_t>(kGroupRows, most));
+    }
+    share_among(num_threads());
   }
 
  private:
-  // As many tasks for every thread, by cutting rows, which leaves them L2's block of B, or else
-  // columns.
-  void share_among(int64_t threads, int64_t m, int64_t n) {
-    const int64_t tasks = row_blocks * col_ranges;
-    if (tasks % threads == 0 || tasks >= 8 * threads) return;
-    if (m >= n) {
-      row_blocks = std::min(round_up(row_blocks, threads), ceil_div(m, kGroupRows));
+  static constexpr int64_t kMaxDepth = 1536;
+
+  // As many tasks for every thread, by cutting few into rows, which leaves them L2's block of B, or
+  // else columns.
+  void share_among(int64_t threads) {
+    const int64_t tasks = rows.count * cols.count;
+    if (tasks % threads == 0) return;
+    if (rows.extent >= cols.extent && tasks < 8 * threads) {
+      rows.count = std::min(round_up(rows.count, threads), ceil_div(rows.extent, kGroupRows));
     } else {
-      col_ranges = std::min(round_up(col_ranges, threads), ceil_div(n, kPanelCols));
-      range_cols = round_up(ceil_div(n, col_ranges), kPanelCols);
+      cols.count = std::min(round_up(cols.count, threads), cols.units());
     }
   }
 };
@@ -110,8 +111,9 @@ class RowProduct {
       : m_(m), n_(n), k_(k), a_(a, k), b_(b), sink_(sink), blocking_(m, n, k) {}
 
   void run() {
-    const int64_t blocks = blocking_.depth_blocks, ranges = blocking_.col_ranges;
-    const bool once = blocking_.row_blocks > 1;
+    const int64_t blocks = blocking_.depth_blocks;
+    const Cuts &rows = blocking_.rows, &cols = blocking_.cols;
+    const bool once = rows.count > 1;
     Scratch<uint16_t> all(once ? blocks * block_elements(0, n_) : 0);
     if (once) {
       parallel_for(0, blocks * ceil_div(n_, kPanelCols), 1, [&](int64_t t0, int64_t t1) {
@@ -121,15 +123,14 @@ class RowProduct {
         }
       });
     }
-    parallel_for(0, blocking_.row_blocks * ranges, 1, [&](int64_t t0, int64_t t1) {
-      const Scratch<uint16_t> own(once ? 0 : blocking_.range_cols * blocking_.depth);
+    parallel_for(0, rows.count * cols.count, 1, [&](int64_t t0, int64_t t1) {
+      const Scratch<uint16_t> own(once ? 0 : cols.longest() * blocking_.depth);
       const Scratch<float> sums(kGroupRows * kPanelCols +
-                                (one_pass() ? 0 : blocking_.block_rows * blocking_.range_cols));
+                                (one_pass() ? 0 : rows.longest() * cols.longest()));
       const Scratch<BFloat16> room(a_.room(blocking_.depth));
       for (int64_t t = t0; t < t1; ++t) {
-        const int64_t i = t / ranges * blocking_.block_rows, j = t % ranges * blocking_.range_cols;
-        const Task task{i, std::min(m_, i + blocking_.block_rows), j,
-                        std::min(n_, j + blocking_.range_cols)};
+        const int64_t block = t / cols.count, range = t % cols.count;
+        const Task task{rows.begin(block), rows.end(block), cols.begin(range), cols.end(range)};
         run_task(task, once ? all.get() : nullptr, own.get(), sums.get(), room.get());
       }
     });
@@ -178,9 +179,9 @@ class RowProduct {
                     .more = a_.lie_in_memory() && i + 2 * kGroupRows <= task.i1,
                     .pairs = ceil_div(depth, 2),
                     .panels = static_cast<int>(ceil_div(task.j1 - task.j0, kPanelCols)),
-                    .ldc = one_pass() ? kPanelCols : blocking_.range_cols,
+                    .ldc = one_pass() ? kPanelCols : blocking_.cols.longest(),
                     .add = block > 0};
-        float* c = one_pass() ? sums : sums + (i - task.i0) * blocking_.range_cols;
+        float* c = one_pass() ? sums : sums + (i - task.i0) * blocking_.cols.longest();
         for (int64_t j = task.j0; j < task.j1; j += kPanelCols) {
           group.panel = static_cast<int>((j - task.j0) / kPanelCols);
           group.b = b + block_elements(task.j0, j);

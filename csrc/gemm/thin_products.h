@@ -90,18 +90,19 @@ void thin_rows(int64_t m, int64_t n, int64_t k, const A& a, const B& b, const Si
   constexpr int64_t kCols = kThinVecs * Vec<Acc>::kWidth, kBlock = 16, kStretch = 128;
   constexpr int64_t kMostCols = 16 * kCols, kMinimumWork = 1 << 19;
   const int64_t panels = ceil_div(m, kThinRows), rows = panels * kThinRows;
-  const int64_t share = ceil_div(ceil_div(n, num_threads()), kCols) * kCols;
-  const int64_t range = std::min(share, kMostCols);
+  Cuts ranges{n, kCols, round_up(ceil_div(n, kMostCols), num_threads())};
+  ranges.count = std::min(ranges.count, ranges.units());
+  const int64_t range = ranges.longest();
   Scratch<Acc> packed(rows * k);
   for (int64_t i = 0; i < panels; ++i) {
     a.template pack<kThinRows>(i * kThinRows, 0, k, &packed[i * kThinRows * k]);
   }
   const int64_t work = range * std::max<int64_t>(m, 8) * std::max<int64_t>(k, 1);
   const int64_t grain = std::max<int64_t>(1, kMinimumWork / work);
-  parallel_for(0, ceil_div(n, range), grain, [&](int64_t begin, int64_t end) {
+  parallel_for(0, ranges.count, grain, [&](int64_t begin, int64_t end) {
     Scratch<Acc> sums(rows * range), totals(rows * range);
-    for (int64_t j0 = begin * range; j0 < std::min(n, end * range); j0 += range) {
-      const int64_t cols = std::min(range, n - j0);
+    for (int64_t part = begin; part < end; ++part) {
+      const int64_t j0 = ranges.begin(part), cols = ranges.end(part) - j0;
       std::fill_n(totals.get(), rows * range, Acc{0});
       for (int64_t stretch = 0; stretch < k; stretch += kStretch) {
         std::fill_n(sums.get(), rows * range, Acc{0});
