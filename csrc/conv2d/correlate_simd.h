@@ -355,10 +355,10 @@ template <bool kMasked, class T>
 bool pays_in_place(const Correlation<T>& all) {
   constexpr int64_t kLeast = 192, kLarge = 256 << 10;
   const Axis &y = all.images.y, &x = all.images.x;
-  const bool every_pixel = x.is_identity() && y.taps == 1 && y.stride == 1 && y.positions == y.size;
+  const bool one_tap = y.taps == 1 && x.taps == 1;
   const int64_t positions = all.images.positions_per_image(), channels = all.images.channels;
-  return std::is_same_v<T, float> && !kMasked && all.channels_last && every_pixel &&
-         x.positions >= kLeastRow && positions >= kLeast &&
+  return lies_in_place<kMasked>(all) && one_tap && x.positions >= kLeastRow &&
+         positions >= kLeast &&
          (all.channels <= channels || positions * channels * int64_t{sizeof(T)} >= kLarge);
 }
 

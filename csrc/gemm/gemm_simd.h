@@ -17,6 +17,7 @@
 #include "gemm/thin_products.h"
 #include "gemm/vector_engine.h"
 #if defined(__AVX512BF16__)
+#include "gemm/dot_pairs.h"
 #include "gemm/row_product.h"
 #include "gemm/tile_engine.h"
 #endif
@@ -334,6 +335,12 @@ void gemm(int64_t m, int64_t n, int64_t k, const A& a, const B& b, const Sink& s
   if (m == 0 || n == 0) return;
   if constexpr (RowReadable<A> && RowReadable<B>) {
     if (a.rows_contiguous() && b.rows_contiguous() && dot_products_pay(m, n, k)) {
+#if defined(__AVX512BF16__)
+      using Words = StridedOperand<BFloat16>;
+      if constexpr (std::is_same_v<A, Words> && std::is_same_v<B, Words>) {
+        if (std::min(m, n) <= kFewDotRows) return dot_pairs(m, n, k, a, b, sink);
+      }
+#endif
       return dot_products(m, n, k, a, b, sink);
     }
   }
