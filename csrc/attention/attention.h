@@ -52,6 +52,10 @@ struct AttentionShape {
   double dropout_p;
   uint64_t seed;            // on the CPU
   const int64_t* gpu_seed;  // on a GPU, whose kernels alone read it; null without dropout
+
+  // Query heads that share the keys of one head, and which that is.
+  PYOPS_HOST_DEVICE int64_t group() const { return heads / kv_heads; }
+  PYOPS_HOST_DEVICE int64_t kv_head(int64_t h) const { return h / group(); }
 };
 
 // `row_max` and `row_scale` describe the softmax of each row: p = exp(x - row_max) * row_scale. The

@@ -68,7 +68,7 @@ class TileBackwardWorker {
 
   // Every split-th key block of one (b, key/value head) with the query heads that share it.
   void run(int64_t pair, int64_t split) {
-    const int64_t kv_head = pair % p_.kv_heads, group = p_.heads / p_.kv_heads;
+    const int64_t kv_head = pair % p_.kv_heads, group = p_.group();
     b_ = pair / p_.kv_heads;
     std::fill_n(sums_k_.get(), blocking_.blocks_per_split() * blocking_.key_sums(), 0.0f);
     std::fill_n(sums_v_.get(), blocking_.blocks_per_split() * blocking_.value_sums(), 0.0f);
@@ -103,7 +103,7 @@ class TileBackwardWorker {
     std::fill_n(sums + l0, end - l0, RowSums<float>{});
     hold_rows(block);
     for (int64_t keys = 0; keys < blocking_.key_blocks; ++keys) {
-      hold_keys(h / (p_.heads / p_.kv_heads), keys);
+      hold_keys(p_.kv_head(h), keys);
       for (int64_t l = l0; l < end; l += kScorePanel) {
         const int64_t seen = score(l, end);
         for (int64_t r = 0; r < std::min(kScorePanel, end - l); ++r) {

@@ -39,7 +39,7 @@ struct AttentionGradientTile {
   }
   PYOPS_HOST_DEVICE Strip<T> keys(const ConstRows& of, int64_t b, int64_t h, int64_t s0,
                                   int64_t columns) const {
-    return {of, b, h / (p.heads / p.kv_heads), s0, p.keys, columns};
+    return {of, b, p.kv_head(h), s0, p.keys, columns};
   }
 
   template <class Team>
@@ -183,7 +183,7 @@ struct AttentionBackward {
     const AttentionBackwardParams& p = tile.p;
     team.each([](int, State& state) { state.sums = {}; });
     if constexpr (Tile::kKeysOwn) {
-      const int64_t group = p.heads / p.kv_heads;
+      const int64_t group = p.group();
       for (int64_t h = head * group; h < (head + 1) * group; ++h) add_head(h, shared, team);
     } else {
       const int64_t seen = baseline::visible_keys(p.is_causal, row + Block::kTile - 1, 0, p.keys);

@@ -142,7 +142,7 @@ class BackwardWorker {
   // Every split-th key block of one (b, key/value head) with the query heads that share it.
   void run(int64_t pair, int64_t split) {
     const int64_t b = pair / p_.kv_heads, kv_head = pair % p_.kv_heads;
-    const int64_t group = p_.heads / p_.kv_heads;
+    const int64_t group = p_.group();
     Acc* sums_q =
         sums_q_ + ((split * p_.batch + b) * p_.heads + kv_head * group) * p_.queries * columns_;
     std::fill_n(sums_q, group * p_.queries * columns_, Acc{0});
@@ -170,7 +170,7 @@ class BackwardWorker {
       const int64_t held = std::min(ld_, p_.keys - s0);
       const int64_t keys = visible_keys(p_.is_causal, l0 + rows - 1, s0, held);
       if (keys == 0) break;
-      hold(b, h / (p_.heads / p_.kv_heads), s0, held);
+      hold(b, p_.kv_head(h), s0, held);
       score(b, h, l0, rows, s0, keys);
       for (int64_t r = 0; r < rows; ++r) {
         finish_row(b, h, l0 + r, s0, keys, r * ld_);
@@ -225,7 +225,7 @@ class BackwardWorker {
     const Packed grads = product_.pack_left(by_rows<T>(p_.grad_out, b, h, l0, rows), p_.value_dim,
                                             grads_left_.get());
     if (meets_keys_alone(p_)) {
-      const auto k = by_rows<T>(p_.k, b, h / (p_.heads / p_.kv_heads), s0, keys);
+      const auto k = by_rows<T>(p_.k, b, p_.kv_head(h), s0, keys);
       for (int64_t r = 0; r < rows; ++r) {
         multiply_row(by_rows<T>(p_.q, b, h, l0 + r, 1), k, keys, p_.dim, weights_.get() + r * ld_);
       }

@@ -120,7 +120,7 @@ struct AttentionTensorBackward
     row = (kKeysOwn ? i : static_cast<int>(tiles) - 1 - i) * kOwners;
     head = static_cast<int>(tile % heads(p));
     b = static_cast<int>(tile / heads(p));
-    const auto group = static_cast<int>(p.heads / p.kv_heads);
+    const auto group = static_cast<int>(p.group());
     if constexpr (kKeysOwn) {  // queries that see one of the keys, of all heads that share them
       begin = {head * group, p.is_causal ? row : 0};
       end = {begin.row < p.queries ? begin.h + group : begin.h, static_cast<int>(p.queries)};

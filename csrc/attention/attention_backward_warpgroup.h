@@ -135,14 +135,14 @@ struct AttentionWarpgroupBackward {
   template <class F>
   PYOPS_DEVICE void each_tile(const F& f) const {
     if constexpr (kKeysOwn) {
-      const int64_t group = p.heads / p.kv_heads;
+      const int64_t group = p.group();
       const int64_t first = p.is_causal ? tile.row / kOthers * kOthers : 0;
       for (int64_t h = tile.h * group; h < (tile.h + 1) * group; ++h) {
         for (int64_t l = first; l < p.queries; l += kOthers) f(h, l);
       }
     } else {
       const int64_t seen = baseline::visible_keys(p.is_causal, tile.row + kRows - 1, 0, p.keys);
-      const int64_t kv_head = tile.h / (p.heads / p.kv_heads);
+      const int64_t kv_head = p.kv_head(tile.h);
       for (int64_t s = 0; s < seen; s += kOthers) f(kv_head, s);
     }
   }

@@ -69,7 +69,7 @@ class TileForwardWorker {
   void run(int64_t b, int64_t h, int64_t l0) {
     const int64_t end = std::min(l0 + blocking_.block_rows, p_.queries);
     const int64_t panels = ceil_div(end - l0, kPanelRows);
-    hold(b, h / (p_.heads / p_.kv_heads));
+    hold(b, p_.kv_head(h));
     for (int64_t i = 0; i < panels; ++i) start(panels_[i], i, b, h, l0 + i * kPanelRows, end);
     for (int64_t from = 0; from < blocking_.strips; from += blocking_.held_strips) {
       const int64_t to = std::min(from + blocking_.held_strips, blocking_.strips);
@@ -304,7 +304,7 @@ class TileForwardWorker {
 
   // Weights times values as they lie in memory, only of keys that a row sees.
   void add_seen_values(const QueryPanel& panel, const Strip& strip) {
-    const int64_t columns = blocking_.value_columns(), kv_head = panel.h / (p_.heads / p_.kv_heads);
+    const int64_t columns = blocking_.value_columns(), kv_head = p_.kv_head(panel.h);
     const Bf16Rows values = bf16_rows(p_.v, panel.b, kv_head, strip.s0, strip.keys, p_.value_dim);
     for (int64_t r = 0; r < panel.rows; ++r) {
       const auto out_at = [&](int64_t e) {

@@ -40,7 +40,7 @@ struct AttentionForward {
 
   template <class Team>
   PYOPS_HOST_DEVICE void run(Shared& shared, Team& team) const {
-    const int64_t kv_head = h / (p.heads / p.kv_heads);
+    const int64_t kv_head = p.kv_head(h);
     const Strip<T> q(p.q, b, h, l0, p.queries, p.dim);
     const int64_t seen = baseline::visible_keys(p.is_causal, l0 + Block::kTile - 1, 0, p.keys);
     team.each([](int, State& state) { state = State{}; });

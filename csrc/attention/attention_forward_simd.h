@@ -55,7 +55,7 @@ class ForwardWorker {
   // Query rows [l0, l0 + block_rows) of head h.
   void run(int64_t b, int64_t h, int64_t l0) {
     const int64_t rows = std::min(blocking_.block_rows, p_.queries - l0);
-    const int64_t kv_head = h / (p_.heads / p_.kv_heads);
+    const int64_t kv_head = p_.kv_head(h);
     if (head_ != b * p_.kv_heads + kv_head) {
       head_ = b * p_.kv_heads + kv_head;
       packed_blocks_ = 0;
@@ -139,7 +139,7 @@ class ForwardWorker {
 
   // Row i of the block meets keys as they lie in memory, and none that it does not see.
   void attend_alone(int64_t b, int64_t h, int64_t l0, int64_t i, int64_t s0, int64_t keys) {
-    const int64_t kv_head = h / (p_.heads / p_.kv_heads), l = l0 + i;
+    const int64_t kv_head = p_.kv_head(h), l = l0 + i;
     const int64_t visible = visible_keys(p_.is_causal, l, s0, keys);
     if (visible == 0) return;
     const auto q = by_rows<T>(p_.q, b, h, l, 1), k = by_rows<T>(p_.k, b, kv_head, s0, keys);

@@ -54,7 +54,7 @@ struct AttentionWarpgroupForward {
   // What the producer loads, in the order in which it is needed.
   template <class Loader>
   PYOPS_DEVICE void load(Loader& loader) const {
-    const int64_t kv_head = tile.h / (p.heads / p.kv_heads);
+    const int64_t kv_head = p.kv_head(tile.h);
     loader.load_queries(tile.b, tile.h, tile.row);
     loader.load_keys(tile.b, kv_head, 0);
     for (int i = 1; i < key_tiles; ++i) {

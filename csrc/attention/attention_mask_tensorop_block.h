@@ -119,7 +119,7 @@ struct AttentionTensorMaskBackward
 
   template <class Team>
   PYOPS_HOST_DEVICE void load(const Corner& at, int which, Shared& shared, Team& team) const {
-    const int kv_head = at.h / static_cast<int>(p.heads / p.kv_heads);
+    const int kv_head = static_cast<int>(p.kv_head(at.h));
     const int64_t columns = which == kScores ? p.dim : p.value_dim;
     auto& to = shared.products[which];
     team.alone([&](int thread, State&) {

@@ -13,11 +13,6 @@ namespace {
 using baseline::Dropout, baseline::lowest, baseline::OnlineSoftmax, baseline::visible_keys;
 
 template <class T>
-double to_double(T x) {
-  return static_cast<double>(static_cast<acc_t<T>>(x));
-}
-
-template <class T>
 double dot(const T* x, const T* y, int64_t n) {
   double sum = 0;
   for (int64_t i = 0; i < n; ++i) sum += to_double(x[i]) * to_double(y[i]);
@@ -50,7 +45,7 @@ struct QueryRow {
   double factors[Dropout::kKeys];
 
   int64_t index() const { return (b * shape.heads + h) * shape.queries + l; }
-  int64_t kv_head() const { return h / (shape.heads / shape.kv_heads); }
+  int64_t kv_head() const { return shape.kv_head(h); }
   int64_t visible() const { return visible_keys(shape.is_causal, l, 0, shape.keys); }
 
   double score(int64_t s) const {
@@ -112,7 +107,7 @@ struct Backward {
   void operator()() const {
     std::fill_n(sum_k, p.keys * p.dim, 0.0);
     std::fill_n(sum_v, p.keys * p.value_dim, 0.0);
-    const int64_t group = p.heads / p.kv_heads;
+    const int64_t group = p.group();
     for (int64_t h = kv_head * group; h < (kv_head + 1) * group; ++h) {
       for (int64_t l = 0; l < p.queries; ++l) query(h, l);
     }
@@ -124,7 +119,7 @@ struct Backward {
 
  private:
   static void write(const double* sum, int64_t n, T* out) {
-    for (int64_t i = 0; i < n; ++i) out[i] = static_cast<T>(static_cast<Acc>(sum[i]));
+    for (int64_t i = 0; i < n; ++i) out[i] = from_double<T>(sum[i]);
   }
 
   // rowsum(dout∘out); from the keys again where out was rounded to fewer digits than sums have.

@@ -54,7 +54,7 @@ struct AttentionTensorForward {
 
   template <class Team>
   PYOPS_HOST_DEVICE void run(Shared& shared, Team& team) const {
-    const int64_t kv_head = h / (p.heads / p.kv_heads);
+    const int64_t kv_head = p.kv_head(h);
     const int64_t seen = baseline::visible_keys(p.is_causal, l0 + kRows - 1, 0, p.keys);
     const Strip<T> q(p.q, b, h, l0, p.queries, p.dim);
     const bool queries_fit = all_fit<Step>(team, [&](int thread, State& state) {

@@ -28,16 +28,6 @@ struct Geometry {
   }
 };
 
-// Half types convert through float.
-template <class T>
-double widen(T x) {
-  return static_cast<acc_t<T>>(x);
-}
-template <class T>
-T narrow(double x) {
-  return static_cast<T>(static_cast<acc_t<T>>(x));
-}
-
 template <class T>
 struct Forward {
   const Conv2dParams& p;
@@ -52,11 +42,12 @@ struct Forward {
     double sum = 0;
     layout.each_tap(oy, ox, [&](int64_t ky, int64_t kx, int64_t iy, int64_t ix) {
       for (int64_t c = 0; c < p.group_c(); ++c) {
-        sum += widen(x[layout.x.at(n, c0 + c, iy, ix)]) * widen(w[layout.w.at(o, c, ky, kx)]);
+        sum +=
+            to_double(x[layout.x.at(n, c0 + c, iy, ix)]) * to_double(w[layout.w.at(o, c, ky, kx)]);
       }
     });
-    if (bias != nullptr) sum += widen(bias[o]);
-    return narrow<T>(p.relu && sum <= 0 ? 0.0 : sum);
+    if (bias != nullptr) sum += to_double(bias[o]);
+    return from_double<T>(p.relu && sum <= 0 ? 0.0 : sum);
   }
 };
 
@@ -86,8 +77,8 @@ struct Backward {
   double grad(int64_t n, int64_t o, int64_t oy, int64_t ox) const {
     const int64_t at = layout.y.at(n, o, oy, ox);
     const auto* y = static_cast<const T*>(p.y);
-    if (y != nullptr && widen(y[at]) <= 0) return 0;
-    return widen(static_cast<const T*>(p.grad_y)[at]);
+    if (y != nullptr && to_double(y[at]) <= 0) return 0;
+    return to_double(static_cast<const T*>(p.grad_y)[at]);
   }
 
   void x() const {
@@ -98,16 +89,16 @@ struct Backward {
       for (int64_t i = begin; i < end; ++i) {
         const int64_t n = i / p.groups, group = i % p.groups;
         for (int64_t j = 0; j < p.group_c() * plane; ++j) sums[j] = 0;
-        each_output(n, group,
-                    [&](int64_t o, int64_t ky, int64_t kx, int64_t iy, int64_t ix, double g) {
-                      for (int64_t c = 0; c < p.group_c(); ++c) {
-                        sums[(c * p.h + iy) * p.w + ix] += g * widen(w[layout.w.at(o, c, ky, kx)]);
-                      }
-                    });
+        each_output(
+            n, group, [&](int64_t o, int64_t ky, int64_t kx, int64_t iy, int64_t ix, double g) {
+              for (int64_t c = 0; c < p.group_c(); ++c) {
+                sums[(c * p.h + iy) * p.w + ix] += g * to_double(w[layout.w.at(o, c, ky, kx)]);
+              }
+            });
         for (int64_t j = 0; j < p.group_c() * plane; ++j) {
           const int64_t c = group * p.group_c() + j / plane;
           static_cast<T*>(p.grad_x)[layout.x.at(n, c, j % plane / p.w, j % p.w)] =
-              narrow<T>(sums[j]);
+              from_double<T>(sums[j]);
         }
       }
     });
@@ -126,12 +117,12 @@ struct Backward {
                       [&](int64_t o, int64_t ky, int64_t kx, int64_t iy, int64_t ix, double g) {
                         for (int64_t c = 0; c < p.group_c(); ++c) {
                           const int64_t at = layout.x.at(n, group * p.group_c() + c, iy, ix);
-                          sums[layout.w.at(o, c, ky, kx) - first] += g * widen(x[at]);
+                          sums[layout.w.at(o, c, ky, kx) - first] += g * to_double(x[at]);
                         }
                       });
         }
         for (int64_t j = 0; j < elements; ++j) {
-          static_cast<T*>(p.grad_weight)[first + j] = narrow<T>(sums[j]);
+          static_cast<T*>(p.grad_weight)[first + j] = from_double<T>(sums[j]);
         }
       }
     });
@@ -143,7 +134,7 @@ struct Backward {
       for (int64_t n = 0; n < p.n; ++n) {
         for (int64_t i = 0; i < p.oh * p.ow; ++i) sum += grad(n, o, i / p.ow, i % p.ow);
       }
-      static_cast<T*>(p.grad_bias)[o] = narrow<T>(sum);
+      static_cast<T*>(p.grad_bias)[o] = from_double<T>(sum);
     }
   }
 

@@ -7,18 +7,14 @@
 
 namespace pyops::PYOPS_ISA_NAMESPACE {
 
-// f(integral_constant of the parts that products of this precision take).
+// f(integral_constant of the parts that products of this precision take): whether it did it.
 template <class T, class F>
 bool with_parts(Precision precision, const F& f) {
   using Source = StridedOperand<T>;
-  constexpr int kMost = bf16_parts<Source, Source>(Precision::kHighest);
-  const int parts = bf16_parts<Source, Source>(precision);
-  if (parts == 1) return f(std::integral_constant<int, 1>{});
-  if constexpr (kMost >= 2) {
-    if (parts == 2) return f(std::integral_constant<int, 2>{});
-  }
-  if constexpr (kMost >= 3) return f(std::integral_constant<int, 3>{});
-  return false;
+  bool done = false;
+  with_constant<bf16_parts<Source, Source>(Precision::kHighest)>(
+      bf16_parts<Source, Source>(precision), [&](auto parts) { done = f(parts); });
+  return done;
 }
 
 // bfloat16 is not split: the unit does with it what native's does.

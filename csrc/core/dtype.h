@@ -129,6 +129,16 @@ struct AccumulateType<Float16> {
 template <class T>
 using acc_t = typename AccumulateType<T>::type;
 
+// What the scalar kernels compute in; half types convert through float.
+template <class T>
+double to_double(T x) {
+  return static_cast<acc_t<T>>(x);
+}
+template <class T>
+T from_double(double x) {
+  return static_cast<T>(static_cast<acc_t<T>>(x));
+}
+
 // Calls f(T{}) with the C++ type of `dtype`, one of `kTypes`.
 template <DtypeSet kTypes = kAnyFloat, class F>
 void dispatch_dtype(Dtype dtype, F&& f) {

@@ -347,18 +347,15 @@ void gemm(int64_t m, int64_t n, int64_t k, const A& a, const B& b, const Sink& s
 #if defined(__AVX512BF16__)
   if constexpr (std::is_same_v<Acc, float>) {
     const int parts = bf16_parts<A, B>(precision);
-    if (tiles_pay(m, n, k, parts)) {
-      if constexpr (!kMatrixUnit && kIsWords<A> && kIsWords<B>) {
-        if (row_product(m, n, k, a, b, sink)) return;
-      }
-      if (parts == 1) return Gemm<TileEngine<1>, A, B, Sink>(m, n, k, a, b, sink).run();
+    const bool tiles = tiles_pay(m, n, k, parts);
+    if constexpr (!kMatrixUnit && kIsWords<A> && kIsWords<B>) {
+      if ((tiles || rows_pay(m, n, k)) && row_product(m, n, k, a, b, sink)) return;
+    }
+    if (tiles) {
       constexpr int kMost = bf16_parts<A, B>(Precision::kHighest);
-      if constexpr (kMost >= 2) {
-        if (parts == 2) return Gemm<TileEngine<2>, A, B, Sink>(m, n, k, a, b, sink).run();
-      }
-      if constexpr (kMost == 3) {
-        return Gemm<TileEngine<3>, A, B, Sink>(m, n, k, a, b, sink).run();
-      }
+      return with_constant<kMost>(parts, [&]<int kParts>(std::integral_constant<int, kParts>) {
+        Gemm<TileEngine<kParts>, A, B, Sink>(m, n, k, a, b, sink).run();
+      });
     }
   }
 #endif

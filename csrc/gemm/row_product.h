@@ -279,6 +279,13 @@ class RowProduct {
   const RowBlocking blocking_;
 };
 
+// Also of so few numbers that tiles would be all but empty, where there are so many sums that they
+// wait for memory: 4096 by 4096 of eight take 0.9 ms instead of 2.2 (Zen 5, November 2026).
+inline bool rows_pay(int64_t m, int64_t n, int64_t k) {
+  constexpr int64_t kManySums = 128 << 10;
+  return k > 0 && k < 16 && m * n >= kManySums;
+}
+
 // Whether it was done so. The larger operand had better be the one that is read in place.
 template <bool kMaskedA, bool kMaskedB, class Sink>
 bool row_product(int64_t m, int64_t n, int64_t k, const StridedOperand<BFloat16, kMaskedA>& a,

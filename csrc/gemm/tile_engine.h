@@ -30,13 +30,10 @@ constexpr int bf16_parts(Precision precision) {
 
 // Splitting costs the same for every number whatever its use: a product that uses its numbers
 // seldom is faster in vector registers. Break-even against AVX-512 on Sapphire Rapids, November
-// 2026. Dot products of few numbers gain where there are so many that they wait for memory: 4096 by
-// 4096 of eight take 0.9 ms instead of 2.2 (Zen 5).
+// 2026.
 inline bool tiles_pay(int64_t m, int64_t n, int64_t k, int parts) {
-  constexpr int64_t kManySums = 128 << 10;
   const int64_t narrow = parts == 1 ? 8 : parts == 2 ? 32 : 96;
-  const bool deep = k >= 16 || (k > 0 && !kMatrixUnit && parts == 1 && m * n >= kManySums);
-  return m >= narrow && n >= narrow && deep;
+  return m >= narrow && n >= narrow && k >= 16;
 }
 
 // Largest magnitude met, as float bits: what tells whether a split is faithful.

@@ -6,15 +6,6 @@ namespace {
 
 // Everything is summed in double: the oracle rounds once, at the store.
 template <class T>
-double wide(T x) {
-  return static_cast<acc_t<T>>(x);
-}
-template <class T>
-T rounded(double x) {
-  return static_cast<T>(static_cast<acc_t<T>>(x));
-}
-
-template <class T>
 void forward(const LinearParams& p) {
   const auto *x = static_cast<const T*>(p.x), *w = static_cast<const T*>(p.w);
   const auto* bias = static_cast<const T*>(p.bias);
@@ -22,11 +13,11 @@ void forward(const LinearParams& p) {
   parallel_for(0, p.m, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       for (int64_t j = 0; j < p.n; ++j) {
-        double sum = bias != nullptr ? wide(bias[j]) : 0;
+        double sum = bias != nullptr ? to_double(bias[j]) : 0;
         for (int64_t q = 0; q < p.k; ++q) {
-          sum += wide(x[i * p.k + q]) * wide(w[j * p.k + q]);
+          sum += to_double(x[i * p.k + q]) * to_double(w[j * p.k + q]);
         }
-        y[i * p.n + j] = rounded<T>(p.relu && sum < 0 ? 0 : sum);
+        y[i * p.n + j] = from_double<T>(p.relu && sum < 0 ? 0 : sum);
       }
     }
   });
@@ -40,8 +31,8 @@ struct Backward {
   double grad(int64_t i, int64_t j) const {
     const int64_t at = i * p.n + j;
     const auto* y = static_cast<const T*>(p.y);
-    if (y != nullptr && wide(y[at]) <= 0) return 0;
-    return wide(static_cast<const T*>(p.grad_y)[at]);
+    if (y != nullptr && to_double(y[at]) <= 0) return 0;
+    return to_double(static_cast<const T*>(p.grad_y)[at]);
   }
 
   void x() const {
@@ -50,8 +41,8 @@ struct Backward {
       for (int64_t i = begin; i < end; ++i) {
         for (int64_t q = 0; q < p.k; ++q) {
           double sum = 0;
-          for (int64_t j = 0; j < p.n; ++j) sum += grad(i, j) * wide(w[j * p.k + q]);
-          static_cast<T*>(p.grad_x)[i * p.k + q] = rounded<T>(sum);
+          for (int64_t j = 0; j < p.n; ++j) sum += grad(i, j) * to_double(w[j * p.k + q]);
+          static_cast<T*>(p.grad_x)[i * p.k + q] = from_double<T>(sum);
         }
       }
     });
@@ -63,8 +54,8 @@ struct Backward {
       for (int64_t j = begin; j < end; ++j) {
         for (int64_t q = 0; q < p.k; ++q) {
           double sum = 0;
-          for (int64_t i = 0; i < p.m; ++i) sum += grad(i, j) * wide(x[i * p.k + q]);
-          static_cast<T*>(p.grad_w)[j * p.k + q] = rounded<T>(sum);
+          for (int64_t i = 0; i < p.m; ++i) sum += grad(i, j) * to_double(x[i * p.k + q]);
+          static_cast<T*>(p.grad_w)[j * p.k + q] = from_double<T>(sum);
         }
       }
     });
@@ -74,7 +65,7 @@ struct Backward {
     for (int64_t j = 0; j < p.n; ++j) {
       double sum = 0;
       for (int64_t i = 0; i < p.m; ++i) sum += grad(i, j);
-      static_cast<T*>(p.grad_bias)[j] = rounded<T>(sum);
+      static_cast<T*>(p.grad_bias)[j] = from_double<T>(sum);
     }
   }
 };

@@ -10,29 +10,24 @@ namespace pyops {
 namespace {
 
 template <class T>
-double value(T x) {
-  return static_cast<acc_t<T>>(x);
-}
-
-template <class T>
 void widen(const void* from, int64_t count, double* to) {
   const auto* values = static_cast<const T*>(from);
-  for (int64_t i = 0; i < count; ++i) to[i] = from ? value(values[i]) : 0;
+  for (int64_t i = 0; i < count; ++i) to[i] = from ? to_double(values[i]) : 0;
 }
 
 template <class T>
 void narrow(const double* from, int64_t count, void* to) {
   if (to == nullptr) return;
-  for (int64_t i = 0; i < count; ++i) static_cast<T*>(to)[i] = static_cast<T>(from[i]);
+  for (int64_t i = 0; i < count; ++i) static_cast<T*>(to)[i] = from_double<T>(from[i]);
 }
 
 // y[j] = Σ_q w[j, q]·x[q] + bias[j]
 template <class T, class X>
 void multiply(const void* w, const void* bias, int64_t n, int64_t k, const X* x, double* y) {
   for (int64_t j = 0; j < n; ++j) {
-    double sum = bias ? value(static_cast<const T*>(bias)[j]) : 0.0;
+    double sum = bias ? to_double(static_cast<const T*>(bias)[j]) : 0.0;
     for (int64_t q = 0; q < k; ++q) {
-      sum += value(static_cast<const T*>(w)[j * k + q]) * value(x[q]);
+      sum += to_double(static_cast<const T*>(w)[j * k + q]) * to_double(x[q]);
     }
     y[j] = sum;
   }
@@ -43,7 +38,7 @@ template <class T>
 void multiply_transposed(const void* w, int64_t n, int64_t k, const double* y, double* x) {
   for (int64_t j = 0; j < n; ++j) {
     for (int64_t q = 0; q < k; ++q) {
-      x[q] += value(static_cast<const T*>(w)[j * k + q]) * y[j];
+      x[q] += to_double(static_cast<const T*>(w)[j * k + q]) * y[j];
     }
   }
 }
@@ -52,7 +47,7 @@ void multiply_transposed(const void* w, int64_t n, int64_t k, const double* y, d
 template <class X>
 void add_outer_product(const double* y, int64_t n, const X* x, int64_t k, double* w) {
   for (int64_t j = 0; j < n; ++j) {
-    for (int64_t q = 0; q < k; ++q) w[j * k + q] += y[j] * value(x[q]);
+    for (int64_t q = 0; q < k; ++q) w[j * k + q] += y[j] * to_double(x[q]);
   }
 }
 
@@ -137,7 +132,7 @@ class Backward {
     double* grad_state = grad_h0_.get() + i * p_.output;
     if (p_.grad_y != nullptr) {
       const T* grad_y = static_cast<const T*>(p_.grad_y) + row * p_.output;
-      for (int64_t j = 0; j < p_.output; ++j) grad_state[j] += value(grad_y[j]);
+      for (int64_t j = 0; j < p_.output; ++j) grad_state[j] += to_double(grad_y[j]);
     }
     if (p_.projects()) {
       std::fill_n(grad_out_.get(), p_.hidden, 0.0);
@@ -173,12 +168,12 @@ class Backward {
       double kept[kKept], a[kGates], b[kGates], direct;
       for (int k = 0; k < kKept; ++k) kept[k] = reserve[(row * kKept + k) * p_.hidden + u];
       if constexpr (Cell::kHasCell) {
-        const double c = before < 0 ? value(static_cast<const T*>(p_.c0)[i * p_.hidden + u])
+        const double c = before < 0 ? to_double(static_cast<const T*>(p_.c0)[i * p_.hidden + u])
                                     : reserve[(before * kKept + Cell::kKeptCell) * p_.hidden + u];
         out_[u] = Cell::output(kept);
         Cell::backward(kept, c, grad_out_[u], grad_c0_.get()[i * p_.hidden + u], a, b);
       } else {
-        Cell::backward(kept, value(h[u]), grad_out_[u], direct, a, b);
+        Cell::backward(kept, to_double(h[u]), grad_out_[u], direct, a, b);
         grad_out_[u] = direct;
       }
       for (int g = 0; g < kGates; ++g) {
