@@ -361,7 +361,9 @@ void gemm(int64_t m, int64_t n, int64_t k, const A& a, const B& b, const Sink& s
 #endif
   if constexpr (ColumnReadable<B>) {
     if (m <= kThin && b.i_stride == 1) return thin_rows(m, n, k, a, b, sink);
-    if (m <= kThin && k <= kThin) return thin_depth(m, n, k, a, b, sink);
+    // Rows of whole 4 KiB share one set of L1: a tile of some goes by L2, line by line.
+    const bool share = n * static_cast<int64_t>(sizeof(Acc)) % 4096 == 0;
+    if (k <= kThin && (m <= kThin || share)) return thin_depth(m, n, k, a, b, sink);
   }
   constexpr int64_t kStretch = std::min(stretch_of<A>(), stretch_of<B>());
   Gemm<VectorEngine<Acc, kStretch>, A, B, Sink>(m, n, k, a, b, sink).run();

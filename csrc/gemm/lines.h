@@ -62,11 +62,20 @@ struct Lines {
     }
   }
 
-  // Lines are of many pages: they are asked for before the products are computed.
+  // Lines are of many pages: they are asked for before the products are computed. Rows of whole
+  // 2 KiB share so few sets of L1 that they would push each other out, and the operands with them:
+  // these are asked for into L2.
   void prefetch(int rows, int cols) const {
+    const bool share = stride * static_cast<int64_t>(sizeof(T)) % 2048 == 0;
+    share ? ask(rows, cols, prefetch_to_l2) : ask(rows, cols, prefetch_to_write);
+  }
+
+ private:
+  template <class Prefetch>
+  [[gnu::always_inline]] void ask(int rows, int cols, const Prefetch& prefetch) const {
     constexpr int kLine = 64 / sizeof(T);
     for (int r = 0; r < rows; ++r) {
-      for (int q = 0; q < cols; q += kLine) prefetch_to_write(out + r * stride + q);
+      for (int q = 0; q < cols; q += kLine) prefetch(out + r * stride + q);
     }
   }
 };
