@@ -66,6 +66,22 @@ class TestLinear(ExactSuite):
         finally:
             torch.set_num_threads(1)
 
+    @pytest.mark.parametrize("few", range(1, 9))
+    def test_few_rows_or_columns(self, few, dtype, place):
+        """Each number of them has a kernel; 131 numbers are no whole vectors."""
+        for rows, columns in ((few, 41), (41, few)):
+            x, weight = Randn(rows, 131), Randn(columns, 131, scale=0.125)
+            case = Case(f"{rows} by {columns}", input=x, weight=weight, bias=Randn(columns))
+            self.test_exact(case, dtype, place)
+
+    @pytest.mark.parametrize("rows", [1, 9, 16])
+    def test_outer_products_larger_than_caches(self, rows, dtype, place):
+        """Results' rows share sets of L1 (1024 columns), or not."""
+        for columns in (1024, 500):
+            x, weight = Randn(rows, columns), Randn(300, columns, scale=0.0625)
+            case = Case(f"{rows} by {columns}", input=x, weight=weight, bias=None)
+            self.test_exact(case, dtype, place)
+
 
 class TestLinearReLU(ExactSuite):
     op = staticmethod(pyops.functional.linear_relu)
