@@ -23,6 +23,8 @@ struct Cuts {
   int64_t begin(int64_t part) const { return std::min(extent, units() * part / count * unit); }
   int64_t end(int64_t part) const { return begin(part + 1); }
   int64_t longest() const { return ceil_div(units(), count) * unit; }
+  // As many parts for every thread, if there are units for so many.
+  void share_among(int64_t threads) { count = std::min(round_up(count, threads), units()); }
 };
 
 // A source that can be read without packing: see StridedOperand::load_row.

@@ -90,8 +90,8 @@ void thin_rows(int64_t m, int64_t n, int64_t k, const A& a, const B& b, const Si
   constexpr int64_t kCols = kThinVecs * Vec<Acc>::kWidth, kBlock = 16, kStretch = 128;
   constexpr int64_t kMostCols = 16 * kCols, kMinimumWork = 1 << 19;
   const int64_t panels = ceil_div(m, kThinRows), rows = panels * kThinRows;
-  Cuts ranges{n, kCols, round_up(ceil_div(n, kMostCols), num_threads())};
-  ranges.count = std::min(ranges.count, ranges.units());
+  Cuts ranges{n, kCols, ceil_div(n, kMostCols)};
+  ranges.share_among(num_threads());
   const int64_t range = ranges.longest();
   Scratch<Acc> packed(rows * k);
   for (int64_t i = 0; i < panels; ++i) {

@@ -150,16 +150,16 @@ class RnnBackward {
   // Summed as the sweep went, last step first: an initial state is often larger than the states
   // after it, and what is added to its products is rounded at their size.
   void recurrent_weights() const {
-    const int64_t rows = p_.rows(), last = std::max<int64_t>(rows - 1, 0);
+    const int64_t rows = p_.rows(), way = p_.reverse ? 1 : -1;
+    const int64_t first = p_.reverse ? 0 : std::max<int64_t>(rows - 1, 0);
     Scratch<int64_t> previous(rows);
     for (int64_t t = 0; t < p_.steps; ++t) {
       for (int64_t i = 0; i < p_.size(t); ++i) {
         const int64_t row = p_.offsets[t] + i, before = p_.previous_row(t, i);
-        previous[p_.reverse ? row : last - row] = before < 0 ? -1 - i : before;
+        previous[first + way * row] = before < 0 ? -1 - i : before;
       }
     }
-    const Acc* first = from_h() + (p_.reverse ? 0 : last * gates_);
-    const OperandLike<T, Acc> grad{{first, gates_, 1, p_.reverse ? gates_ : -gates_}};
+    const OperandLike<T, Acc> grad{{from_h() + first * gates_, gates_, 1, way * gates_}};
     const PreviousStates<T> h{static_cast<const T*>(p_.y), static_cast<const T*>(p_.h0), p_.output,
                               previous.get()};
     gemm_in_short_sums(gates_, p_.output, rows, grad, h,
