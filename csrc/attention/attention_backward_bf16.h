@@ -20,6 +20,7 @@ inline constexpr int64_t kKeyTiles = kBlockKeys / kTileRows;
 static_assert(kBlockKeys % Dropout::kKeys == 0 && kBlockKeys <= kMaxBlockKeys);
 
 struct TileBackwardBlocking : BackwardTasks {
+  static constexpr int64_t block_keys = kBlockKeys;
   int64_t key_blocks, row_blocks;
   int64_t steps, value_steps, dim_tiles, value_tiles;
 
@@ -46,12 +47,13 @@ class TileBackwardWorker {
 
   // row_sums: (B, H, L), or null where rows are not summed first.
   TileBackwardWorker(const AttentionBackwardParams& p, const Blocking& blocking,
-                     RowSums<float>* row_sums, float* sums_q)
+                     const MaskGradientRows<float>& grad_mask, RowSums<float>* row_sums,
+                     float* sums_q)
       : p_(p),
         blocking_(blocking),
         units_(p, p.mask),
         mask_(p.mask, p.scale),
-        grad_mask_(p.grad_mask),
+        grad_mask_(grad_mask),
         dropout_(p.seed, p.dropout_p),
         row_sums_(row_sums),
         sums_q_(sums_q),
@@ -356,7 +358,7 @@ class TileBackwardWorker {
   const Blocking& blocking_;
   const ScoreUnits units_;
   TileMask mask_;
-  const MaskGradientRows<float> grad_mask_;
+  const MaskGradientRows<float>& grad_mask_;
   const Dropout dropout_;
   RowSums<float>* row_sums_;
   float* sums_q_;  // (splits, B, H, L in blocks, D in tiles)
@@ -376,12 +378,7 @@ inline void attention_backward(const AttentionBackwardParams& p) {
   const TileBackwardBlocking blocking(p);
   const int64_t heads = p.batch * p.heads, stride = heads * blocking.query_sums();
   Scratch<float> sums_q(blocking.splits * stride);
-  const bool first = sums_rows_first<BFloat16>(p, blocking.key_blocks);
-  Scratch<RowSums<float>> row_sums(first ? heads * p.queries : 0);
-  if (first) sum_rows<TileBackwardWorker>(p, blocking, row_sums.get());
-  blocking.run([&] {
-    return TileBackwardWorker(p, blocking, first ? row_sums.get() : nullptr, sums_q.get());
-  });
+  sum_gradients<BFloat16, TileBackwardWorker>(p, blocking, sums_q.get());
   parallel_for(0, heads * p.queries, 256, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t l = i % p.queries, head = i / p.queries;

@@ -8,6 +8,7 @@
 // added up in order afterwards: no atomics, the same result run after run.
 #pragma once
 
+#include "attention/attention_mask_gradient_simd.h"
 #include "attention/attention_tile_simd.h"
 
 namespace pyops::PYOPS_ISA_NAMESPACE {
@@ -36,10 +37,10 @@ bool sums_rows_first(const AttentionBackwardParams& p, int64_t key_blocks) {
 // The rows of all heads, to (B, H, L).
 template <class Worker, class Acc>
 void sum_rows(const AttentionBackwardParams& p, const typename Worker::Blocking& blocking,
-              RowSums<Acc>* sums) {
+              const MaskGradientRows<Acc>& grad_mask, RowSums<Acc>* sums) {
   const int64_t blocks = blocking.row_blocks;
   parallel_for(0, p.batch * p.heads * blocks, 1, [&](int64_t begin, int64_t end) {
-    Worker worker(p, blocking, sums, nullptr);
+    Worker worker(p, blocking, grad_mask, sums, nullptr);
     for (int64_t task = begin; task < end; ++task) {
       worker.sum_rows(task / blocks / p.heads, task / blocks % p.heads, task % blocks);
     }
@@ -72,6 +73,19 @@ struct BackwardTasks {
     });
   }
 };
+
+// Every gradient but that of the queries, and the splits' sums of that.
+template <class T, class Worker, class Acc>
+void sum_gradients(const AttentionBackwardParams& p, const typename Worker::Blocking& blocking,
+                   Acc* sums_q) {
+  const bool first = sums_rows_first<T>(p, blocking.key_blocks);
+  Scratch<RowSums<Acc>> row_sums(first ? p.batch * p.heads * p.queries : 0);
+  const MaskGradientRows<Acc> grad_mask(p, blocking.splits, blocking.block_keys);
+  if (first) sum_rows<Worker>(p, blocking, grad_mask, row_sums.get());
+  blocking.run(
+      [&] { return Worker(p, blocking, grad_mask, first ? row_sums.get() : nullptr, sums_q); });
+  grad_mask.join_blocks();
+}
 
 template <class Product>
 struct BackwardBlocking : BackwardTasks {
@@ -112,8 +126,8 @@ class BackwardWorker {
   using Blocking = BackwardBlocking<Product>;
 
   // row_sums: (B, H, L), or null where rows are not summed first.
-  BackwardWorker(const AttentionBackwardParams& p, const Blocking& blocking, RowSums<Acc>* row_sums,
-                 Acc* sums_q)
+  BackwardWorker(const AttentionBackwardParams& p, const Blocking& blocking,
+                 const MaskGradientRows<Acc>& grad_mask, RowSums<Acc>* row_sums, Acc* sums_q)
       : p_(p),
         blocking_(blocking),
         columns_(blocking.query_columns),
@@ -122,7 +136,7 @@ class BackwardWorker {
         row_sums_(row_sums),
         sums_q_(sums_q),
         mask_(p.mask),
-        grad_mask_(p.grad_mask),
+        grad_mask_(grad_mask),
         dropout_(p.seed, p.dropout_p),
         dropout_factors_(kMaxBlockKeys),
         keys_right_(Product::right_elements(ld_, p.dim)),
@@ -318,7 +332,7 @@ class BackwardWorker {
   Acc* sums_q_;                            // (splits, B, H, L, columns_)
   Product product_;
   MaskRows<T> mask_;
-  const MaskGradientRows<Acc> grad_mask_;
+  const MaskGradientRows<Acc>& grad_mask_;
   const Dropout dropout_;
   Scratch<Acc> dropout_factors_;
   Scratch<Element> keys_right_, keys_summed_, values_right_;
@@ -334,12 +348,7 @@ void attention_backward(const AttentionBackwardParams& p) {
   const BackwardBlocking<Product> blocking(p);
   const int64_t rows = p.batch * p.heads * p.queries;
   Scratch<acc_t<T>> sums_q(blocking.splits * rows * blocking.query_columns);
-  const bool first = sums_rows_first<T>(p, blocking.key_blocks);
-  Scratch<RowSums<acc_t<T>>> row_sums(first ? rows : 0);
-  if (first) sum_rows<BackwardWorker<T, Product>>(p, blocking, row_sums.get());
-  blocking.run([&] {
-    return BackwardWorker<T, Product>(p, blocking, first ? row_sums.get() : nullptr, sums_q.get());
-  });
+  sum_gradients<T, BackwardWorker<T, Product>>(p, blocking, sums_q.get());
   parallel_for(0, rows, 64, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t l = i % p.queries, head = i / p.queries;

@@ -157,35 +157,6 @@ class MaskRows {
   int64_t held_keys_ = 0;
 };
 
-// Where the gradients of scores are added up to that of a mask.
-template <class Acc>
-class MaskGradientRows {
-  using V = Vec<Acc>;
-
- public:
-  explicit MaskGradientRows(const AttentionMaskGradient& grad) : grad_(grad) {}
-
-  // From key s0 on; null where it is not wanted.
-  Acc* row(int64_t b, int64_t h, int64_t l, int64_t s0) const {
-    if (grad_.data == nullptr) return nullptr;
-    return static_cast<Acc*>(grad_.data) + b * grad_.b + h * grad_.h + l * grad_.row +
-           s0 * grad_.key;
-  }
-
-  // Scores from key j on, of `keys`; nothing where there is no row.
-  void add(V scores, Acc* row, int64_t j, int64_t keys) const {
-    if (row == nullptr || j >= keys) return;
-    const int n = static_cast<int>(std::min<int64_t>(V::kWidth, keys - j));
-    if (grad_.key != 0) return (V::load(row + j, n) + scores).store(row + j, n);
-    alignas(64) Acc lanes[V::kWidth];
-    scores.store(lanes);
-    for (int i = 0; i < n; ++i) *row += lanes[i];
-  }
-
- private:
-  const AttentionMaskGradient& grad_;
-};
-
 // How a forward cuts the query rows of a head: into blocks of up to 16 panels, which share what is
 // packed of the keys as it comes from L2 or beyond; into more where heads are fewer than threads.
 struct QueryBlocks {
