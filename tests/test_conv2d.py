@@ -148,9 +148,10 @@ def conv_relu_pool(
     return F.max_pool2d(y, kernel_size, pool_stride, pool_padding, pool_dilation, ceil_mode)
 
 
-def pool_case(name, hw, **pool):
-    x, w = Randn(2, 3, *hw), Randn(5, 3, 3, 3, scale=0.25)
-    return Case(name, input=x, weight=w, bias=Randn(5, shift=2), padding=1, **pool)
+def pool_case(name, hw, channels=5, **options):
+    """From 16 channels on (AVX2: 8), planes are pooled as pixels."""
+    x, w = Randn(2, 3, *hw), Randn(channels, 3, 3, 3, scale=0.25)
+    return Case(name, input=x, weight=w, bias=Randn(channels, shift=2), **{"padding": 1, **options})
 
 
 class TestConv2dReLUMaxPool2d(ConvSuite):
@@ -160,6 +161,20 @@ class TestConv2dReLUMaxPool2d(ConvSuite):
     cases = [
         *conv_cases(2, ["tiny", *FUSED]),
         pool_case("overlapping windows", (9, 11), kernel_size=3, pool_stride=2, pool_padding=1),
+        pool_case("turned planes", (9, 11), 19, kernel_size=3, pool_stride=2, pool_padding=1),
+        pool_case("turned ceil mode", (8, 10), 33, kernel_size=3, pool_stride=2, ceil_mode=True),
+        pool_case(
+            "turned planes of any convolution",
+            (21, 16),
+            17,
+            stride=(2, 1),
+            padding=(4, 2),
+            dilation=(1, 2),
+            kernel_size=(3, 2),
+            pool_stride=(1, 2),
+            pool_dilation=(2, 1),
+        ),
+        pool_case("turned wide offsets", (19, 18), 16, kernel_size=16, pool_stride=2),
         pool_case("rows wider than a vector", (6, 75), kernel_size=(2, 3), pool_stride=(1, 2)),
         pool_case("ceil mode", (8, 10), kernel_size=3, pool_stride=(2, 3), ceil_mode=True),
         pool_case("dilated window", (13, 12), kernel_size=2, pool_stride=1, pool_dilation=(3, 2)),

@@ -10,27 +10,31 @@
 
 namespace pyops::PYOPS_ISA_NAMESPACE {
 
-// Of planes of `plane` numbers.
+// `count` pixels of one image, from number `from` of its first plane on. Planes are `plane` long.
+template <bool kMasked, class T>
+void turn_run(const T* data, const T* mask, int64_t channels, int64_t plane, int64_t from,
+              int64_t count, T* pixels) {
+#if defined(__AVX512BF16__)
+  if constexpr (std::is_same_v<T, BFloat16>) {
+    return gather_pixels<kMasked>(data, mask, channels, plane, from, count,
+                                  reinterpret_cast<uint16_t*>(pixels), [](__m512i) {});
+  }
+#endif
+  const Axis single{1, 1, 1, 1, 0, 1}, all{plane, plane, 1, 1, 0, 1};
+  const Images<T> images{data, mask, channels, channels, single, all};
+  turn_planes<kMasked>(images, from, count, channels, pixels, channels, channels);
+}
+
 template <bool kMasked, class T>
 void to_pixels(const T* data, const T* mask, int64_t batch, int64_t channels, int64_t plane,
                T* pixels) {
   constexpr int64_t kRun = 256;
   const int64_t runs = ceil_div(plane, kRun);
-  const Axis single{1, 1, 1, 1, 0, 1}, all{plane, plane, 1, 1, 0, 1};
-  const Images<T> images{data, mask, channels, channels, single, all};
   parallel_for(0, batch * runs, 1, [&](int64_t begin, int64_t end) {
     for (int64_t run = begin; run < end; ++run) {
       const int64_t n = run / runs, i = run % runs * kRun, count = std::min(kRun, plane - i);
-      const int64_t from = n * channels * plane + i;
-      T* to = pixels + (n * plane + i) * channels;
-#if defined(__AVX512BF16__)
-      if constexpr (std::is_same_v<T, BFloat16>) {
-        gather_pixels<kMasked>(data, mask, channels, plane, from, count,
-                               reinterpret_cast<uint16_t*>(to), [](__m512i) {});
-        continue;
-      }
-#endif
-      turn_planes<kMasked>(images, from, count, channels, to, channels, channels);
+      turn_run<kMasked>(data, mask, channels, plane, n * channels * plane + i, count,
+                        pixels + (n * plane + i) * channels);
     }
   });
 }

@@ -1,6 +1,9 @@
 // max_pool2d(relu(conv2d(x))) strip by strip: a few output rows of the convolution go to scratch
 // that stays in the cache, and the pooling reads them there. Rows that two strips' windows share
 // are computed twice.
+//
+// Planes are computed as pixels: maxima are those of whole vectors, and only they are turned back,
+// of 2×2 windows a quarter of what a planar convolution would turn.
 #pragma once
 
 #include "conv2d/conv2d_simd.h"
@@ -14,7 +17,8 @@ struct PoolStrip {
   using Acc = acc_t<T>;
   using V = Vec<Acc>;
   const Conv2dPoolParams& p;
-  const T* rows;         // (O, count, ow), or (count, ow, O) with channels_last
+  bool pixels;  // rows are (count, ow, O), else (O, count, ow)
+  const T* rows;
   int64_t first, count;  // convolution rows
   int64_t pooled;        // offset of the pooled image
 
@@ -38,12 +42,17 @@ struct PoolStrip {
     }
   };
 
+  bool keeps_taps() const { return kTaps && p.offsets != nullptr; }
+
   void store(const Maximum& maximum, int64_t at, int n) const {
     maximum.value.store(static_cast<T*>(p.y) + at, n);
-    if (!kTaps || p.offsets == nullptr) return;
-    const Lanes<Acc> tap = maximum.tap();
-    lane_t<Acc> taps[V::kWidth];
-    std::memcpy(taps, &tap, sizeof taps);
+    if (keeps_taps()) store_taps(maximum.tap(), at, n);
+  }
+
+  void store_taps(const Lanes<Acc>& taps, int64_t at, int n) const {
+    if (!p.wide_offsets) {  // kNoTap's last byte, which AVX2 would take for a number below 0
+      return store_lanes<Acc>(taps & 0xff, static_cast<uint8_t*>(p.offsets) + at, n);
+    }
     for (int i = 0; i < n; ++i) p.store_offset(at + i, static_cast<int32_t>(taps[i]));
   }
 
@@ -76,22 +85,79 @@ struct PoolStrip {
     }
   }
 
+  // n channels of one window.
+  Maximum pixel_window(const PoolWindow& window, const PoolWindow& cols, int64_t channel,
+                       int n) const {
+    Maximum maximum;
+    int64_t ky = window.first_tap;
+    for (int64_t oy = window.begin; oy < window.end; oy += p.pool_h.dilation, ++ky) {
+      int64_t kx = cols.first_tap;
+      for (int64_t ox = cols.begin; ox < cols.end; ox += p.pool_w.dilation, ++kx) {
+        const T* pixel = rows + ((oy - first) * p.ow + ox) * p.o + channel;
+        maximum.meet(V::load(pixel, n), ky * p.pool_w.kernel + kx);
+      }
+    }
+    return maximum;
+  }
+
   void pixel_row(int64_t py) const {
     const PoolWindow window = p.pool_h.window(py);
     for (int64_t px = 0; px < p.pooled_w; ++px) {
       const PoolWindow cols = p.pool_w.window(px);
       for (int64_t channel = 0; channel < p.o; channel += V::kWidth) {
         const int n = static_cast<int>(std::min<int64_t>(V::kWidth, p.o - channel));
-        Maximum maximum;
-        int64_t ky = window.first_tap;
-        for (int64_t oy = window.begin; oy < window.end; oy += p.pool_h.dilation, ++ky) {
-          int64_t kx = cols.first_tap;
-          for (int64_t ox = cols.begin; ox < cols.end; ox += p.pool_w.dilation, ++kx) {
-            const T* pixel = rows + ((oy - first) * p.ow + ox) * p.o + channel;
-            maximum.meet(V::load(pixel, n), ky * p.pool_w.kernel + kx);
-          }
+        store(pixel_window(window, cols, channel, n),
+              pooled + (py * p.pooled_w + px) * p.o + channel, n);
+      }
+    }
+  }
+
+  // Pooled positions [q, q + n) of all planes, n ≤ kWidth.
+  void turned_windows(int64_t q, int n) const {
+    PoolWindow window[V::kWidth], cols[V::kWidth];
+    for (int i = 0; i < n; ++i) {
+      window[i] = p.pool_h.window((q + i) / p.pooled_w);
+      cols[i] = p.pool_w.window((q + i) % p.pooled_w);
+    }
+    const int64_t plane = p.pooled_h * p.pooled_w;
+    for (int64_t channel = 0; channel < p.o; channel += V::kWidth) {
+      const int channels = static_cast<int>(std::min<int64_t>(V::kWidth, p.o - channel));
+      V values[V::kWidth], taps[V::kWidth];
+      for (int i = 0; i < V::kWidth; ++i) {
+        const Maximum maximum =
+            i < n ? pixel_window(window[i], cols[i], channel, channels) : Maximum{};
+        values[i] = maximum.value;
+        if (keeps_taps()) taps[i].v = (decltype(V::v))maximum.tap();
+      }
+      const int64_t at = pooled + channel * plane + q;
+      transpose(values);
+      for (int i = 0; i < channels; ++i) {
+        values[i].store(static_cast<T*>(p.y) + at + i * plane, n);
+      }
+      if (!keeps_taps()) continue;
+      transpose(taps);
+      for (int i = 0; i < channels; ++i) {
+        store_taps((Lanes<Acc>)taps[i].v, at + i * plane, n);
+      }
+    }
+  }
+
+  // Pooled rows [py0, py1).
+  void pool(int64_t py0, int64_t py1) const {
+    if (pixels && !p.channels_last) {
+      if constexpr (std::is_same_v<Acc, float>) {
+        const int64_t end = py1 * p.pooled_w;
+        for (int64_t q = py0 * p.pooled_w; q < end; q += V::kWidth) {
+          turned_windows(q, static_cast<int>(std::min<int64_t>(V::kWidth, end - q)));
         }
-        store(maximum, pooled + (py * p.pooled_w + px) * p.o + channel, n);
+      }
+      return;
+    }
+    for (int64_t py = py0; py < py1; ++py) {
+      if (pixels) {
+        pixel_row(py);
+      } else {
+        for (int64_t channel = 0; channel < p.o; ++channel) planar_row(channel, py);
       }
     }
   }
@@ -108,29 +174,85 @@ inline int64_t strip_rows(const Conv2dPoolParams& p, int64_t element_size) {
   return ceil_div(p.pooled_h, strips);
 }
 
-template <class T, bool kTaps>
-void conv2d_pool_forward(const Conv2dPoolParams& p) {
+// Convolution rows of planes as pixels. Sums are float32.
+template <class T>
+class TurnedRows {
+ public:
+  static bool pays(const Conv2dParams& p) {
+    return !p.channels_last && p.groups == 1 && p.o >= Vec<float>::kWidth;
+  }
+
+  // `rows` of them at most at once.
+  TurnedRows(const Conv2dParams& p, const T* weight, int64_t rows)
+      : p_(p), weight_(weight), band_(p.c * p.w * std::min(p.h, reach(rows))) {}
+
+  static void turn_weight(const Conv2dParams& p, T* weight) {
+    to_pixels<false>(static_cast<const T*>(p.weight), static_cast<const T*>(nullptr), p.o, p.c,
+                     p.kh * p.kw, weight);
+  }
+
+  // Rows [first, first + count) of image n. What they see is an image of its own.
+  void operator()(int64_t n, int64_t first, int64_t count, T* y) const {
+    const int64_t start = first * p_.stride_h - p_.padding_h;
+    const int64_t begin = std::clamp<int64_t>(start, 0, p_.h - 1);
+    const int64_t end = std::clamp<int64_t>(start + reach(count), begin + 1, p_.h);
+    turn_run<false>(static_cast<const T*>(p_.x), static_cast<const T*>(nullptr), p_.c, p_.h * p_.w,
+                    (n * p_.c * p_.h + begin) * p_.w, (end - begin) * p_.w, band_.get());
+    Conv2dParams band = p_;
+    band.channels_last = true;
+    band.x = band_.get(), band.weight = weight_;
+    band.h = end - begin, band.padding_h = begin - start;
+    forward_rows(band, 0, 1, 0, count, y);
+  }
+
+ private:
+  // Rows of the image that `rows` of the convolution see.
+  int64_t reach(int64_t rows) const {
+    return (rows - 1) * p_.stride_h + (p_.kh - 1) * p_.dilation_h + 1;
+  }
+
+  const Conv2dParams& p_;
+  const T* const weight_;
+  const Scratch<T> band_;
+};
+
+// By make_rows(most)(n, first, count, rows), which computes up to `most` convolution rows, of
+// pixels or of planes, for one thread.
+template <class T, bool kTaps, class MakeRows>
+void pool_strips(const Conv2dPoolParams& p, bool pixels, const MakeRows& make_rows) {
   const int64_t pooled_rows = strip_rows(p, sizeof(T)), strips = ceil_div(p.pooled_h, pooled_rows);
-  const int64_t rows_bound = (pooled_rows - 1) * p.pool_h.stride + p.pool_h.extent() + 1;
+  const int64_t bound = (pooled_rows - 1) * p.pool_h.stride + p.pool_h.extent() + 1;
+  const int64_t most = std::min(bound, p.oh);
   parallel_for(0, p.n * strips, 1, [&](int64_t begin, int64_t end) {
-    Scratch<T> rows(std::min(rows_bound, p.oh) * p.ow * p.o);
+    const Scratch<T> rows(most * p.ow * p.o);
+    const auto forward = make_rows(most);
     for (int64_t task = begin; task < end; ++task) {
       const int64_t n = task / strips, py0 = task % strips * pooled_rows;
       const int64_t py1 = std::min(p.pooled_h, py0 + pooled_rows);
       // Even, so that Winograd's tiles are those of the whole image.
       const int64_t first = std::clamp<int64_t>(p.pool_h.start(py0), 0, p.oh) / 2 * 2;
       const int64_t count = std::max<int64_t>(p.pool_h.window(py1 - 1).end - first, 0);
-      if (count > 0) forward_rows(p, n, 1, first, count, rows.get());
-      const PoolStrip<T, kTaps> strip{p, rows.get(), first, count,
-                                      n * p.o * p.pooled_h * p.pooled_w};
-      for (int64_t py = py0; py < py1; ++py) {
-        if (p.channels_last) {
-          strip.pixel_row(py);
-        } else {
-          for (int64_t channel = 0; channel < p.o; ++channel) strip.planar_row(channel, py);
-        }
-      }
+      if (count > 0) forward(n, first, count, rows.get());
+      const int64_t pooled = n * p.o * p.pooled_h * p.pooled_w;
+      PoolStrip<T, kTaps>{p, pixels, rows.get(), first, count, pooled}.pool(py0, py1);
     }
+  });
+}
+
+template <class T, bool kTaps>
+void conv2d_pool_forward(const Conv2dPoolParams& p) {
+  if constexpr (std::is_same_v<acc_t<T>, float>) {
+    if (TurnedRows<T>::pays(p)) {
+      const Scratch<T> weight(p.o * p.c * p.kh * p.kw);
+      TurnedRows<T>::turn_weight(p, weight.get());
+      return pool_strips<T, kTaps>(
+          p, true, [&](int64_t rows) { return TurnedRows<T>(p, weight.get(), rows); });
+    }
+  }
+  pool_strips<T, kTaps>(p, p.channels_last, [&](int64_t) {
+    return [&p](int64_t n, int64_t first, int64_t count, T* rows) {
+      forward_rows(p, n, 1, first, count, rows);
+    };
   });
 }
 
