@@ -8,7 +8,9 @@
 // for 64 products' worth of operand.
 //
 // A task is a band of rows of one image, or a few small images: its parts, the panels of B for a
-// block of the depth and the sums of a range of positions share a 2 MiB L2 with the weights.
+// block of the depth and the sums of a range of positions share a 2 MiB L2 with the weights. Where
+// these are larger than the images, each thread has a range of the output channels instead, and all
+// images: it reads the weights that it packed itself, and none from another core's cache.
 #pragma once
 
 #include "conv2d/paired_image_bf16.h"
@@ -30,11 +32,13 @@ class GridCorrelation {
         map_(grid_map(c)),
         row_panels_(ceil_div(c.channels, kPanel)),
         steps_(Planes::steps(c.images)),
-        bands_(cut_rows(c.images.y.positions, c.batch, kPartsBytes,
-                        [this](int64_t rows) { return band_bytes(rows); })),
+        ranges_{c.channels, kPanel, count_ranges()},
+        bands_(cut_rows(
+            c.images.y.positions, c.batch, kPartsBytes,
+            [this](int64_t rows) { return band_bytes(rows); }, threads_of_a_range())),
         units_(c.batch * bands_.count),
         tasks_(count_tasks()),
-        weight_(row_panels_ * steps_ * Engine::kStepElements) {}
+        weight_(row_panels_ * panel_elements()) {}
 
   // False when bfloat16 parts cannot hold the weights: nothing is done then.
   bool pack_weight() {
@@ -43,8 +47,7 @@ class GridCorrelation {
     parallel_for(0, row_panels_, 4, [&](int64_t begin, int64_t end) {
       Engine engine;
       for (int64_t i = begin; i < end; ++i) {
-        uint16_t* panel = weight_.get() + i * steps_ * Engine::kStepElements;
-        faithful[i] = weight.pack(engine, i * kPanel, panel);
+        faithful[i] = weight.pack(engine, i * kPanel, weight_.get() + i * panel_elements());
       }
     });
     return std::all_of(faithful.get(), faithful.get() + row_panels_, [](bool f) { return f; });
@@ -53,10 +56,14 @@ class GridCorrelation {
   // other(n, row, rows) does the bands that bfloat16 parts cannot hold.
   template <class Other>
   void run(const Other& other) {
-    parallel_for(0, tasks_, 1, [&](int64_t begin, int64_t end) {
-      Worker worker(*this);
-      for (int64_t task = begin; task < end; ++task) {
-        worker.run(units_ * task / tasks_, units_ * (task + 1) / tasks_, other);
+    parallel_for(0, ranges_.count * tasks_, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t task = begin; task < end;) {
+        const int64_t range = task / tasks_, first = range * tasks_;
+        Worker worker(*this, range);
+        for (; task < std::min(end, first + tasks_); ++task) {
+          const int64_t i = task - first;
+          worker.run(units_ * i / tasks_, units_ * (i + 1) / tasks_, other);
+        }
       }
     });
   }
@@ -70,29 +77,47 @@ class GridCorrelation {
     return Planes::elements(band_grid(c_.images, rows), c_.images.channels) * 2;
   }
 
+  int64_t panel_elements() const { return steps_ * Engine::kStepElements; }
+
+  // Of output channels, in some panels each.
+  int64_t count_ranges() const {
+    constexpr int64_t kFewPanels = 4;
+    const int64_t threads = num_threads(), images = c_.batch * band_bytes(c_.images.y.positions);
+    const bool outweighs = row_panels_ * panel_elements() * 2 > images;
+    return outweighs && row_panels_ >= kFewPanels * threads ? threads : 1;
+  }
+  int64_t threads_of_a_range() const { return ranges_.count > 1 ? 1 : num_threads(); }
+
   // As many for each thread, about, of units that fit.
   int64_t count_tasks() const {
     const int64_t panels = band_grid(c_.images, bands_.rows).panels();
     const int64_t fitting =
         std::max<int64_t>(1, std::min(kTaskPanels / panels, kPartsBytes / band_bytes(bands_.rows)));
-    const int64_t threads = num_threads();
-    return std::min(units_, ceil_div(ceil_div(units_, fitting), threads) * threads);
+    return std::min(units_, round_up(ceil_div(units_, fitting), threads_of_a_range()));
   }
   int64_t units_of_task() const { return ceil_div(units_, tasks_); }
 
-  // Of row `row` of image n.
-  T* result(int64_t n, int64_t row) const {
-    return c_.result + n * map_.image_stride + row * map_.row_stride;
+  // The results of a range of channels.
+  Correlation<T> of_range(int64_t range) const {
+    Correlation<T> some = c_;
+    const int64_t first = ranges_.begin(range);
+    some.channels = ranges_.end(range) - first;
+    some.result += first * (c_.channels_last ? 1 : c_.channel_stride);
+    if (some.epilogue.bias != nullptr) some.epilogue.bias += first;
+    return some;
   }
 
-  // What a thread needs for its tasks.
+  // What a thread needs for tasks of one range.
   class Worker {
    public:
-    explicit Worker(const GridCorrelation& job)
+    Worker(const GridCorrelation& job, int64_t range)
         : job_(job),
-          grid_(band_grid(job.c_.images, job.bands_.rows)),
-          planes_(job.c_, grid_, job.units_of_task()),
-          products_(job.c_, job.row_panels_, job.steps_, job.units_of_task() * grid_.panels()) {
+          range_(range),
+          c_(job.of_range(range)),
+          grid_(band_grid(c_.images, job.bands_.rows)),
+          planes_(c_, grid_, job.units_of_task()),
+          products_(c_, ceil_div(c_.channels, kPanel), job.steps_,
+                    job.units_of_task() * grid_.panels()) {
       set_rows(job.bands_.rows);
     }
 
@@ -109,13 +134,17 @@ class GridCorrelation {
 
    private:
     void set_rows(int64_t rows) {
-      grid_ = band_grid(job_.c_.images, rows);
+      grid_ = band_grid(c_.images, rows);
       planes_.set_grid(grid_);
       products_.set_grid(grid_);
     }
+    // Of row `row` of image n.
+    T* result(int64_t n, int64_t row) const {
+      return c_.result + n * job_.map_.image_stride + row * job_.map_.row_stride;
+    }
     int64_t row_of(int64_t unit) const { return unit % job_.bands_.count * job_.bands_.rows; }
     int64_t rows_of(int64_t unit) const {
-      return std::min(job_.bands_.rows, job_.c_.images.y.positions - row_of(unit));
+      return std::min(job_.bands_.rows, c_.images.y.positions - row_of(unit));
     }
 
     template <class Other>
@@ -123,7 +152,7 @@ class GridCorrelation {
       if (rows_of(first) != grid_.y.axis.positions) set_rows(rows_of(first));
       bool regular = true;
       for (int64_t unit = first; unit < last; ++unit) {
-        const Images<T> band = row_band(job_.c_.images, row_of(unit), rows_of(unit));
+        const Images<T> band = row_band(c_.images, row_of(unit), rows_of(unit));
         regular &= planes_.write(band, unit / job_.bands_.count, unit - first);
       }
       if (!regular && last - first > 1) {  // one image's numbers do not decide for the others
@@ -131,15 +160,21 @@ class GridCorrelation {
         return;
       }
       if (!regular) {
+        if (range_ > 0) return;  // the other kernel does all channels
         other(first / job_.bands_.count, row_of(first), rows_of(first));
-        return configure_tiles();  // the other kernel's engine released them
+        return configure_tiles();  // its engine released them
       }
-      products_.run(planes_, job_.weight_.get(), last - first, [&](int64_t unit) {
-        return job_.result((first + unit) / job_.bands_.count, row_of(first + unit));
-      });
+      const int64_t panel = job_.ranges_.begin(range_) / kPanel;
+      products_.run(planes_, job_.weight_.get() + panel * job_.panel_elements(), last - first,
+                    [&](int64_t unit) {
+                      const int64_t at = first + unit;
+                      return result(at / job_.bands_.count, row_of(at));
+                    });
     }
 
     const GridCorrelation& job_;
+    const int64_t range_;
+    const Correlation<T> c_;
     PaddedGrid grid_;
     Planes planes_;
     typename Planes::Products products_;
@@ -148,6 +183,7 @@ class GridCorrelation {
   const Correlation<T>& c_;
   const PositionMap map_;
   const int64_t row_panels_, steps_;
+  const Cuts ranges_;
   const RowBands bands_;
   const int64_t units_, tasks_;
   const Scratch<uint16_t> weight_;

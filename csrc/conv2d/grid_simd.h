@@ -205,10 +205,10 @@ struct RowBands {
 // As few as keep bytes(rows of a band) within `most`, or some more where those would leave a thread
 // waiting for another.
 template <class Bytes>
-RowBands cut_rows(int64_t rows, int64_t batch, int64_t most, const Bytes& bytes) {
+RowBands cut_rows(int64_t rows, int64_t batch, int64_t most, const Bytes& bytes,
+                  int64_t threads = num_threads()) {
   int64_t least = 1;
   while (ceil_div(rows, least) > 4 && bytes(ceil_div(rows, least)) > most) ++least;
-  const int64_t threads = num_threads();
   const auto rows_of_a_thread = [&](int64_t bands) {
     return ceil_div(batch * bands, threads) * ceil_div(rows, bands);
   };
