@@ -79,12 +79,12 @@ class GridCorrelation {
 
   int64_t panel_elements() const { return steps_ * Engine::kStepElements; }
 
-  // Of output channels, in some panels each.
+  // Of output channels, equal ones or of many panels.
   int64_t count_ranges() const {
-    constexpr int64_t kFewPanels = 4;
+    constexpr int64_t kManyPanels = 8;
     const int64_t threads = num_threads(), images = c_.batch * band_bytes(c_.images.y.positions);
-    const bool outweighs = row_panels_ * panel_elements() * 2 > images;
-    return outweighs && row_panels_ >= kFewPanels * threads ? threads : 1;
+    const bool even = row_panels_ % threads == 0 || row_panels_ >= kManyPanels * threads;
+    return even && row_panels_ * panel_elements() * 2 > images ? threads : 1;
   }
   int64_t threads_of_a_range() const { return ranges_.count > 1 ? 1 : num_threads(); }
 
