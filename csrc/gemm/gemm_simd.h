@@ -27,6 +27,16 @@ namespace pyops::PYOPS_ISA_NAMESPACE {
 struct Blocking {
   int64_t depth, depth_blocks;
   Cuts rows, cols;
+  bool shares_rows;  // among threads, not columns
+
+  // The blocks of rows and ranges of columns, in the order in which threads take them.
+  struct Place {
+    int64_t block, range;
+  };
+  Place place(int64_t task) const {
+    return shares_rows ? Place{task / cols.count, task % cols.count}
+                       : Place{task % rows.count, task / rows.count};
+  }
 };
 
 // Half of L2 is for a block of A; if its depth takes several passes, a quarter, another for that of
@@ -52,14 +62,26 @@ Blocking choose_blocking(int64_t m, int64_t n, int64_t k) {
   const int64_t max_cols =
       one_pass ? col_panels : std::max<int64_t>(1, l2_bytes() * 3 / 8 / (max_rows * tile));
   int64_t row_blocks = ceil_div(row_panels, max_rows), col_ranges = ceil_div(col_panels, max_cols);
-  // As many for every thread, by cutting columns, which leaves A's blocks, or else rows.
+  // As many for every thread, by cutting what there is more of, if that comes out even, or else
+  // both: what a thread packs of it no other reads, and less of the other operand comes from
+  // another core's cache.
   const int64_t threads = num_threads(), tasks = row_blocks * col_ranges;
+  const auto longest = [&](int64_t extent, int64_t unit) {
+    return static_cast<double>(Cuts{extent, unit, threads}.longest()) / static_cast<double>(extent);
+  };
+  constexpr double kUneven = 1.0 / 32;
+  const bool shares_rows =
+      m > n && (longest(m, kRows) - longest(n, kCols)) * static_cast<double>(threads) <= kUneven;
+  const auto cut = [&](int64_t& most, int64_t panels, int64_t& other, int64_t other_panels) {
+    most = std::min(panels, ceil_div(round_up(tasks, threads), other));
+    const int64_t wanted = round_up(most * other, threads);
+    other = std::max(other, std::min(other_panels, ceil_div(wanted, most)));
+  };
   if (tasks % threads != 0) {
-    col_ranges = std::min(col_panels, ceil_div(round_up(tasks, threads), row_blocks));
-    const int64_t wanted = round_up(row_blocks * col_ranges, threads);
-    row_blocks = std::max(row_blocks, std::min(row_panels, ceil_div(wanted, col_ranges)));
+    shares_rows ? cut(row_blocks, row_panels, col_ranges, col_panels)
+                : cut(col_ranges, col_panels, row_blocks, row_panels);
   }
-  return {depth, depth_blocks, {m, kRows, row_blocks}, {n, kCols, col_ranges}};
+  return {depth, depth_blocks, {m, kRows, row_blocks}, {n, kCols, col_ranges}, shares_rows};
 }
 
 // Room for packed panels of one size, with whether the engine's products of them come out right
@@ -188,7 +210,7 @@ class Gemm {
       Panels<Element> own_b(b_once_ ? 0 : 1, b_panel_elements());
       Scratch<Acc> c_block(one_pass() ? kRows * kCols : rows.longest() * cols.longest());
       for (int64_t task = begin; task < end; ++task) {
-        const int64_t block = task % rows.count, range = task / rows.count;
+        const auto [block, range] = blocking_.place(task);
         run_task(engine, {rows.begin(block), rows.end(block), cols.begin(range), cols.end(range)},
                  a_once_ ? all_a : own_a, b_once_ ? all_b : own_b, c_block.get());
       }
