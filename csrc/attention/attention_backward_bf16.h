@@ -20,8 +20,7 @@ inline constexpr int64_t kKeyTiles = kBlockKeys / kTileRows;
 static_assert(kBlockKeys % Dropout::kKeys == 0 && kBlockKeys <= kMaxBlockKeys);
 
 struct TileBackwardBlocking : BackwardTasks {
-  static constexpr int64_t block_keys = kBlockKeys;
-  int64_t key_blocks, row_blocks;
+  int64_t block_keys = kBlockKeys, key_blocks, row_blocks;
   int64_t steps, value_steps, dim_tiles, value_tiles;
 
   explicit TileBackwardBlocking(const AttentionBackwardParams& p)
