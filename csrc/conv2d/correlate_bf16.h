@@ -36,8 +36,7 @@ class GridCorrelation {
         bands_(cut_rows(
             c.images.y.positions, c.batch, kPartsBytes,
             [this](int64_t rows) { return band_bytes(rows); }, threads_of_a_range())),
-        units_(c.batch * bands_.count),
-        tasks_(count_tasks()),
+        tasks_(cut_units()),
         weight_(row_panels_ * panel_elements()) {}
 
   // False when bfloat16 parts cannot hold the weights: nothing is done then.
@@ -56,13 +55,12 @@ class GridCorrelation {
   // other(n, row, rows) does the bands that bfloat16 parts cannot hold.
   template <class Other>
   void run(const Other& other) {
-    parallel_for(0, ranges_.count * tasks_, 1, [&](int64_t begin, int64_t end) {
+    parallel_for(0, ranges_.count * tasks_.count, 1, [&](int64_t begin, int64_t end) {
       for (int64_t task = begin; task < end;) {
-        const int64_t range = task / tasks_, first = range * tasks_;
+        const int64_t range = task / tasks_.count, first = range * tasks_.count;
         Worker worker(*this, range);
-        for (; task < std::min(end, first + tasks_); ++task) {
-          const int64_t i = task - first;
-          worker.run(units_ * i / tasks_, units_ * (i + 1) / tasks_, other);
+        for (; task < std::min(end, first + tasks_.count); ++task) {
+          worker.run(tasks_.begin(task - first), tasks_.end(task - first), other);
         }
       }
     });
@@ -89,13 +87,15 @@ class GridCorrelation {
   int64_t threads_of_a_range() const { return ranges_.count > 1 ? 1 : num_threads(); }
 
   // As many for each thread, about, of units that fit.
-  int64_t count_tasks() const {
+  Cuts cut_units() const {
     const int64_t panels = band_grid(c_.images, bands_.rows).panels();
     const int64_t fitting =
         std::max<int64_t>(1, std::min(kTaskPanels / panels, kPartsBytes / band_bytes(bands_.rows)));
-    return std::min(units_, round_up(ceil_div(units_, fitting), threads_of_a_range()));
+    const int64_t units = c_.batch * bands_.count;
+    Cuts tasks{units, 1, ceil_div(units, fitting)};
+    tasks.share_among(threads_of_a_range());
+    return tasks;
   }
-  int64_t units_of_task() const { return ceil_div(units_, tasks_); }
 
   // The results of a range of channels.
   Correlation<T> of_range(int64_t range) const {
@@ -115,9 +115,9 @@ class GridCorrelation {
           range_(range),
           c_(job.of_range(range)),
           grid_(band_grid(c_.images, job.bands_.rows)),
-          planes_(c_, grid_, job.units_of_task()),
+          planes_(c_, grid_, job.tasks_.longest()),
           products_(c_, ceil_div(c_.channels, kPanel), job.steps_,
-                    job.units_of_task() * grid_.panels()) {
+                    job.tasks_.longest() * grid_.panels()) {
       set_rows(job.bands_.rows);
     }
 
@@ -185,7 +185,7 @@ class GridCorrelation {
   const int64_t row_panels_, steps_;
   const Cuts ranges_;
   const RowBands bands_;
-  const int64_t units_, tasks_;
+  const Cuts tasks_;
   const Scratch<uint16_t> weight_;
 };
 

@@ -25,6 +25,7 @@ void turn_run(const T* data, const T* mask, int64_t channels, int64_t plane, int
   turn_planes<kMasked>(images, from, count, channels, pixels, channels, channels);
 }
 
+// The same of all pixels of a batch.
 template <bool kMasked, class T>
 void to_pixels(const T* data, const T* mask, int64_t batch, int64_t channels, int64_t plane,
                T* pixels) {
