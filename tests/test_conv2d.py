@@ -31,6 +31,11 @@ CONVOLUTIONS = {
     "depthwise, small planes":
         ((2, 37, 7, 6), (37, 1, 5, 4), dict(groups=37, stride=(2, 1), padding=(2, 1))),
     "depthwise, rows of words": ((3, 5, 7, 45), (5, 1, 3, 3), dict(groups=5, padding=(2, 1))),
+    "depthwise, runs": ((3, 5, 7, 22), (5, 1, 3, 3), dict(groups=5, padding=(2, 1))),
+    "depthwise, runs of five taps": ((2, 5, 12, 13), (5, 1, 5, 5), dict(groups=5, padding=(1, 2))),
+    "depthwise, wide windows": ((1, 16, 11, 13), (16, 1, 7, 7), dict(groups=16, padding=3)),
+    "depthwise, wide windows, strided":
+        ((2, 37, 9, 12), (37, 1, 5, 5), dict(groups=37, stride=2, padding=2)),
     "depthwise, halved": ((2, 11, 9, 45), (11, 1, 3, 3), dict(groups=11, stride=2, padding=1)),
     "depthwise, inputs that no tap meets":
         ((2, 7, 4, 20), (7, 1, 2, 3), dict(groups=7, stride=(3, 2), padding=(1, 2), dilation=2)),

@@ -19,6 +19,8 @@ class DepthwisePixels {
   using Acc = acc_t<T>;
   using V = Vec<Acc>;
   static constexpr int kPositions = 4, kVectors = 2;
+  // Taps of more than so many channels' would fill L1 for every few positions.
+  static constexpr int64_t kFewTaps = 9;
   // Two vectors of bfloat16 are their even and their odd channels: a load and two operations, where
   // one after the other they are two and four.
   static constexpr bool kSplits = std::is_same_v<T, BFloat16>;
@@ -28,6 +30,9 @@ class DepthwisePixels {
       : c_(correlation),
         taps_(taps),
         bias_(bias),
+        sums_(sums_for(c_.images.x)),
+        at_once_(c_.images.y.taps * c_.images.x.taps > kFewTaps ? kVectors * V::kWidth
+                                                                : c_.channels),
         least_(V::set1(Lines<Acc>::relu_floor(c_.epilogue.relu))) {}
 
   // ordered[i * channels + …] of row i of each channel; zeros if there are none.
@@ -45,28 +50,36 @@ class DepthwisePixels {
 
   // Row qy of the positions of image n.
   void run(int64_t n, int64_t qy) const {
-    const Axis& x = c_.images.x;
-    const Row row = row_of(n, qy);
-    if (x.taps == 3 && x.dilation == 1 && x.stride <= 2 && x.positions >= kPositions) {
-      return x.stride == 1 ? run_columns<1>(row) : run_columns<2>(row);
+    Row row = row_of(n, qy);
+    for (; row.begin < c_.channels; row.begin = row.end) {
+      row.end = std::min(c_.channels, row.begin + at_once_);
+      run_channels(row);
     }
-    const int64_t whole = positions_inside(x, 0).begin;
-    const int64_t edge = std::max(whole, positions_inside(x, x.taps - 1).end);
-    int64_t q = 0;
-    for (; q < whole; ++q) run_taps<1>(row, q, taps_inside(x, q));
-    for (; q + kPositions <= edge; q += kPositions) run_taps<kPositions>(row, q, {0, x.taps});
-    for (; q < x.positions; ++q) run_taps<1>(row, q, taps_inside(x, q));
   }
 
  private:
   // The lines of the image that a row of positions meets, with their taps, and those that the row
-  // below meets first.
+  // below meets first; of these channels.
   struct Row {
     const T *lines, *below;
     int64_t count, count_below;
     const Acc* taps;
     T* out;
+    int64_t begin, end;
   };
+  void run_channels(const Row& row) const {
+    const Axis& x = c_.images.x;
+    if (x.positions < kPositions) {
+      for (int64_t q = 0; q < x.positions; ++q) sum_taps<1, false>(row, q);
+      return;
+    }
+    for (int64_t from = 0; from < x.positions; from += kPositions) {
+      // The last ones reach back over those before.
+      const int64_t q = std::min(from, x.positions - kPositions);
+      const bool inside = x.at(q, 0) >= 0 && x.at(q + kPositions - 1, x.taps - 1) < x.size;
+      (this->*(inside ? sums_.inside : sums_.across))(row, q);
+    }
+  }
   Row row_of(int64_t n, int64_t qy) const {
     const Axis &y = c_.images.y, &x = c_.images.x;
     const Inside ky = taps_inside(y, qy);
@@ -79,7 +92,27 @@ class DepthwisePixels {
             .count = ky.end - ky.begin,
             .count_below = y.taps - met,
             .taps = taps_ + ky.begin * x.taps * c_.channels,
-            .out = c_.result + c_.map.offset((n * y.positions + qy) * x.positions)};
+            .out = c_.result + c_.map.offset((n * y.positions + qy) * x.positions),
+            .begin = 0,
+            .end = 0};
+  }
+  // Sums of kPositions from q on, all of whose taps are in the image, or not all.
+  struct Sums {
+    void (DepthwisePixels::*inside)(const Row&, int64_t q) const;
+    void (DepthwisePixels::*across)(const Row&, int64_t q) const;
+  };
+  static Sums sums_for(const Axis& x) {
+    Sums sums{&DepthwisePixels::sum_taps<kPositions, true>,
+              &DepthwisePixels::sum_taps<kPositions, false>};
+    const auto columns = [&]<int kTaps, int kStride>() {
+      if (x.taps != kTaps || x.stride != kStride || x.dilation != 1) return;
+      sums = {&DepthwisePixels::sum_columns<kTaps, kStride, true>,
+              &DepthwisePixels::sum_columns<kTaps, kStride, false>};
+    };
+    columns.template operator()<3, 1>(), columns.template operator()<3, 2>();
+    columns.template operator()<5, 1>(), columns.template operator()<5, 2>();
+    columns.template operator()<7, 1>(), columns.template operator()<7, 2>();
+    return sums;
   }
   int64_t line_step() const { return c_.images.y.dilation * c_.images.x.size * c_.channels; }
 
@@ -94,85 +127,76 @@ class DepthwisePixels {
     }
   }
 
-  // f(first channel, vectors, lanes of each) for all channels.
+  // f(first channel, vectors, lanes of each) for the channels of a row.
   template <class F>
-  [[gnu::always_inline]] void for_channels(const F& f) const {
+  [[gnu::always_inline]] static void for_channels(const Row& row, const F& f) {
     constexpr std::integral_constant<int, V::kWidth> kWhole;
     constexpr std::integral_constant<int, kVectors> kMany;
     constexpr std::integral_constant<int, 1> kOne;
-    int64_t channel = 0;
-    for (; channel + kMany * kWhole <= c_.channels; channel += kMany * kWhole) {
+    int64_t channel = row.begin;
+    for (; channel + kMany * kWhole <= row.end; channel += kMany * kWhole) {
       f(channel, kMany, kWhole);
     }
-    for (; channel + kWhole <= c_.channels; channel += kWhole) f(channel, kOne, kWhole);
-    const int rest = static_cast<int>(c_.channels - channel);
+    for (; channel + kWhole <= row.end; channel += kWhole) f(channel, kOne, kWhole);
+    const int rest = static_cast<int>(row.end - channel);
     if (rest > 0) f(channel, kOne, rest);
   }
 
-  // Columns kx of the kernel that lie in the image for all of kCount positions.
-  template <int kCount>
-  void run_taps(const Row& row, int64_t q, const Inside& kx) const {
+  // Any taps.
+  template <int kCount, bool kInside>
+  void sum_taps(const Row& row, int64_t q) const {
     const Axis& x = c_.images.x;
-    const int64_t first = x.at(q, 0) * c_.channels;
-    for_channels([&]<int kWide>(int64_t channel, std::integral_constant<int, kWide>, auto lanes) {
-      V sums[kCount][kWide];
-      clear(sums);
-      for (int64_t j = 0; j < row.count; ++j) {
-        const T* line = row.lines + j * line_step() + first + channel;
-        const Acc* taps = row.taps + j * x.taps * c_.channels + channel;
-        for (int64_t i = kx.begin; i < kx.end; ++i) {
-          V tap[kWide];
+    const int64_t at = x.at(q, 0);
+    for_channels(row,
+                 [&]<int kWide>(int64_t channel, std::integral_constant<int, kWide>, auto lanes) {
+                   V sums[kCount][kWide];
+                   clear(sums);
+                   const T* line = row.lines + at * c_.channels + channel;
+                   const Acc* taps = row.taps + channel;
+                   for (int64_t j = 0; j < row.count; ++j, line += line_step()) {
+                     for (int64_t i = 0; i < x.taps; ++i, taps += c_.channels) {
+                       V tap[kWide];
 #pragma GCC unroll 2
-          for (int v = 0; v < kWide; ++v) {
-            tap[v] = load(taps + i * c_.channels + v * V::kWidth, lanes);
-          }
+                       for (int v = 0; v < kWide; ++v) tap[v] = load(taps + v * V::kWidth, lanes);
 #pragma GCC unroll 4
-          for (int k = 0; k < kCount; ++k) {
-            V pixel[kWide];
-            load_pixel(line + (i * x.dilation + k * x.stride) * c_.channels, lanes, pixel);
+                       for (int k = 0; k < kCount; ++k) {
+                         const int64_t column = i * x.dilation + k * x.stride;
+                         if (!kInside && (at + column < 0 || at + column >= x.size)) continue;
+                         V pixel[kWide];
+                         load_pixel(line + column * c_.channels, lanes, pixel);
 #pragma GCC unroll 2
-            for (int v = 0; v < kWide; ++v) sums[k][v] = V::fma(tap[v], pixel[v], sums[k][v]);
-          }
-        }
-      }
-      finish(sums, row, q, channel, lanes);
-    });
+                         for (int v = 0; v < kWide; ++v)
+                           sums[k][v] = V::fma(tap[v], pixel[v], sums[k][v]);
+                       }
+                     }
+                   }
+                   finish(sums, row, q, channel, lanes);
+                 });
   }
 
-  // Three columns of the kernel: a pixel is read once for all positions that meet it, and one
-  // beyond the image not at all.
-  template <int kStride>
-  void run_columns(const Row& row) const {
-    const Axis& x = c_.images.x;
-    for (int64_t from = 0; from < x.positions; from += kPositions) {
-      // The last ones reach back over those before.
-      const int64_t q = std::min(from, x.positions - kPositions);
-      const bool inside = x.at(q, 0) >= 0 && x.at(q + kPositions - 1, 2) < x.size;
-      inside ? sum_columns<kStride, true>(row, q) : sum_columns<kStride, false>(row, q);
-    }
-  }
-
-  template <int kStride, bool kInside>
+  // kTaps columns of the kernel side by side: a pixel is read once for all positions that meet it,
+  // and one beyond the image not at all.
+  template <int kTaps, int kStride, bool kInside>
   void sum_columns(const Row& row, int64_t q) const {
-    constexpr int kColumns = (kPositions - 1) * kStride + 3;
+    constexpr int kColumns = (kPositions - 1) * kStride + kTaps;
     const int64_t at = c_.images.x.at(q, 0), pixel_step = c_.channels, lines_step = line_step();
     const int64_t begin = std::max<int64_t>(0, -at), end = c_.images.x.size - at;
-    for_channels([&]<int kWide>(int64_t channel, std::integral_constant<int, kWide>,
-                                auto lanes) __attribute__((always_inline)) {
+    for_channels(row, [&]<int kWide>(int64_t channel, std::integral_constant<int, kWide>,
+                                     auto lanes) __attribute__((always_inline)) {
       V sums[kPositions][kWide];
       clear(sums);
       const T* line = row.lines + at * pixel_step + channel;
       const Acc* taps = row.taps + channel;
-      for (int64_t j = 0; j < row.count; ++j, line += lines_step, taps += 3 * pixel_step) {
-        V tap[3][kWide];
-#pragma GCC unroll 3
-        for (int i = 0; i < 3; ++i) {
+      for (int64_t j = 0; j < row.count; ++j, line += lines_step, taps += kTaps * pixel_step) {
+        V tap[kTaps][kWide];
+#pragma GCC unroll 7
+        for (int i = 0; i < kTaps; ++i) {
 #pragma GCC unroll 2
           for (int v = 0; v < kWide; ++v) {
             tap[i][v] = load(taps + i * pixel_step + v * V::kWidth, lanes);
           }
         }
-#pragma GCC unroll 9
+#pragma GCC unroll 13
         for (int column = 0; column < kColumns; ++column) {
           if (!kInside && (column < begin || column >= end)) continue;
           V pixel[kWide];
@@ -180,7 +204,7 @@ class DepthwisePixels {
 #pragma GCC unroll 4
           for (int k = 0; k < kPositions; ++k) {
             const int i = column - k * kStride;
-            if (i < 0 || i >= 3) continue;
+            if (i < 0 || i >= kTaps) continue;
 #pragma GCC unroll 2
             for (int v = 0; v < kWide; ++v) sums[k][v] = V::fma(tap[i][v], pixel[v], sums[k][v]);
           }
@@ -222,6 +246,8 @@ class DepthwisePixels {
 
   const Correlation<T>& c_;
   const Acc *taps_, *bias_;
+  const Sums sums_;
+  const int64_t at_once_;  // channels, of a row
   const V least_;
 };
 

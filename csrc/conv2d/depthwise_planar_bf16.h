@@ -32,8 +32,8 @@ class DepthwiseWordPlanes {
 
  public:
   static bool pays(const Correlation<BFloat16>& c) {
-    return suits_word_rows(c.images, kStride) && c.images.y.positions >= kRows &&
-           c.map.col_stride == 1;
+    return !c.channels_last && suits_word_rows(c.images, kStride) &&
+           c.images.y.positions >= kRows && c.map.col_stride == 1;
   }
 
   explicit DepthwiseWordPlanes(const Correlation<BFloat16>& c)
