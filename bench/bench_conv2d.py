@@ -34,6 +34,15 @@ MOBILENETV2: dict[str, Layer] = {
     "project5": (384, 96, 14, 1), "depthwise7": (960, 960, 7, 3, 1, 960),
     "project7": (960, 320, 7, 1), "conv9": (320, 1280, 7, 1),
 }  # fmt: skip
+EFFICIENTNET_B0: dict[str, Layer] = {
+    "depthwise3": (144, 144, 56, 5, 2, 144), "depthwise3_2": (240, 240, 28, 5, 1, 240),
+    "depthwise4": (240, 240, 28, 3, 2, 240), "depthwise5": (480, 480, 14, 5, 1, 480),
+    "depthwise6": (672, 672, 14, 5, 2, 672), "depthwise6_2": (1152, 1152, 7, 5, 1, 1152),
+}  # fmt: skip
+CONVNEXT_TINY: dict[str, Layer] = {
+    "depthwise1": (96, 96, 56, 7, 1, 96), "depthwise2": (192, 192, 28, 7, 1, 192),
+    "depthwise3": (384, 384, 14, 7, 1, 384), "depthwise4": (768, 768, 7, 7, 1, 768),
+}  # fmt: skip
 CNN48: dict[str, Layer] = {
     "conv1": (3, 32, 48, 3), "conv2": (32, 64, 48, 3), "conv3": (64, 128, 24, 3),
 }  # fmt: skip
@@ -76,6 +85,8 @@ def take(shapes: Mapping[str, Shape], *names: str) -> dict[str, Shape]:
 ALONE = {
     **layers("resnet50", RESNET50, 8, bias=False),
     **layers("mobilenetv2", MOBILENETV2, 8, bias=False),
+    **layers("efficientnet-b0", EFFICIENTNET_B0, 8, bias=False),
+    **layers("convnext-tiny", CONVNEXT_TINY, 8),
     **layers("unet", UNET, 1),
     **layers("diffusion", DIFFUSION, 32),
     **ALEXNET,
@@ -132,7 +143,8 @@ BENCHES = [
         OPS["conv2d"],
         take(
             ALONE, "resnet50.conv1", "resnet50.conv2_2", "resnet50.conv3_3", "resnet50.conv5_2",
-            "mobilenetv2.depthwise", "mobilenetv2.project",
+            "mobilenetv2.depthwise", "mobilenetv2.depthwise5", "mobilenetv2.project",
+            "convnext-tiny.depthwise3",
         ),
         flops, fewest, more=ALONE, gpu_shapes=ON_GPU, gpu_peers=("eager", "channels_last"),
     ),

@@ -36,6 +36,10 @@ CONVOLUTIONS = {
     "depthwise, wide windows": ((1, 16, 11, 13), (16, 1, 7, 7), dict(groups=16, padding=3)),
     "depthwise, wide windows, strided":
         ((2, 37, 9, 12), (37, 1, 5, 5), dict(groups=37, stride=2, padding=2)),
+    "depthwise, small and halved":
+        ((3, 5, 8, 13), (5, 1, 3, 3), dict(groups=5, stride=2, padding=1)),
+    "depthwise, small and halved, high":
+        ((2, 5, 7, 14), (5, 1, 3, 3), dict(groups=5, stride=2, padding=(2, 1))),
     "depthwise, halved": ((2, 11, 9, 45), (11, 1, 3, 3), dict(groups=11, stride=2, padding=1)),
     "depthwise, inputs that no tap meets":
         ((2, 7, 4, 20), (7, 1, 2, 3), dict(groups=7, stride=(3, 2), padding=(1, 2), dilation=2)),
@@ -80,6 +84,8 @@ FUSED = [
     "dilation meets stride",
     "groups",
     "depthwise",
+    "depthwise, runs of five taps",
+    "depthwise, small and halved",
     "pointwise",
     "blocks in depth and rows",
     "same, uneven",

@@ -117,6 +117,7 @@ void backward_input(const Conv2dBackwardParams& p, int64_t pass, const GradientP
 template <class T, bool kMasked>
 void backward_inputs(const Conv2dBackwardParams& p) {
   if constexpr (!kMasked) {
+    if (DepthwiseHalvedGradient<T>::pays(p)) return DepthwiseHalvedGradient<T>::run(p);
     if (DepthwiseGradient<T>::pays(p)) return DepthwiseGradient<T>(p).run();
   }
   if (MergedPhases<T, kMasked>::pays(p)) return MergedPhases<T, kMasked>(p).run();

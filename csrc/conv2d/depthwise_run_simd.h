@@ -25,6 +25,12 @@ bool is_run(const Correlation<T>& c, int taps) {
          c.map.row_step(c.images.x.positions) == c.images.x.positions;
 }
 
+// Where the first position's first tap is, which may be in no image.
+template <class T>
+int64_t origin_of(const Images<T>& images) {
+  return images.y.origin * images.x.size + images.x.origin;
+}
+
 // Which lanes of what the taps of a vector of positions load are in the image: of each row of taps,
 // a mask for every load.
 class RunMasks {
@@ -104,7 +110,7 @@ class RunMasks {
   const Scratch<uint32_t> masks_;  // (vector, row of taps, load)
 };
 
-// f(image at the first position's first tap, weights, bias, result) for every plane, shared out.
+// f(image, weights, bias, result) for every plane, shared out.
 template <class T, class F>
 void for_planes(const Correlation<T>& c, const F& f) {
   const Axis &y = c.images.y, &x = c.images.x;
@@ -112,10 +118,10 @@ void for_planes(const Correlation<T>& c, const F& f) {
   const int64_t plane = y.size * x.size, taps = y.taps * x.taps;
   parallel_for(0, c.batch * c.channels, 1, [&](int64_t begin, int64_t end) {
     int64_t n = begin / c.channels, channel = begin % c.channels;
-    const T* image = c.images.data + begin * plane + y.origin * x.size + x.origin;
+    const T* image = c.images.data + begin * plane;
     for (int64_t i = begin; i < end; ++i, image += plane) {
-      const float bias =
-          c.epilogue.bias != nullptr ? static_cast<float>(c.epilogue.bias[channel]) : 0.0f;
+      const acc_t<T> bias =
+          c.epilogue.bias != nullptr ? static_cast<acc_t<T>>(c.epilogue.bias[channel]) : 0;
       f(image, weights + channel * taps, bias,
         c.result + n * c.map.image_stride + channel * c.channel_stride);
       if (++channel == c.channels) channel = 0, ++n;
@@ -151,10 +157,10 @@ class DepthwiseRuns {
 #pragma GCC unroll 9
       for (int t = 0; t < kTaps * kTaps; ++t) taps[t] = V::set1(weights[t]);
       const V start = V::set1(bias), least = least_;
-      const int64_t line = c_.images.x.size;
+      const int64_t line = c_.images.x.size, origin = origin_of(c_.images);
       masks_.each([&](auto inside, const uint32_t* masks, int64_t at,
                       int64_t count) __attribute__((always_inline)) {
-        const V y = V::max(least, sum<inside.value>(image + at, line, masks, taps, start));
+        const V y = V::max(least, sum<inside.value>(image + origin + at, line, masks, taps, start));
         prefetch_to_write(result + at + kAhead);
         count == V::kWidth ? y.store(result + at) : y.store(result + at, static_cast<int>(count));
       });
@@ -233,10 +239,10 @@ class DepthwiseWordRuns {
           }
           window.bias = V::set1(bias);
           const V least = least_;
-          const int64_t line = c_.images.x.size;
+          const int64_t line = c_.images.x.size, origin = origin_of(c_.images);
           masks_.each([&](auto inside, const uint32_t* masks, int64_t at,
                           int64_t count) __attribute__((always_inline)) {
-            const auto [even, odd] = sum<inside.value>(image + at, line, masks, window);
+            const auto [even, odd] = sum<inside.value>(image + origin + at, line, masks, window);
             prefetch_to_write(result + at + kAhead);
             _mm512_mask_storeu_epi16(result + at, first_words(count),
                                      join_words({V::max(least, even), V::max(least, odd)}));
@@ -323,7 +329,7 @@ class DepthwiseRunWeights {
 
   void run(int64_t batch, T* grad_weight) const {
     const int64_t plane = x_.y.size * x_.x.size, positions = x_.positions_per_image();
-    const int64_t origin = x_.y.origin * x_.x.size + x_.x.origin;
+    const int64_t origin = origin_of(x_);
     parallel_for(0, x_.channels, 1, [&](int64_t begin, int64_t end) {
       for (int64_t channel = begin; channel < end; ++channel) {
         __m512 sums[kTaps * kTaps];

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "conv2d/depthwise_groups_simd.h"
+#include "conv2d/depthwise_halved_simd.h"
 #include "conv2d/depthwise_pixel_simd.h"
 #include "conv2d/depthwise_pixel_weight_simd.h"
 #include "conv2d/depthwise_planar_simd.h"
@@ -28,6 +29,7 @@ void depthwise(const Correlation<T>& c) {
     if (DepthwiseWordPlanes<2>::pays(c)) return DepthwiseWordPlanes<2>(c).run();
   }
 #endif
+  if (DepthwiseHalved<T>::pays(c)) return DepthwiseHalved<T>::run(c);
   if constexpr (std::is_same_v<acc_t<T>, float>) {
     if (DepthwiseGroups<T>::pays(c)) return DepthwiseGroups<T>(c).run();
   }
@@ -53,6 +55,9 @@ void depthwise_weight(bool channels_last, const Images<T>& x, const Images<T>& g
     }
   }
 #endif
+  if (DepthwiseHalvedWeights<T>::pays(x)) {
+    return DepthwiseHalvedWeights<T>::run(x, gradient, batch, grad_weight);
+  }
   if constexpr (std::is_same_v<acc_t<T>, float>) {
     if (is_small_plane(x)) return depthwise_weight_groups(x, gradient, batch, grad_weight);
   }
