@@ -136,10 +136,13 @@ class DepthwiseHalvedWeights {
     const int count = static_cast<int>(x.positions);
     parallel_for(0, images.channels, 1, [&](int64_t begin, int64_t end) {
       for (int64_t channel = begin; channel < end; ++channel) {
-        V sums[kTaps * kTaps];
+        V sums[kTaps * kTaps];  // of images, whose own are short, as their errors are
 #pragma GCC unroll 9
         for (V& s : sums) s = V::zero();
         for (int64_t n = 0; n < batch; ++n) {
+          V image_sums[kTaps * kTaps];
+#pragma GCC unroll 9
+          for (V& s : image_sums) s = V::zero();
           const int64_t number = n * images.channels + channel;
           const T* g = gradient.data + number * positions;
           Rows::each(images.data + number * plane, y, x,
@@ -147,9 +150,12 @@ class DepthwiseHalvedWeights {
                        const V of_row = load(g + q * x.positions, count);
 #pragma GCC unroll 9
                        for (int t = 0; t < kTaps * kTaps; ++t) {
-                         sums[t] = V::fma(of_row, rows[t / kTaps].tap[t % kTaps], sums[t]);
+                         V& sum = image_sums[t];
+                         sum = V::fma(of_row, rows[t / kTaps].tap[t % kTaps], sum);
                        }
                      });
+#pragma GCC unroll 9
+          for (int t = 0; t < kTaps * kTaps; ++t) sums[t] = sums[t] + image_sums[t];
         }
         for (int t = 0; t < kTaps * kTaps; ++t) {
           // Beside the last position lies a column that a zero may not have silenced.

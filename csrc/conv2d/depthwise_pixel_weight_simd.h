@@ -9,6 +9,7 @@ namespace pyops::PYOPS_ISA_NAMESPACE {
 
 // Sums of the weight gradient of vectors [begin, end) of channels, a row of positions at a time, in
 // the order of images and rows, so that they do not depend on how the channels were shared out.
+// Rows, images and the batch are summed one within the other: the error grows with a sum's length.
 template <class T>
 class DepthwisePixelWeights {
   using Acc = acc_t<T>;
@@ -23,13 +24,13 @@ class DepthwisePixelWeights {
   // Sums are (vectors, taps, channels), from vector `begin` on.
   int64_t size(int64_t vectors) const { return vectors * taps_ * V::kWidth; }
   void add(int64_t batch, int64_t begin, int64_t end, Acc* sums) const {
-    constexpr int kV = V::kWidth;
-    for (int64_t row = 0; row < batch * x_.y.positions; ++row) {
-      for (int64_t block = begin; block < end; ++block) {
-        const int64_t c = block * kV;
-        Acc* to = sums + size(block - begin);
-        c + kV <= x_.channels ? add_row<true>(row, c, kV, to)
-                              : add_row<false>(row, c, static_cast<int>(x_.channels - c), to);
+    const int64_t count = size(end - begin);
+    const Scratch<Acc> image(count);
+    for (int64_t n = 0; n < batch; ++n) {
+      std::fill_n(image.get(), count, Acc{0});
+      add_image(n, begin, end, image.get());
+      for (int64_t i = 0; i < count; i += V::kWidth) {
+        (V::load(sums + i) + V::load(image.get() + i)).store(sums + i);
       }
     }
   }
@@ -44,6 +45,18 @@ class DepthwisePixelWeights {
   }
 
  private:
+  void add_image(int64_t n, int64_t begin, int64_t end, Acc* sums) const {
+    for (int64_t row = n * x_.y.positions; row < (n + 1) * x_.y.positions; ++row) {
+      for (int64_t block = begin; block < end; ++block) {
+        const int64_t c = block * V::kWidth;
+        Acc* to = sums + size(block - begin);
+        c + V::kWidth <= x_.channels
+            ? add_row<true>(row, c, V::kWidth, to)
+            : add_row<false>(row, c, static_cast<int>(x_.channels - c), to);
+      }
+    }
+  }
+
   template <bool kWhole>
   void add_row(int64_t row, int64_t c, int lanes, Acc* sums) const {
     const int64_t qy = row % x_.y.positions, first_line = row / x_.y.positions * x_.y.size;
@@ -135,12 +148,12 @@ class DepthwisePixelWeights {
   template <bool kWhole>
   void add_tap(const T* line, const T* g, int64_t tap, int lanes, Acc* sums) const {
     if constexpr (kWhole) lanes = V::kWidth;
-    V sum = V::load(sums);
+    V sum = V::zero();
     for (int64_t q = columns_[tap].begin; q < columns_[tap].end; ++q) {
       const T* at = line + x_.x.at(q, tap) * x_.channels;
       sum = V::fma(V::load(g + q * x_.channels, lanes), V::load(at, lanes), sum);
     }
-    sum.store(sums);
+    (V::load(sums) + sum).store(sums);
   }
 
   static constexpr int64_t kAhead = 16;  // pixels

@@ -315,11 +315,10 @@ class DepthwiseRunWeights {
   static constexpr int kTaps = 3, kWidth = 64 / sizeof(T);
 
  public:
-  // Longer rows are quicker row by row; what gathers the planes of a group, in float32 as quickly
-  // as they are multiplied here, has no vectors with idle lanes.
+  // Longer rows are quicker row by row.
   static bool pays(const Images<T>& x) {
-    constexpr int64_t kShortRow = sizeof(T) == 4 ? 16 : 0, kLongRow = 32;
-    return is_run(x, kTaps) && x.x.size >= kShortRow && x.x.size <= kLongRow;
+    constexpr int64_t kLongRow = 32;
+    return is_run(x, kTaps) && x.x.size <= kLongRow;
   }
 
   DepthwiseRunWeights(const Images<T>& x, const Images<T>& gradient)
@@ -332,7 +331,7 @@ class DepthwiseRunWeights {
     const int64_t origin = origin_of(x_);
     parallel_for(0, x_.channels, 1, [&](int64_t begin, int64_t end) {
       for (int64_t channel = begin; channel < end; ++channel) {
-        __m512 sums[kTaps * kTaps];
+        __m512 sums[kTaps * kTaps];  // of images, whose own are short, as their errors are
 #pragma GCC unroll 9
         for (__m512& s : sums) s = _mm512_setzero_ps();
         for (int64_t n = 0; n < batch; ++n) {
@@ -349,6 +348,9 @@ class DepthwiseRunWeights {
  private:
   [[gnu::always_inline]] void add(const T* image, const T* gradient,
                                   __m512 (&sums)[kTaps * kTaps]) const {
+    __m512 image_sums[kTaps * kTaps];
+#pragma GCC unroll 9
+    for (__m512& s : image_sums) s = _mm512_setzero_ps();
     const int64_t line = x_.x.size;
     const int64_t next_x = x_.channels * x_.y.size * line;  // the image that comes next
     const int64_t next_gradient = x_.channels * x_.positions_per_image();
@@ -363,11 +365,13 @@ class DepthwiseRunWeights {
 #pragma GCC unroll 3
         for (int kx = 0; kx < kTaps; ++kx) {
           const auto x = load_met(from + kx, masks[(inside.value ? 0 : ky * kTaps) + kx]);
-          __m512& sum = sums[ky * kTaps + kx];
+          __m512& sum = image_sums[ky * kTaps + kx];
           sum = add_products(sum, g, x);
         }
       }
     });
+#pragma GCC unroll 9
+    for (int t = 0; t < kTaps * kTaps; ++t) sums[t] = _mm512_add_ps(sums[t], image_sums[t]);
   }
 
   const Images<T>&x_, &gradient_;
