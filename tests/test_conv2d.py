@@ -25,21 +25,17 @@ CONVOLUTIONS = {
         ((1, 2, 14, 13), (3, 2, 3, 3), dict(dilation=(4, 2), stride=(2, 4), padding=3)),
     "groups": ((2, 6, 7, 8), (8, 3, 3, 3), dict(groups=2, padding=1)),
     "depthwise": ((2, 19, 9, 10), (19, 1, 3, 3), dict(groups=19, padding=1)),
-    "depthwise, strided":
-        ((2, 5, 11, 12), (5, 1, 3, 5),
-         dict(groups=5, stride=(2, 3), padding=(1, 4), dilation=(2, 1))),
+    "depthwise, strided": ((2, 5, 11, 12), (5, 1, 3, 5), dict(
+        groups=5, stride=(2, 3), padding=(1, 4), dilation=(2, 1))),
     "depthwise, small planes":
         ((2, 37, 7, 6), (37, 1, 5, 4), dict(groups=37, stride=(2, 1), padding=(2, 1))),
     "depthwise, rows of words": ((3, 5, 7, 45), (5, 1, 3, 3), dict(groups=5, padding=(2, 1))),
     "depthwise, runs": ((3, 5, 7, 22), (5, 1, 3, 3), dict(groups=5, padding=(2, 1))),
     "depthwise, runs of five taps": ((2, 5, 12, 13), (5, 1, 5, 5), dict(groups=5, padding=(1, 2))),
     "depthwise, wide windows": ((1, 16, 11, 13), (16, 1, 7, 7), dict(groups=16, padding=3)),
-    "depthwise, wide windows, strided":
-        ((2, 37, 9, 12), (37, 1, 5, 5), dict(groups=37, stride=2, padding=2)),
-    "depthwise, small and halved":
-        ((3, 5, 8, 13), (5, 1, 3, 3), dict(groups=5, stride=2, padding=1)),
-    "depthwise, small and halved, high":
-        ((2, 5, 7, 14), (5, 1, 3, 3), dict(groups=5, stride=2, padding=(2, 1))),
+    "depthwise, skipping": ((2, 37, 9, 12), (37, 1, 5, 5), dict(groups=37, stride=2, padding=2)),
+    "depthwise, half rows": ((3, 5, 8, 13), (5, 1, 3, 3), dict(groups=5, stride=2, padding=1)),
+    "depthwise, high": ((2, 5, 7, 14), (5, 1, 3, 3), dict(groups=5, stride=2, padding=(2, 1))),
     "depthwise, halved": ((2, 11, 9, 45), (11, 1, 3, 3), dict(groups=11, stride=2, padding=1)),
     "depthwise, inputs that no tap meets":
         ((2, 7, 4, 20), (7, 1, 2, 3), dict(groups=7, stride=(3, 2), padding=(1, 2), dilation=2)),
@@ -84,8 +80,7 @@ FUSED = [
     "dilation meets stride",
     "groups",
     "depthwise",
-    "depthwise, runs of five taps",
-    "depthwise, small and halved",
+    "depthwise, half rows",
     "pointwise",
     "blocks in depth and rows",
     "same, uneven",
