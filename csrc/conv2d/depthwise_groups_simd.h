@@ -58,7 +58,7 @@ class DepthwiseGroups {
  public:
   static bool pays(const Correlation<T>& c) {
     const bool dense = c.map.col_stride == 1 && c.map.cols >= c.images.positions_per_image();
-    return !c.channels_last && dense && (is_small_plane(c.images) || has_wide_windows(c));
+    return !c.channels_last && dense && (is_small_plane(c.images) || gathers_wide_windows(c));
   }
 
   explicit DepthwiseGroups(const Correlation<T>& correlation)
@@ -97,9 +97,8 @@ class DepthwiseGroups {
 
  private:
   // Whose bands fit, be they of a single row.
-  static bool has_wide_windows(const Correlation<T>& c) {
-    constexpr int64_t kFewTaps = 9;
-    return c.channels >= V::kWidth && c.images.y.taps * c.images.x.taps > kFewTaps &&
+  static bool gathers_wide_windows(const Correlation<T>& c) {
+    return c.channels >= V::kWidth && has_wide_windows(c.images) &&
            bytes_of_band(c.images, 1) <= 4 * kBandBytes;
   }
   // Rows of an image that so many rows of positions meet.

@@ -9,6 +9,13 @@
 
 namespace pyops::PYOPS_ISA_NAMESPACE {
 
+// Whose taps of all channels would fill L1 for every few positions.
+template <class T>
+bool has_wide_windows(const Images<T>& images) {
+  constexpr int64_t kFewTaps = 9;
+  return images.y.taps * images.x.taps > kFewTaps;
+}
+
 // Sums of some positions by some vectors of channels are in registers, as many as hide the latency
 // of a product. What all of a row's positions share is looked up once: a block is some 80 products,
 // and what it does besides would be as much.
@@ -19,8 +26,6 @@ class DepthwisePixels {
   using Acc = acc_t<T>;
   using V = Vec<Acc>;
   static constexpr int kPositions = 4, kVectors = 2;
-  // Taps of more than so many channels' would fill L1 for every few positions.
-  static constexpr int64_t kFewTaps = 9;
   // Two vectors of bfloat16 are their even and their odd channels: a load and two operations, where
   // one after the other they are two and four.
   static constexpr bool kSplits = std::is_same_v<T, BFloat16>;
@@ -31,8 +36,7 @@ class DepthwisePixels {
         taps_(taps),
         bias_(bias),
         sums_(sums_for(c_.images.x)),
-        at_once_(c_.images.y.taps * c_.images.x.taps > kFewTaps ? kVectors * V::kWidth
-                                                                : c_.channels),
+        at_once_(has_wide_windows(c_.images) ? kVectors * V::kWidth : c_.channels),
         least_(V::set1(Lines<Acc>::relu_floor(c_.epilogue.relu))) {}
 
   // ordered[i * channels + …] of row i of each channel; zeros if there are none.
